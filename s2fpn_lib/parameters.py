@@ -1,16 +1,16 @@
 """Checks a notebook's parameters before anything is computed with them.
 
-papermill injects whatever it is given: `-p epoch 200` in a notebook whose parameter is called `epochs` trains with the
-default and says so nowhere in the results. `checked_parameters()`, in the cell after the parameters, turns that into an
-error.
+papermill injects whatever it is given: `-p epoch 200` in a notebook whose parameter is called `epochs` trains
+with the default and says so nowhere in the results. `checked_parameters()`, in the cell after the parameters,
+turns that into an error.
 
 The cell tagged `parameters` declares: only typed assignments of literals, one a line, each with a comment.
 
     dataset: str = "auto"  # camvid, cityscapes, roadscenes, or auto: camvid where found
     epochs: int = 3  # passes over the training split
 
-That form is also how the cell is recognised (a kernel never sees a cell's tags), so no special heading is needed.
-papermill adds its own cell below, which begins with `# Parameters`.
+That form is also how the cell is recognised (a kernel never sees a cell's tags), so no special heading is
+needed. papermill adds its own cell below, which begins with `# Parameters`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INJECTED_HEADING = "# Parameters"
 
 
 class ParameterError(ValueError):
-    """A notebook parameter that is unknown, has the wrong type, or is declared in a form that cannot be checked."""
+    """A parameter that is unknown, has the wrong type, or is declared in a form that cannot be checked."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Declaration:
 def declarations(source: str) -> list[Declaration]:
     """Reads the source of a parameters cell, in order. Empty where `source` is no parameters cell.
 
-    A parameters cell holds assignments of literals to names and nothing else, and at least one line of it is typed and
-    commented. Raises `ParameterError` for a line in such a cell that lacks its type or its comment.
+    A parameters cell holds assignments of literals to names and nothing else, and at least one line of it is
+    typed and commented. Raises `ParameterError` for a line in such a cell that lacks its type or its comment.
     """
     statements = _statements(source)
     if not statements or not all(_is_literal_assignment(statement) for statement in statements):
@@ -89,13 +89,13 @@ def injected_names(source: str) -> list[str] | None:
 def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: value in force}, in the order of their declaration.
 
-    Call it in the cell after the one tagged `parameters`. Values are the notebook's variables as they are now, after
-    papermill's or the reader's changes. An int given for a float parameter becomes a float, and a list (all that YAML
-    can write) given for a tuple becomes a tuple; the variable is set to the converted value, so that it and the
-    returned one agree.
+    Call it in the cell after the one tagged `parameters`. Values are the notebook's variables as they are now,
+    after papermill's or the reader's changes. An int given for a float parameter becomes a float, and a list (all
+    that YAML can write) given for a tuple becomes a tuple; the variable is set to the converted value, so that it
+    and the returned one agree.
 
-    Raises `ParameterError` for a name that the parameters cell does not declare (with the nearest declared name), for
-    a value of another type than declared, and outside of a notebook.
+    Raises `ParameterError` for a name that the parameters cell does not declare (with the nearest declared name),
+    for a value of another type than declared, and outside of a notebook.
     """
     shell = _running_shell()
     if shell is None:
@@ -136,16 +136,15 @@ def _parameter_cells(history: Sequence[str]) -> tuple[list[Declaration], list[st
     """
     injected: list[str] | None = None
     for source in reversed(history):
-        names = injected_names(source)
-        if names is not None:
-            injected = names if injected is None else injected
-            continue
         known = declarations(source)
         if known:
             return known, injected or []
+        if injected is None:
+            injected = injected_names(source)
     raise ParameterError(
-        "No parameters cell has run in this notebook. Above the call of checked_parameters(), put a cell tagged "
-        "'parameters' with nothing in it but lines such as:\n    epochs: int = 3  # passes over the training split"
+        "No parameters cell has run in this notebook. Above the call of checked_parameters(), put a cell "
+        "tagged 'parameters' with nothing in it but lines such as:\n"
+        "    epochs: int = 3  # passes over the training split"
     )
 
 
@@ -169,7 +168,7 @@ def _converted(
 
 
 def _as_type(value: Any, annotation: Any) -> Any:
-    """`value` as the annotated type, int → float and list → tuple allowed. Raises TypeError where it does not fit."""
+    """`value` as the annotated type (int → float and list → tuple allowed); TypeError where it does not fit."""
     if annotation is Any:
         return value
     if annotation is None:
@@ -216,7 +215,7 @@ def _type_hint(value: Any, annotation: Any, declaration: Declaration) -> str:
     if annotation is bool:
         return " Write True or False, capitalised and without quotes (papermill: -p NAME True)."
     if annotation is str and isinstance(value, bool | int | float):
-        return f" papermill's -p turns {value!r} into a {type(value).__name__}; -r {declaration.name} VALUE keeps text."
+        return f" papermill's -p reads {value!r} as a number or bool; -r {declaration.name} VALUE keeps text."
     if value is not None and isinstance(value, str) and annotation is not str:
         return " Lists and the like need papermill's -y or -f (YAML); -p passes only single values."
     if type(value).__module__ != "builtins":
