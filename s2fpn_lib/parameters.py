@@ -89,13 +89,13 @@ def injected_names(source: str) -> list[str] | None:
 def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: value in force}, in the order of their declaration.
 
-    Call it in the cell after the one tagged `parameters`. Values are the notebook's variables as they are now,
-    after papermill's or the reader's changes. An int given for a float parameter becomes a float, and a list (all
-    that YAML can write) given for a tuple becomes a tuple; the variable is set to the converted value, so that it
-    and the returned one agree.
+    Call it in the cell after the one tagged `parameters`. Values are the notebook's variables as they are
+    now, after papermill's or the reader's changes. An int given for a float parameter becomes a float, and a
+    list (all that YAML can write) given for a tuple becomes a tuple; the variable is set to the converted
+    value, so that it and the returned one agree.
 
-    Raises `ParameterError` for a name that the parameters cell does not declare (with the nearest declared name),
-    for a value of another type than declared, and outside of a notebook.
+    Raises `ParameterError` for a name that the parameters cell does not declare (with the nearest declared
+    name), for a value of another type than declared, and outside of a notebook.
     """
     shell = _running_shell()
     if shell is None:
@@ -168,7 +168,7 @@ def _converted(
 
 
 def _as_type(value: Any, annotation: Any) -> Any:
-    """`value` as the annotated type (int → float and list → tuple allowed); TypeError where it does not fit."""
+    """`value` as the annotated type (int → float, list → tuple allowed); TypeError where it does not fit."""
     if annotation is Any:
         return value
     if annotation is None:

@@ -1,0 +1,56 @@
+# make run    makes .venv, runs the main notebooks, ends with the path of the report
+# make test   lints, then runs every test, notebooks included
+# make lab    opens the notebooks in JupyterLab
+# make doctor says what is wrong with this installation, and how to mend it
+# make clean  removes .venv and caches; data/ and results/ stay
+#
+# Any parameter of the main notebooks can be given: make run DATASET=roadscenes EPOCHS=5
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# What was typed as NAME=value, but for make's own variables and the environment's
+PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=%,$(MAKEOVERRIDES))
+# Extra words for pytest: make test PYTEST="-k metrics"
+PYTEST ?=
+
+# A kernel's debugger and notebooks' first lines stay quiet
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: run test lab doctor clean
+.DELETE_ON_ERROR:
+
+run: $(INSTALLED)
+	@$(PY) -m s2fpn_lib.pipeline $(PARAMETERS)
+
+test: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest $(PYTEST)
+
+lab: $(INSTALLED)
+	$(PY) -m jupyter lab --notebook-dir=. notebooks
+
+doctor: $(INSTALLED)
+	@$(PY) -m s2fpn_lib.doctor
+
+# The stamp is written last, so an interrupted installation is no installation: without the stamp the next make starts
+# from an empty .venv. With an older stamp (pyproject.toml changed) it installs on top.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one, for example: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test -f $@ || rm -rf $(VENV)
+	@rm -f $@
+	@echo "Installing into $(VENV) (some minutes and about 6 GB the first time) ..."
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[lite,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
