@@ -1,0 +1,71 @@
+"""GFU, global feature upsampling: carries the coarse pyramid result down to the finer level, one class a revision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from s2fpn_lib.model.blocks import ConvBNAct, check_revision, plain_conv, resize_aligned
+
+
+class GFUv1(nn.Module):
+    """conv3(f' + conv1(p)), f' = relu(W resize(f)); p (B, C, H, W), f (B, C_f, h, w) -> (B, C, H, W).
+
+    `pool=True` is the block as the paper's figure draws it: f is pooled to one vector an image before W.
+    """
+
+    revision = "v1"
+    conv3_kernel = 1
+
+    def __init__(self, coarse: int, channels: int, *, pool: bool = False) -> None:
+        super().__init__()
+        self.pool = pool
+        self.conv1 = ConvBNAct(channels, channels, 1, revision=self.revision)
+        self.conv2 = plain_conv(coarse, channels)
+        self.conv3 = ConvBNAct(channels, channels, self.conv3_kernel, revision=self.revision)
+
+    def context(self, p: Tensor, f: Tensor) -> Tensor:
+        """f' = relu(W resize(f)), corners aligned: (B, C, H, W), or (B, C, 1, 1) when pooled."""
+        f = f.mean(dim=(2, 3), keepdim=True) if self.pool else resize_aligned(f, p.shape[-2:])
+        return torch.relu(self.conv2(f))
+
+    def forward(self, p: Tensor, f: Tensor) -> Tensor:
+        return self.conv3(self.context(p, f) + self.conv1(p))
+
+
+class GFUv2(GFUv1):
+    """The gated block of v2: h = conv3(f' + p'), split into h1 | h2, then fuse(cat[s1 * f', s2 * p']).
+
+    s1 = ConvBNAct(h1), s2 = sigmoid(BN(W h2)). Shapes as in GFUv1.
+    """
+
+    revision = "v2"
+    conv3_kernel = 3
+
+    def __init__(self, coarse: int, channels: int, *, pool: bool = False) -> None:
+        super().__init__(coarse, channels, pool=pool)
+        self.s1 = ConvBNAct(channels // 2, channels, revision="v2")
+        self.s2 = nn.Sequential(plain_conv(channels // 2, channels), nn.BatchNorm2d(channels))
+        self.fuse = ConvBNAct(2 * channels, channels, revision="v2")
+
+    def forward(self, p: Tensor, f: Tensor) -> Tensor:
+        coarse, fine = self.context(p, f), self.conv1(p)
+        h1, h2 = self.conv3(coarse + fine).chunk(2, dim=1)  # (B, C/2, H, W) each
+        gate = torch.sigmoid(self.s2(h2))
+        return self.fuse(torch.cat([self.s1(h1) * coarse, gate * fine], dim=1))
+
+
+class UpsampleAdd(nn.Module):
+    """The substitute for GFU in ablations: p + W resize(f), W the 1x1 that the channel counts ask for."""
+
+    def __init__(self, coarse: int, channels: int) -> None:
+        super().__init__()
+        self.conv2 = plain_conv(coarse, channels)
+
+    def forward(self, p: Tensor, f: Tensor) -> Tensor:
+        return p + resize_aligned(self.conv2(f), p.shape[-2:])
+
+
+def GFU(coarse: int, channels: int, *, revision: str, pool: bool = False) -> GFUv1 | GFUv2:
+    """The upsampling block of `revision`."""
+    return {"v1": GFUv1, "v2": GFUv2}[check_revision(revision)](coarse, channels, pool=pool)

