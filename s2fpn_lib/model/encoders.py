@@ -69,7 +69,7 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, architecture: str, *, double_resolution: bool = False) -> None:
         super().__init__()
-        # Residual branches start at zero (Goyal et al., arXiv 1706.02677): without it an untrained network in evaluation
+        # Residual branches start at zero (Goyal et al., arXiv 1706.02677): else an untrained network in evaluation
         # mode doubles its variance at every block, which the products in APF square up to infinity.
         net = torchvision.models.get_model(architecture, weights=None, zero_init_residual=True)
         self.architecture = architecture

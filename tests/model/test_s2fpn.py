@@ -46,7 +46,7 @@ class TestEveryModel:
         assert [64 // level.shape[-2] for level in auxiliary] == [8 * stride, 4 * stride, 2 * stride, stride]
 
     def test_every_parameter_learns(self, model):
-        for parameter in model.parameters():  # what starts at 0 (gamma, residual branches) lets no gradient past
+        for parameter in model.parameters():  # what starts at 0 (as gamma does) lets no gradient past
             if parameter.ndim == 1:
                 torch.nn.init.constant_(parameter, 0.5)
         logits, auxiliary = model.train()(image(), aux=True)
