@@ -140,14 +140,14 @@ def check_gpu() -> list[Finding]:
         return [Finding("note", what)]
     if torch.version.cuda is None:
         what = f"there is an NVIDIA GPU, but torch {torch.__version__} is a build for the CPU"
-        mend = f"choose a build for CUDA {_dotted(driver_cuda)} or older with the selector on pytorch.org"
+        mend = f"choose a build for CUDA {_dotted(driver_cuda)} or older on pytorch.org"
         return [Finding("error", what, mend)]
     if driver_cuda < tuple(int(part) for part in torch.version.cuda.split(".")[:2]):
         what = (
             f"the NVIDIA driver is too old: it runs CUDA {_dotted(driver_cuda)}, "
             f"torch {torch.__version__} was built for CUDA {torch.version.cuda}"
         )
-        mend = f"update the driver, or choose a build for CUDA {_dotted(driver_cuda)} with the selector on pytorch.org"
+        mend = f"update the driver, or choose a build for CUDA {_dotted(driver_cuda)} on pytorch.org"
         return [Finding("error", what, mend)]
     what = f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not see the GPU that nvidia-smi shows"
     return [Finding("error", what, "unset CUDA_VISIBLE_DEVICES; then restart the kernel, or the machine")]
@@ -188,17 +188,14 @@ def check_disk() -> list[Finding]:
 
 
 def check_data() -> list[Finding]:
-    from s2fpn_lib.data import open_dataset
+    from s2fpn_lib.data import DatasetNotFound, open_dataset
 
-    findings = []
+    findings = [Finding("ok", "roadscenes is built in")]
     for name in ("camvid", "cityscapes"):
         try:
             dataset = open_dataset(name, split="train", cache=False)
-        except FileNotFoundError as error:
-            # the first line says it; the rest is where it looked, which the notebooks show when it matters
-            what = f"{name} not found; the notebooks fall back to the built-in RoadScenes"
-            mend = " ".join(str(error).split())
-            findings.append(Finding("note", what, mend))
+        except DatasetNotFound as error:
+            findings.append(Finding("note", f"{name} is not here", " ".join(str(error).split())))
         else:
             findings.append(Finding("ok", f"{name}: {len(dataset)} training images"))
     return findings

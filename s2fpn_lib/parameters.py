@@ -112,9 +112,7 @@ def checked_parameters() -> dict[str, Any]:
     for declaration in known:
         name = declaration.name
         if name not in shell.user_ns:
-            raise ParameterError(
-                f"Parameter {name!r} was deleted after it was set: run the parameters cell again."
-            )
+            raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
         value = _converted(declaration, shell.user_ns[name], shell.user_ns, known)
         checked[name] = shell.user_ns[name] = value
     return checked
@@ -148,9 +146,7 @@ def _parameter_cells(history: Sequence[str]) -> tuple[list[Declaration], list[st
     )
 
 
-def _converted(
-    declaration: Declaration, value: Any, namespace: Mapping[str, Any], known: list[Declaration]
-) -> Any:
+def _converted(declaration: Declaration, value: Any, namespace: Mapping[str, Any], known: list[Declaration]) -> Any:
     try:
         annotation = eval(declaration.annotation, {**vars(typing), **namespace})
     except Exception as error:

@@ -24,7 +24,7 @@ NOTEBOOKS = ("00_quickstart", "10_train", "11_evaluate", "90_report")
 
 
 class PipelineError(RuntimeError):
-    """A notebook is missing or failed, or a parameter fits none of them. The message is for the person at the shell."""
+    """A notebook is missing or failed, or a parameter fits none; worded for the person at the shell."""
 
 
 def run(
@@ -59,6 +59,7 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Runs one notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`."""
     import papermill
 
+    where = f"The notebook as far as it ran: {target}"
     try:
         papermill.execute_notebook(
             source, target, parameters=values, kernel_name="python3", progress_bar=False, cwd=source.parent
@@ -67,13 +68,10 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
         first_line = next(iter(error.source.strip().splitlines()), "")
         raise PipelineError(
             f"{source.name} failed in the cell that begins with\n    {first_line}\n"
-            f"{error.ename}: {error.evalue}\nThe notebook as far as it ran: {target}"
+            f"{error.ename}: {error.evalue}\n{where}"
         ) from error
     except Exception as error:  # the kernel died, ran out of memory, or never started
-        raise PipelineError(
-            f"{source.name} did not finish: {type(error).__name__}: {error}\n"
-            f"The notebook as far as it ran: {target}"
-        ) from error
+        raise PipelineError(f"{source.name} did not finish: {type(error).__name__}: {error}\n{where}") from error
 
 
 def notebook_declarations(path: Path) -> list[Declaration]:
@@ -87,9 +85,7 @@ def notebook_declarations(path: Path) -> list[Declaration]:
     return [declaration for cell in tagged for declaration in declarations(cell.source)]
 
 
-def distribute(
-    assignments: Sequence[str], declared: dict[str, list[Declaration]]
-) -> dict[str, dict[str, Any]]:
+def distribute(assignments: Sequence[str], declared: dict[str, list[Declaration]]) -> dict[str, dict[str, Any]]:
     """Sorts "NAME=value" texts to the notebooks that declare them: {notebook: {name: value}}.
 
     Text stays text for a parameter declared `str`; for any other type it is read as a Python literal, and the

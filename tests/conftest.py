@@ -1,0 +1,56 @@
+"""What every test shares: where runs may write, how many threads they take, real data and a GPU where there are any."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory):
+    """Results and caches go to temporary folders, for kernels and other child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2FPN_RESULTS", str(tmp_path_factory.mktemp("results")))
+        patch.setenv("S2FPN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MPLBACKEND", "agg")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    """Two threads wherever the tests run, so that their durations compare; kernels read the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        before = torch.get_num_threads()
+        torch.set_num_threads(min(2, os.cpu_count() or 1))
+        yield
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def camvid_root() -> Path:
+    """The folder S2FPN_DATA names, if CamVid is found in it; the test is skipped otherwise."""
+    from s2fpn_lib.data import DatasetNotFound, open_dataset
+
+    root = os.environ.get("S2FPN_DATA")
+    if not root:
+        pytest.skip("needs CamVid: set S2FPN_DATA to the folder that holds camvid/")
+    try:
+        open_dataset("camvid", root, split="val", cache=False)
+    except DatasetNotFound:
+        pytest.skip(f"needs CamVid: S2FPN_DATA={root} holds none")
+    return Path(root)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    without_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none here")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(without_gpu)
