@@ -102,6 +102,7 @@ class ConfusionMatrix:
 
     def _label_rows(self, label: Tensor) -> Tensor:
         k, ignore = self.num_classes, self.ignore_index
+        label = _bytes_if_they_fit(label)
         if label.dtype == torch.uint8:
             rows = label.clamp(max=k)
         else:
@@ -113,12 +114,9 @@ class ConfusionMatrix:
 
     def _prediction_columns(self, pred: Tensor) -> Tensor:
         k = self.num_classes
+        pred = _bytes_if_they_fit(pred)
         if pred.dtype == torch.uint8:
             return pred.clamp(max=k)
-        if not pred.is_cuda and pred.numel():
-            low, high = pred.aminmax()
-            if low >= 0 and high < k:  # the common case, in one pass
-                return pred.to(torch.uint8)
         return pred.masked_fill((pred < 0) | (pred >= k), k).to(torch.uint8)
 
     def _refuse_foreign(self, counts: Tensor) -> None:
@@ -206,3 +204,11 @@ def iou_from_totals(totals: Tensor) -> Tensor:
     """(..., K, 3) totals of `class_totals` -> (..., K) float64 IoU, NaN for classes that do not occur."""
     true_positive, label, predicted = totals.double().unbind(-1)
     return true_positive / (label + predicted - true_positive)
+
+
+def _bytes_if_they_fit(ids: Tensor) -> Tensor:
+    """uint8 ids where that loses nothing. On CUDA as they are: looking at the values would stall the device."""
+    if ids.dtype == torch.uint8 or ids.is_cuda or not ids.numel():
+        return ids
+    low, high = ids.aminmax()
+    return ids.to(torch.uint8) if low >= 0 and high <= 255 else ids
