@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import difflib
 import io
+import linecache
 import tokenize
 import types
 import typing
@@ -103,7 +104,7 @@ def checked_parameters() -> dict[str, Any]:
             "checked_parameters() reads the cells of a running notebook, and no notebook is running here. "
             "Run it in JupyterLab or through papermill; in a script, pass the values as arguments instead."
         )
-    known, injected = _parameter_cells(shell.history_manager.input_hist_parsed)
+    known, injected = _parameter_cells(_cells_so_far(shell))
     names = [declaration.name for declaration in known]
     for name in injected:
         if name not in names:
@@ -125,6 +126,19 @@ def _running_shell() -> Any | None:
     except ImportError:
         return None
     return get_ipython()
+
+
+def _cells_so_far(shell: Any) -> list[str]:
+    """Sources of the cells that ran, oldest first.
+
+    JupyterLab and papermill let IPython keep its input history. nbval does not, but the sources are there still:
+    IPython hands each cell to `linecache` for its tracebacks, as an entry without a modification time.
+    """
+    history = list(shell.history_manager.input_hist_parsed)
+    if any(history):
+        return history
+    entries = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
+    return ["".join(lines) for _, _, lines, _ in entries]
 
 
 def _parameter_cells(history: Sequence[str]) -> tuple[list[Declaration], list[str]]:

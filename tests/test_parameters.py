@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,6 +196,14 @@ def test_papermill_good(tiny):
     shown = execute(tiny, epochs=7, lr=1, crop=[96, 128])
     assert "'epochs': 7, 'lr': 1.0" in shown.replace("\n", "")
     assert "'crop': (96, 128)" in shown
+
+
+def test_nbval(tiny):
+    """nbval keeps no input history, and yet the parameters must be found."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--nbval-lax", tiny.name]
+    result = subprocess.run(command, cwd=tiny.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert "3 passed" in result.stdout
 
 
 def test_papermill_unknown(tiny):
