@@ -20,20 +20,21 @@ AUX_RESOLUTIONS = ("label", "own")
 class DeepSupervisionLoss(nn.Module):
     """Sum of the main loss and the weighted auxiliary losses.
 
-    Each term is the weighted mean that torch's cross-entropy takes, sum(w[y] * ce) / sum(w[y]), over the pixels that are
-    not ignored; it is 0 with a zero gradient, not NaN, where every pixel is ignored. The arithmetic is float32 under any
-    autocast.
+    Each term is the weighted mean that torch's cross-entropy takes, sum(w[y] * ce) / sum(w[y]), over the pixels that
+    are not ignored; it is 0 with a zero gradient, not NaN, where every pixel is ignored. The arithmetic is float32
+    under any autocast.
 
-    A label id that is neither a class nor `ignore_index` raises a ValueError on the CPU. On CUDA raising would need a host
-    sync (and the kernel's own assert would take the process's context with it), so there the loss becomes NaN: the training
-    loop finds it and asks `check_labels` for the message. The data audit finds such files before training.
+    A label id that is neither a class nor `ignore_index` raises a ValueError on the CPU. On CUDA raising would need a
+    host sync (and the kernel's own assert would take the process's context with it), so there the loss becomes NaN: the
+    training loop finds it and asks `check_labels` for the message. The data audit finds such files before training.
 
     Args:
         ignore_index: label id left out of the loss.
         class_weights: (K,) weights, None for 1.
         aux_weight: weight of each auxiliary term.
-        criterion: "cross_entropy", or "ohem": online hard example mining, which keeps the pixels whose probability of the
-            true class is below `ohem_threshold`, and never fewer than the `ohem_min_kept` hardest.
+        criterion: "cross_entropy", or "ohem": online hard example mining, which keeps the pixels whose probability of
+            the true class is at most `ohem_threshold`, and never fewer than the `ohem_min_kept` hardest (more where
+            several tie with the last of them).
         aux_resolution: "label" (published) resizes auxiliary logits to the label, bilinear with align_corners=True;
             "own" takes every k-th label pixel instead, which costs a fraction of the time and memory.
         ohem_threshold: probability above which a pixel counts as easy.
@@ -88,8 +89,8 @@ class DeepSupervisionLoss(nn.Module):
         foreign = [i for i in ids if i != self.ignore_index and not 0 <= i < num_classes]
         if foreign:
             raise ValueError(
-                f"label ids {foreign} are neither one of the {num_classes} classes (0..{num_classes - 1}) nor the ignored "
-                f"id {self.ignore_index}: check the dataset (s2fpn_lib.data.check_dataset) or the protocol's ignore_id"
+                f"label ids {foreign} are neither one of the {num_classes} classes (0..{num_classes - 1}) nor the "
+                f"ignored id {self.ignore_index}: check the dataset (s2fpn_lib.data.check_dataset) or the protocol's ignore_id"
             )
 
     def _target(self, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -121,8 +122,11 @@ class DeepSupervisionLoss(nn.Module):
         return self.class_weights[target.masked_fill(~kept, 0)] * kept
 
     def _hard(self, error: Tensor, valid: Tensor) -> Tensor:
-        """Pixels that OHEM keeps. k is a share of *all* pixels, so a host integer: with fewer than k valid pixels the k-th
-        smallest probability is an ignored pixel's 2, and all valid ones are kept without asking the device how many."""
+        """Pixels that OHEM keeps, (B, H, W).
+
+        k is a share of *all* pixels, so known on the host: with fewer than k valid pixels the k-th smallest probability
+        is an ignored pixel's 2, and all valid ones are kept without asking the device how many there are.
+        """
         probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class
         threshold = torch.full((), self.ohem_threshold, device=error.device)
         if k := int(self.ohem_min_kept * error.numel()):
@@ -145,7 +149,7 @@ def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def class_weights_from(dataset, rule: str | float = "published") -> Tensor:
-    """(K,) float32 class weights 1 / ln(c + share), share = the class's part of all labelled pixels (ENet, arXiv 1606.02147).
+    """(K,) float32 class weights 1 / ln(c + share), share = the class's part of all labelled pixels (ENet's rule).
 
     Args:
         dataset: `open_dataset(...)`; every label is read once.

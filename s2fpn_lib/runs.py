@@ -162,6 +162,8 @@ class RunDirectory:
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n")
                 file.flush()
+                for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
+                    leftover.unlink()
                 yield
             finally:
                 _held_here.discard(path)
