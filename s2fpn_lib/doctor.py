@@ -2,7 +2,8 @@
 
     python -m s2fpn_lib.doctor        (or `make doctor`; exit code 1 where something must be mended)
 
-In a notebook, `check_environment()` as the last line of a cell shows the same list.
+In a notebook, `check_environment()` as the last line of a cell shows the same list. Packages are imported inside the
+checks, so that one that is missing or broken becomes a finding.
 """
 
 from __future__ import annotations
@@ -168,12 +169,13 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def check_disk() -> list[Finding]:
-    results = Path(os.environ.get("S2FPN_RESULTS") or PROJECT / "results")
-    cache = Path(os.environ.get("S2FPN_CACHE") or Path.home() / ".cache" / "s2fpn")
+    from s2fpn_lib.data.cache import cache_root
+    from s2fpn_lib.runs import results_root
+
     findings = []
     for purpose, folder, mend in [
-        ("results", results, "free space, or set S2FPN_RESULTS to a larger disk"),
-        ("the data cache", cache, "free space, or set S2FPN_CACHE to a larger disk"),
+        ("results", results_root(), "free space, or set S2FPN_RESULTS to a larger disk"),
+        ("the data cache", cache_root(), "free space, or set S2FPN_CACHE to a larger disk"),
     ]:
         existing = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
         free = shutil.disk_usage(existing).free

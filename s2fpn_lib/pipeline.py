@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import ast
 import difflib
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import papermill
+
 from s2fpn_lib.parameters import Declaration, declarations
+from s2fpn_lib.runs import results_root
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("00_quickstart", "10_train", "11_evaluate", "90_report")
@@ -39,7 +42,7 @@ def run(
     `assignments`: "NAME=value" texts. `results`: env S2FPN_RESULTS or the project's results folder where None. Raises
     `PipelineError` before the first notebook runs for a parameter that no notebook has, and at the first that fails.
     """
-    results = (results or Path(os.environ.get("S2FPN_RESULTS") or PROJECT / "results")).resolve()
+    results = (results or results_root()).resolve()
     sources = {name: folder / f"{name}.ipynb" for name in notebooks}
     declared = {name: notebook_declarations(path) for name, path in sources.items()}
     values = distribute(assignments, declared)
@@ -57,8 +60,6 @@ def run(
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Runs one notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`."""
-    import papermill
-
     where = f"The notebook as far as it ran: {target}"
     try:
         papermill.execute_notebook(
@@ -76,8 +77,6 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
 
 def notebook_declarations(path: Path) -> list[Declaration]:
     """The declarations in the notebook's cell tagged `parameters`."""
-    import nbformat
-
     if not path.is_file():
         raise PipelineError(f"There is no notebook {path}.")
     cells = nbformat.read(path, as_version=4).cells
