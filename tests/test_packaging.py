@@ -53,19 +53,20 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
         yield from (name.split(".")[0] for name in names)
 
 
-def notebook_code(path: Path) -> str:
-    cells = nbformat.read(path, as_version=4).cells
-    lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    return "\n".join(line for line in lines if re.match(r"(import|from)\s", line))
+def sources() -> Iterator[tuple[Path, str]]:
+    """Every module of the library and every code cell of the notebooks, IPython's own commands left out."""
+    for path in (PROJECT / "s2fpn_lib").rglob("*.py"):
+        yield path, path.read_text()
+    for path in (PROJECT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                yield path, re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.MULTILINE)
 
 
-def distributions(*, notebooks: bool) -> dict[str, str]:
-    """{distribution: a file that imports it} for the library and, where asked, the notebooks."""
-    sources = {path: path.read_text() for path in (PROJECT / "s2fpn_lib").rglob("*.py")}
-    if notebooks:
-        sources |= {path: notebook_code(path) for path in (PROJECT / "notebooks").glob("*.ipynb")}
+def distributions() -> dict[str, str]:
+    """{distribution: a file that imports it} for the library and the notebooks."""
     found = {}
-    for path, source in sources.items():
+    for path, source in sources():
         for module in imported_modules(ast.parse(source)):
             if module not in sys.stdlib_module_names | {"s2fpn_lib"} and module not in BROUGHT_BY:
                 found[canonicalize_name(DISTRIBUTIONS.get(module, module))] = str(path.relative_to(PROJECT))
@@ -74,12 +75,12 @@ def distributions(*, notebooks: bool) -> dict[str, str]:
 
 def test_every_import_is_declared():
     declared = CORE.union(*EXTRAS.values())
-    missing = {name: path for name, path in distributions(notebooks=True).items() if name not in declared}
+    missing = {name: path for name, path in distributions().items() if name not in declared}
     assert not missing
 
 
 def test_every_core_dependency_earns_its_place():
-    unused = CORE - APPLICATIONS - set(distributions(notebooks=True))
+    unused = CORE - APPLICATIONS - set(distributions())
     assert not unused, "declared, yet nothing in s2fpn_lib or notebooks imports it"
 
 
