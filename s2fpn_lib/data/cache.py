@@ -54,9 +54,7 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
         reason = f"the data has errors, see s2fpn_lib.data.check_dataset ({error})"
     except OSError as error:
         reason = f"{root} cannot be used ({error.strerror or error}); set S2FPN_CACHE to a writable folder"
-    warnings.warn(
-        f"No cache for {dataset.name} {dataset.split}: {reason}. Decoding on every access.", stacklevel=3
-    )
+    warnings.warn(f"No cache for {dataset.name} {dataset.split}: {reason}. Decoding on every access.", stacklevel=3)
     return dataset
 
 
@@ -103,10 +101,7 @@ class CachedDataset(SegmentationDataset):
 def _open_or_build(dataset: SegmentationDataset, root: Path) -> SegmentationDataset:
     if isinstance(dataset, FileDataset):
         paths = [path for sample in dataset.samples for path in (sample.image, sample.label)]
-        place = (
-            root
-            / f"{dataset.name}-{dataset.split}-{_digest(str(path.absolute()) for path in paths)}.files.json"
-        )
+        place = root / f"{dataset.name}-{dataset.split}-{_digest(str(path.absolute()) for path in paths)}.files.json"
         index = load_index(place)
         files = digest_files((path.absolute() for path in paths), index["files"])
         pairs = zip(paths[::2], paths[1::2], strict=True)

@@ -42,8 +42,8 @@ class Folder:
         if size != manifest["bytes"]:
             raise ValueError(f"pixels.bin has {size} bytes instead of {manifest['bytes']}")
         self.path, self.rows = path, manifest["samples"]
-        # a plain array over the mapping: slicing a memmap object costs more
-        self._pixels = np.memmap(path / "pixels.bin", dtype=np.uint8, mode="r").view(np.ndarray)
+        # a plain array over the mapping, as slicing a memmap costs more; copy-on-write, as torch wants arrays writable
+        self._pixels = np.memmap(path / "pixels.bin", dtype=np.uint8, mode="c").view(np.ndarray)
         self._verified = np.zeros(len(self.rows), dtype=bool)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -59,9 +59,7 @@ class Folder:
         return image.reshape(height, width, 3), label.reshape(height, width)  # flat -> (H, W, 3), (H, W)
 
 
-def build(
-    dataset: SegmentationDataset, path: Path, sample_keys: list[str], earlier: Folder | None = None
-) -> Folder:
+def build(dataset: SegmentationDataset, path: Path, sample_keys: list[str], earlier: Folder | None = None) -> Folder:
     """Write ``path`` aside and rename it into place; an equal folder that appeared meanwhile wins.
 
     Args:
@@ -83,7 +81,7 @@ def build(
     aside.mkdir()
     try:
         rows, offset = [], 0
-        with open(aside / "pixels.bin", "wb") as pixels:
+        with (aside / "pixels.bin").open("wb") as pixels:
             for key, (image, label) in zip(sample_keys, _decoded(dataset, sample_keys, earlier), strict=True):
                 image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
                 pixels.write(image)

@@ -45,21 +45,15 @@ def open_camvid(folder: Path, split: str) -> FileDataset:
     images, labels = folder / split, folder / f"{split}annot"
     if not images.is_dir() or not labels.is_dir():
         absent = " and ".join(f"{path}/" for path in (images, labels) if not path.is_dir())
-        raise DatasetNotFound(
-            f"CamVid is at {folder}, but its {split} split is not: {absent} is missing. {HELP}"
-        )
-    listing = next(
-        (p for p in (folder / f"camvid_{split}_list.txt", folder / f"{split}.txt") if p.is_file()), None
-    )
+        raise DatasetNotFound(f"CamVid is at {folder}, but its {split} split is not: {absent} is missing. {HELP}")
+    listing = next((p for p in (folder / f"camvid_{split}_list.txt", folder / f"{split}.txt") if p.is_file()), None)
     problems: list[str] = []
     if listing:
         pairs = list(_read_list(listing, folder, labels))
     else:
         pairs = [(image, _label_of(image, labels)) for image in _pictures(images)]
         paired = {label for _, label in pairs}
-        problems += [
-            f"{p}: label without an image in {images}/" for p in _pictures(labels) if p not in paired
-        ]
+        problems += [f"{p}: label without an image in {images}/" for p in _pictures(labels) if p not in paired]
     if not pairs:
         raise DatasetNotFound(f"{listing or images}: the {split} split of CamVid is empty. {HELP}")
     seen: dict[str, Path] = {}
@@ -82,7 +76,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _label_of(image: Path, labels: Path) -> Path:
-    """The label that belongs to an image: its own name, CamVid's ``_L`` form, or ``test_00001`` -> ``testannot_00001``."""
+    """The label of an image: its own name, CamVid's ``_L`` form, or ``test_00001`` -> ``testannot_00001``."""
     split = image.parent.name
     stems = (image.stem, f"{image.stem}_L", re.sub(rf"^{split}_", f"{split}annot_", image.stem))
     found = (labels / f"{stem}.png" for stem in stems)
@@ -101,9 +95,7 @@ def _read_list(listing: Path, folder: Path, labels: Path) -> Iterator[tuple[Path
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if len(words) not in (1, 2):
-            raise DatasetError(
-                f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}"
-            )
+            raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
         image = _inside(folder, words[0], default=labels.name.removesuffix("annot"))
         yield (
             image,
@@ -118,9 +110,7 @@ def _inside(folder: Path, entry: str, default: str) -> Path:
 
 def _label_ids(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim != 2:
-        raise ValueError(
-            f"expected one channel of class ids 0..{PROTOCOL.ignore_id}, found {pixels.shape[2]} channels"
-        )
+        raise ValueError(f"expected one channel of class ids 0..{PROTOCOL.ignore_id}, found {pixels.shape[2]} channels")
     if pixels.dtype != np.uint8:
         if pixels.max(initial=0) > 255 or pixels.min(initial=0) < 0:
             raise ValueError(f"class ids run from {pixels.min()} to {pixels.max()}, beyond 8 bits")

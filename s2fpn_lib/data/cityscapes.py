@@ -21,14 +21,14 @@ _LABEL_ENDS = {
 
 HELP = (
     "Cityscapes needs a (free) account: log in at https://www.cityscapes-dataset.com/downloads/, fetch "
-    "leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and unpack both into data/cityscapes so "
-    "that data/cityscapes/leftImg8bit/train/aachen/ and data/cityscapes/gtFine/train/aachen/ exist, or point S2FPN_DATA "
-    "at the folder that holds cityscapes/. See data/README.md."
+    "leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and unpack both into data/cityscapes "
+    "so that data/cityscapes/leftImg8bit/train/aachen/ and data/cityscapes/gtFine/train/aachen/ exist, or point "
+    "S2FPN_DATA at the folder that holds cityscapes/. See data/README.md."
 )
 
 
 def find_cityscapes(base: Path) -> Path | None:
-    """The folder in ``base``, or ``base`` itself, that holds ``leftImg8bit/`` and ``gtFine/``; None when there is none."""
+    """The folder in ``base``, or ``base``, that holds ``leftImg8bit/`` and ``gtFine/``; None when there is none."""
     candidates = (base / folder for folder in FOLDERS)
     return next((c for c in candidates if (c / "leftImg8bit").is_dir() and (c / "gtFine").is_dir()), None)
 
@@ -46,21 +46,15 @@ def open_cityscapes(folder: Path, split: str, labels: str | None = None) -> File
         DatasetNotFound: no image or no label of the split is there.
     """
     root = folder / "leftImg8bit" / split
-    listing = next(
-        (p for p in (folder / f"cityscapes_{split}_list.txt", folder / f"{split}.txt") if p.is_file()), None
-    )
-    entries = (
-        _read_list(listing, folder) if listing else [(p, None) for p in sorted(root.glob(f"*/*{_IMAGE_END}"))]
-    )
+    listing = next((p for p in (folder / f"cityscapes_{split}_list.txt", folder / f"{split}.txt") if p.is_file()), None)
+    entries = _read_list(listing, folder) if listing else [(p, None) for p in sorted(root.glob(f"*/*{_IMAGE_END}"))]
     if not entries:
         raise DatasetNotFound(f"{listing or root}: the {split} split of Cityscapes has no image. {HELP}")
     kind = labels or _kind_of(entries, folder, split)
     if kind not in _LABEL_ENDS:
         raise ValueError(f"labels={labels!r}: choose one of {', '.join(_LABEL_ENDS)}")
     pairs = [(image, label or _label_of(image, folder, kind)) for image, label in entries]
-    samples = [
-        Sample(image.name.removesuffix(_IMAGE_END), image, label, image.parent.name) for image, label in pairs
-    ]
+    samples = [Sample(image.name.removesuffix(_IMAGE_END), image, label, image.parent.name) for image, label in pairs]
     paired = {label for _, label in pairs}
     tree = sorted((folder / "gtFine" / split).glob(f"*/*{_LABEL_ENDS[kind]}")) if not listing else []
     problems = [f"{path}: label without an image in {root}/" for path in tree if path not in paired]
@@ -82,9 +76,7 @@ def _read_list(listing: Path, folder: Path) -> list[tuple[Path, Path | None]]:
         if not words:
             continue
         if len(words) > 2 or not words[0].endswith(".png"):
-            raise DatasetError(
-                f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}"
-            )
+            raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
         # whatever prefix the list was written with, the tree starts at leftImg8bit/ or gtFine/
         paths = [folder / word[max(word.find("leftImg8bit/"), word.find("gtFine/"), 0) :] for word in words]
         entries.append((paths[0], paths[1] if len(paths) == 2 else None))
@@ -101,9 +93,7 @@ def _kind_of(entries: list[tuple[Path, Path | None]], folder: Path, split: str) 
         raise DatasetError(f"{listed}: a label's name ends in one of {', '.join(_LABEL_ENDS.values())}")
     if any((folder / "gtFine" / split).glob("*/*.png")):
         return "labelIds"  # other labels exist: leave the missing one to the audit, which names it
-    raise DatasetNotFound(
-        f"{folder / 'gtFine' / split}: the {split} split of Cityscapes has no labels. {HELP}"
-    )
+    raise DatasetNotFound(f"{folder / 'gtFine' / split}: the {split} split of Cityscapes has no labels. {HELP}")
 
 
 def _label_of(image: Path, folder: Path, kind: str) -> Path:
@@ -154,9 +144,7 @@ def _from_color(pixels: np.ndarray) -> np.ndarray:
     known, inverse = np.unique(codes, return_inverse=True)
     foreign = [code for code in known if int(code) not in _COLOR_TO_TRAIN_ID]
     if foreign:
-        raise ValueError(
-            f"holds {len(foreign)} colours that no Cityscapes class has, e.g. #{int(foreign[0]):06x}"
-        )
+        raise ValueError(f"holds {len(foreign)} colours that no Cityscapes class has, e.g. #{int(foreign[0]):06x}")
     table = np.array([_COLOR_TO_TRAIN_ID[int(code)] for code in known], dtype=np.uint8)
     return table[inverse].reshape(codes.shape)
 

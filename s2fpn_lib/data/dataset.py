@@ -107,9 +107,7 @@ class FileDataset(SegmentationDataset):
             raise DatasetError(f"{sample.label}: {error}") from None
         if image.shape[:2] != label.shape:
             (h, w), (lh, lw) = image.shape[:2], label.shape
-            raise DatasetError(
-                f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}"
-            )
+            raise DatasetError(f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}")
         return image, label
 
 
@@ -127,9 +125,7 @@ def _decode(path: Path, mode: str | None) -> np.ndarray:
 class View(SegmentationDataset):
     """Chosen samples of one or several datasets under one protocol, in the given order."""
 
-    def __init__(
-        self, items: Sequence[tuple[SegmentationDataset, int]], split: str, like: SegmentationDataset
-    ) -> None:
+    def __init__(self, items: Sequence[tuple[SegmentationDataset, int]], split: str, like: SegmentationDataset) -> None:
         self.items = list(items)
         self.name, self.protocol, self.split = like.name, like.protocol, split
         self.names = [dataset.names[index] for dataset, index in self.items]

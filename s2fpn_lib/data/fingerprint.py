@@ -17,7 +17,7 @@ _CLOCK_TICK_NS = 2_000_000_000
 
 
 def load_index(path: Path) -> dict:
-    """The stored index, ``{"content": key of the cache it led to, "files": {...}}``; an empty one if it is unreadable."""
+    """The stored ``{"content": folder that it led to, "files": {...}}``; an empty one if it is unreadable."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(index["files"], dict) and isinstance(index["content"], str):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s2fpn_lib.data import camvid, cityscapes
+from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, View
 
 DATASETS = ("camvid", "cityscapes", "roadscenes")
@@ -37,11 +38,9 @@ def open_dataset(
         try:
             return open_dataset("camvid", root, split, cache=cache)
         except DatasetNotFound:
-            return open_dataset("roadscenes", None, split if keep is None else part, cache=cache)
+            return open_dataset("roadscenes", None, split, cache=cache)
     parts = [_open_part(name, root, each) for each in SPLITS[part]]
     if cache:
-        from s2fpn_lib.data.cache import cached  # here, so that direct decoding needs no cache code
-
         parts = [cached(dataset) for dataset in parts]
     if len(parts) == 1 and keep is None:
         return parts[0]
