@@ -1,5 +1,6 @@
 """Datasets under named protocols, a decode-once cache and the training loader."""
 
+from s2fpn_lib.data.audit import AuditReport, check_dataset, drive_overlap
 from s2fpn_lib.data.augment import NO_AUGMENT, PUBLISHED_SCALES, Augment
 from s2fpn_lib.data.cache import CachedDataset
 from s2fpn_lib.data.cache_folder import CacheSpaceError
@@ -13,6 +14,7 @@ __all__ = [
     "NO_AUGMENT",
     "PROTOCOLS",
     "PUBLISHED_SCALES",
+    "AuditReport",
     "Augment",
     "CacheSpaceError",
     "CachedDataset",
@@ -21,7 +23,9 @@ __all__ = [
     "Protocol",
     "SegmentationDataset",
     "TrainLoader",
+    "check_dataset",
     "class_shares",
+    "drive_overlap",
     "get_protocol",
     "label_counts",
     "open_dataset",

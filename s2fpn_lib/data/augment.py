@@ -168,12 +168,10 @@ def _photometric(pixels: torch.Tensor, cut: Cut) -> torch.Tensor:
     """Saturation, contrast about the mean grey, brightness, as one affine map of the colours: (1, 3, h, w) uint8."""
     if cut.brightness == cut.contrast == cut.saturation == 1:
         return pixels
-    flat = pixels.permute(0, 2, 3, 1).reshape(-1, 3).float()  # (1, 3, h, w) -> (h * w, 3)
-    mean_grey = flat.mean(dim=0) @ _LUMA
-    mixed = (
-        cut.saturation * torch.eye(3) + (1 - cut.saturation) * _LUMA[:, None]
-    )  # grey(x) = x @ luma, in every channel
-    gain = cut.brightness * cut.contrast
-    offset = cut.brightness * (1 - cut.contrast) * mean_grey
-    flat = torch.addmm(offset.expand(3), flat, mixed * gain).add_(0.5).clamp_(0, 255)
-    return flat.to(torch.uint8).reshape(1, *pixels.shape[2:], 3).permute(0, 3, 1, 2)  # (h * w, 3) -> (1, 3, h, w)
+    flat = pixels.reshape(3, -1).float()  # (1, 3, h, w) -> (3, h * w)
+    mean_grey = _LUMA @ flat.mean(dim=1)
+    # grey(x) = luma . x, mixed into every channel
+    mixed = cut.saturation * torch.eye(3) + (1 - cut.saturation) * _LUMA
+    offset = cut.brightness * (1 - cut.contrast) * mean_grey + 0.5  # a half, as the cast below cuts decimals off
+    flat = torch.mm(mixed * (cut.brightness * cut.contrast), flat).add_(offset).clamp_(0, 255)
+    return flat.to(torch.uint8).reshape(pixels.shape)  # (3, h * w) -> (1, 3, h, w)

@@ -68,6 +68,7 @@ class CachedDataset(SegmentationDataset):
         self.source, self.folder, self.sample_keys = source, folder, sample_keys
         self.name, self.protocol, self.split = source.name, source.protocol, source.split
         self.names, self.drives = source.names, source.drives
+        self.problems = source.problems
         self.contents = Folder(folder)
 
     def __getstate__(self) -> dict:

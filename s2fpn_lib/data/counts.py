@@ -12,7 +12,7 @@ def label_counts(dataset: SegmentationDataset) -> np.ndarray:
     if hasattr(dataset, "label_counts"):
         return dataset.label_counts()
     if isinstance(dataset, View):
-        parts = {id(part): label_counts(part) for part, _ in {id(p): (p, 0) for p, _ in dataset.items}.values()}
+        parts = {id(part): label_counts(part) for part in dataset.parts}
         return np.stack([parts[id(part)][index] for part, index in dataset.items])
     rows = (read_arrays(dataset, index)[1].reshape(-1) for index in range(len(dataset)))  # (H, W) -> (H * W,)
     return np.stack([np.bincount(row, minlength=256) for row in rows])

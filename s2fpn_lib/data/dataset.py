@@ -34,6 +34,7 @@ class SegmentationDataset:
         split: the split as asked for, filters included.
         names: one stable id a sample, e.g. ``0016E5_07959``.
         drives: one recording a sample (CamVid drive, Cityscapes city, RoadScenes scene family).
+        problems: what was already found wrong while pairing files; the audit repeats it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SegmentationDataset:
     split: str
     names: list[str]
     drives: list[str]
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,7 +78,6 @@ class FileDataset(SegmentationDataset):
         samples: the pairs; a file that does not exist is an error on access and in the audit, not here.
         decode_label: pixel array of the label file, (H, W) or (H, W, 3) -> training ids (H, W) uint8, or ValueError.
         decoder: names ``decode_label`` and its version; part of the cache key.
-        problems: what was already found wrong while pairing files, for the audit.
     """
 
     def __init__(
@@ -128,8 +129,14 @@ class View(SegmentationDataset):
     def __init__(self, items: Sequence[tuple[SegmentationDataset, int]], split: str, like: SegmentationDataset) -> None:
         self.items = list(items)
         self.name, self.protocol, self.split = like.name, like.protocol, split
+        self.problems = tuple(problem for part in self.parts for problem in part.problems)
         self.names = [dataset.names[index] for dataset, index in self.items]
         self.drives = [dataset.drives[index] for dataset, index in self.items]
+
+    @property
+    def parts(self) -> list[SegmentationDataset]:
+        """The datasets that samples come from."""
+        return list({id(dataset): dataset for dataset, _ in self.items}.values())
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         dataset, inner = self.items[index]
