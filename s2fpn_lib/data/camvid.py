@@ -17,7 +17,7 @@ _PARTS = ("train", "val", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 HELP = (
-    "Get it with `python -m s2fpn_lib.data.download camvid --into data` (about 200 MB, CC BY-NC 4.0), or put SegNet's "
+    "Get it with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put SegNet's "
     "CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or point "
     "S2FPN_DATA at the folder that holds it. See data/README.md."
 )
