@@ -63,7 +63,13 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     where = f"The notebook as far as it ran: {target}"
     try:
         papermill.execute_notebook(
-            source, target, parameters=values, kernel_name="python3", progress_bar=False, cwd=source.parent
+            source,
+            target,
+            parameters=values,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=source.parent,
+            extra_arguments=["--log-level=ERROR"],  # each kernel's warnings would break the progress lines
         )
     except papermill.PapermillExecutionError as error:
         first_line = next(iter(error.source.strip().splitlines()), "")

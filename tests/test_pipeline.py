@@ -46,12 +46,14 @@ def test_unknown_parameter_is_refused_before_anything_runs(assignment, near):
     assert ("Did you mean EPOCHS=" in str(caught.value)) == near
 
 
-def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capsys):
+def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd):
     body = "from pathlib import Path\nPath('../out/report.html').write_text(word)\nPath.cwd().name"
     write_notebook(tmp_path / "notebooks", "90_report", body)
     report = run(["WORD=hello"], notebooks=["90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
     assert report.read_text() == "hello"
-    assert capsys.readouterr().out.startswith("[1/1] 90_report ... ")
+    printed = capfd.readouterr()
+    assert printed.out.startswith("[1/1] 90_report ... ")
+    assert printed.err == "", "warnings between the progress lines"
     executed = nbformat.read(tmp_path / "out" / "main" / "90_report.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0]["data"]["text/plain"] == "'notebooks'"
 
