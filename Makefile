@@ -12,9 +12,11 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 # What was typed as NAME=value, but for make's own variables and the environment's
-PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=%,$(MAKEOVERRIDES))
+PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=%,$(MAKEOVERRIDES))
 # Extra words for pytest: make test PYTEST="-k metrics"
 PYTEST ?=
+# Extra words for JupyterLab, on a machine without a screen: make lab LAB="--no-browser --port 8890"
+LAB ?=
 
 # A kernel's debugger and notebooks' first lines stay quiet
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
@@ -31,7 +33,7 @@ test: $(INSTALLED)
 	$(PY) -m pytest $(PYTEST)
 
 lab: $(INSTALLED)
-	$(PY) -m jupyter lab --notebook-dir=. notebooks
+	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 doctor: $(INSTALLED)
 	@$(PY) -m s2fpn_lib.doctor
