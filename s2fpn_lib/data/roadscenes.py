@@ -1,8 +1,9 @@
 """RoadScenes: a road-scene dataset that is drawn, not downloaded, with CamVid's eleven classes.
 
-A scene is a pure function of its seed and size: family (town, suburb, ...), weather, camera, road, then everything along the
-road, painted far to near in true perspective (:mod:`s2fpn_lib.data.roadscenes_draw`). Colours overlap between classes on
-purpose: grey walls beside grey asphalt, white sky above white walls. See-through fences are labelled whole, as in CamVid.
+A scene is a pure function of its seed and size: family (town, suburb, ...), weather, camera, road, then everything
+along the road, painted far to near in true perspective (:mod:`s2fpn_lib.data.roadscenes_draw`). Colours overlap
+between classes on purpose: grey walls beside grey asphalt, white sky above white walls. See-through fences are
+labelled whole, as in CamVid.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 
 from s2fpn_lib.data.dataset import SegmentationDataset
 from s2fpn_lib.data.protocols import get_protocol
-from s2fpn_lib.data.roadscenes_layout import FAMILIES, HELD_OUT, compose, family_of
+from s2fpn_lib.data.roadscenes_families import FAMILIES, HELD_OUT, family_of
+from s2fpn_lib.data.roadscenes_layout import compose
 from s2fpn_lib.data.roadscenes_objects import UNLABELLED
 
 GENERATOR_VERSION = 1  # raise on any change of the pictures: caches and result rows tell scenes apart by it
@@ -42,9 +44,7 @@ def render_scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, n
     return _through_lens(image, lens, rng), label
 
 
-def _paint_bonnet(
-    image: np.ndarray, label: np.ndarray, height: float, color: tuple[float, float, float]
-) -> None:
+def _paint_bonnet(image: np.ndarray, label: np.ndarray, height: float, color: tuple[float, float, float]) -> None:
     """The camera car's own bonnet: an unlabelled arc of relative height `height` at the bottom edge."""
     _, h, w = image.shape
     x = (np.arange(w, dtype=np.float32) + 0.5) / w * 2 - 1
@@ -74,9 +74,7 @@ def _through_lens(image: np.ndarray, lens, rng: np.random.Generator) -> np.ndarr
         soft[1:-1] = soft[1:-1] * np.float32(0.5) + (soft[:-2] + soft[2:]) * np.float32(0.25)
         plane += np.float32(lens.blur) * (soft - plane)
         plane = np.clip(plane * np.float32(1 / 255), 0, np.float32(1.6))
-        plane = (
-            plane * (1 + np.float32(lens.shoulder)) / (1 + np.float32(lens.shoulder) * plane)
-        )  # soft highlights
+        plane = plane * (1 + np.float32(lens.shoulder)) / (1 + np.float32(lens.shoulder) * plane)  # soft highlights
         plane += np.float32(lens.contrast) * (plane - np.float32(0.5))
         plane = plane * 255 + noise[5 * channel : 5 * channel + h, 3 * channel : 3 * channel + w]
         result[..., channel] = np.clip(plane + np.float32(0.5), 0, 255).astype(np.uint8)
@@ -99,9 +97,7 @@ class RoadScenes(SegmentationDataset):
         if split not in (*COUNTS, "trainval"):
             raise ValueError(f"split={split!r}: choose one of train, val, trainval, test")
         if count is not None and not 0 < count <= _SEEDS_PER_SPLIT // 2:
-            raise ValueError(
-                f"count={count}: choose 1 to {_SEEDS_PER_SPLIT // 2} scenes, or None for the default"
-            )
+            raise ValueError(f"count={count}: choose 1 to {_SEEDS_PER_SPLIT // 2} scenes, or None for the default")
         self.split, self.size = split, (int(size[0]), int(size[1]))
         self.protocol = get_protocol("roadscenes")
         if split == "trainval":

@@ -1,12 +1,13 @@
 """The renderer behind RoadScenes: camera, painter's canvas, and one deferred shading pass.
 
-World: metres, x right, y forward, z up, camera above the origin. Polygons are painted far to near into an *id buffer* at twice
-the image's resolution; a table row per id says class, colour, plane and texture. Shading then runs once over all pixels: the
-plane under a pixel gives its depth and its texture coordinates, so bricks, windows, slabs and haze are in true perspective.
-See-through things (railings, bicycle wheels) go to a second buffer, the *overlay*: its pixels carry the overlay's label, as
-annotators do it, and show what is behind between the bars.
+World: metres, x right, y forward, z up, camera above the origin. Polygons are painted far to near into an *id
+buffer* at twice the image's resolution; a table row per id says class, colour, plane and texture. Shading then runs
+once over all pixels: the plane under a pixel gives its depth and its texture coordinates, so bricks, windows, slabs
+and haze are in true perspective. See-through things (railings, bicycle wheels) go to a second buffer, the
+*overlay*: its pixels carry the overlay's label, as annotators do it, and show what is behind between the bars.
 
-Same bytes everywhere: pixels see only + - * / and comparisons (exactly rounded by IEEE 754), never a transcendental function.
+Same bytes everywhere: pixels see only + - * / and comparisons (exactly rounded by IEEE 754), never a transcendental
+function.
 """
 
 from __future__ import annotations
@@ -14,24 +15,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from s2fpn_lib.data.roadscenes_textures import CLOUDS, FLAT, TILE, tiles
+
 Point = tuple[float, float, float]
 Color = tuple[float, float, float]
 
-FLAT, ASPHALT, BRICK, PLASTER, FOLIAGE, COBBLE, PLANKS, CLOUDS, SLABS, ROOF, GRASS, METAL = range(12)
 _SKY_KIND, _GROUND_KIND, _WALL_KIND = range(3)
-_TILE = 256
-_NEAR = 0.35  # metres: polygons are cut here
+_NEAR = 0.8  # metres: polygons are cut here, nearer than any ground or wall in view
+_FAR_OUT = 200_000  # subpixels: beyond it PIL's edge arithmetic would lose precision
 
 
 @dataclass(frozen=True)
 class Light:
-    """Sun, sky and air of one scene. `sun` points from the scene to the sun (unit vector); colours are factors on the albedo
-    (`direct`, `ambient`) or 0..255 (`haze`, `zenith`, `horizon`, `cloud`); `visibility` is the distance (m) of half haze."""
+    """Sun, sky and air of one scene. `sun` points from the scene to the sun (unit vector); colours are factors on the
+    albedo (`direct`, `ambient`) or 0..255 (`haze`, `zenith`, `horizon`, `cloud`); `visibility` is the distance
+    (m) of half haze.
+    """
 
     sun: Point
     direct: Color
@@ -48,22 +52,21 @@ class Light:
         """Lambert: the colour of an albedo on a face with this unit normal."""
         cosine = max(0.0, nx * self.sun[0] + ny * self.sun[1] + nz * self.sun[2])
         ambient = 0.82 + 0.18 * nz
-        return tuple(c * (a * ambient + d * cosine) for c, a, d in zip(color, self.ambient, self.direct))
+        (r, g, b), (ar, ag, ab), (dr, dg, db) = color, self.ambient, self.direct
+        return r * (ar * ambient + dr * cosine), g * (ag * ambient + dg * cosine), b * (ab * ambient + db * cosine)
 
 
 class Camera:
     """Pinhole at (0, 0, height). Angles in radians; `focal` in pixels; positive pitch looks down."""
 
-    def __init__(
-        self, size: tuple[int, int], focal: float, height: float, pitch: float, yaw: float, roll: float
-    ):
+    def __init__(self, size: tuple[int, int], focal: float, height: float, pitch: float, yaw: float, roll: float):
         self.size, self.focal, self.height = size, focal, height
         cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
         self.forward = (sy * cp, cy * cp, -sp)
         right, up = (cy, -sy, 0.0), (sy * sp, cy * sp, cp)
         c, s = math.cos(roll), math.sin(roll)
-        self.right = tuple(c * r + s * u for r, u in zip(right, up))
-        self.up = tuple(c * u - s * r for r, u in zip(right, up))
+        self.right = tuple(c * r + s * u for r, u in zip(right, up, strict=True))
+        self.up = tuple(c * u - s * r for r, u in zip(right, up, strict=True))
 
     def to_camera(self, points: np.ndarray) -> np.ndarray:
         """World points (N, 3) -> camera coordinates (N, 3): right, up, depth."""
@@ -81,7 +84,7 @@ class Camera:
         h, w = self.size
         u = ((np.arange(w) + 0.5 - w / 2) / self.focal)[None, :]
         v = ((np.arange(h) + 0.5 - h / 2) / self.focal)[:, None]
-        rays = [f + r * u - q * v for f, r, q in zip(self.forward, self.right, self.up)]
+        rays = [f + r * u - q * v for f, r, q in zip(self.forward, self.right, self.up, strict=True)]
         return np.stack(rays).astype(np.float32)
 
 
@@ -120,27 +123,14 @@ class Canvas:
         self._facades: list[Facade] = []
         self._bars: list[Bars] = []
 
-    def ground(
-        self, key, points, class_id, color, *, z=0.0, texture=FLAT, density=40.0, amplitude=0.0
-    ) -> None:
+    def ground(self, key, points, class_id, color, *, z=0.0, texture=FLAT, density=40.0, amplitude=0.0) -> None:
         """A horizontal polygon at height z."""
         lit = self.light.on(color, 0, 0, 1)
         row = (class_id, *lit, _GROUND_KIND, 0, 0, self.camera.height - z, texture, density, amplitude, -1, 0)
         self._add(key, points, row, False)
 
     def wall(
-        self,
-        key,
-        points,
-        class_id,
-        color,
-        normal,
-        *,
-        texture=FLAT,
-        density=40.0,
-        amplitude=0.0,
-        facade=None,
-        u0=0.0,
+        self, key, points, class_id, color, normal, *, texture=FLAT, density=40.0, amplitude=0.0, facade=None, u0=0.0
     ) -> None:
         """A vertical polygon with horizontal unit `normal` (nx, ny); u0: where along the wall its texture starts."""
         nx, ny = normal
@@ -153,10 +143,8 @@ class Canvas:
         row = (class_id, *lit, _WALL_KIND, nx, ny, k, texture, density, amplitude, index, u0)
         self._add(key, points, row, False)
 
-    def shape(
-        self, key, points, class_id, color, *, normal=None, texture=FLAT, density=40.0, amplitude=0.0
-    ) -> None:
-        """A polygon shaded as a camera-facing board at its first point's distance, lit by `normal` (default: half lit)."""
+    def shape(self, key, points, class_id, color, *, normal=None, texture=FLAT, density=40.0, amplitude=0.0) -> None:
+        """A polygon shaded as a camera-facing board at its first point's distance, lit by `normal` (or half lit)."""
         lit = self.light.on(color, *normal) if normal else self.light.on(color, *self._facing)
         row = (class_id, *lit, _WALL_KIND, 0, -1, -max(points[0][1], 0.5), texture, density, amplitude, -1, 0)
         self._add(key, points, row, False)
@@ -166,19 +154,7 @@ class Canvas:
         nx, ny = normal
         k = nx * points[0][0] + ny * points[0][1]
         self._bars.append(bars)
-        row = (
-            class_id,
-            *self.light.on(color, nx, ny),
-            _WALL_KIND,
-            nx,
-            ny,
-            k,
-            FLAT,
-            1,
-            0,
-            len(self._bars) - 1,
-            u0,
-        )
+        row = (class_id, *self.light.on(color, nx, ny), _WALL_KIND, nx, ny, k, FLAT, 1, 0, len(self._bars) - 1, u0)
         self._add(key, points, row, True)
 
     def glow(self, key, points, class_id, color) -> None:
@@ -208,14 +184,15 @@ class Canvas:
         if not polygons:
             return []
         ends = np.cumsum([len(p) for p in polygons])
-        points = self.camera.to_camera(np.array([q for p in polygons for q in p], dtype=np.float64))
+        flat_points = chain.from_iterable(chain.from_iterable(polygons))
+        points = self.camera.to_camera(np.fromiter(flat_points, np.float64, 3 * int(ends[-1])).reshape(-1, 3))
         behind = points[:, 2] < _NEAR
         screen = self.camera.to_pixels(np.where(behind[:, None], 1.0, points))
-        screen = np.clip(np.rint(screen * 2 - 0.5), -9000, 9000).astype(np.int64)
+        screen = np.clip(np.rint(screen * 2 - 0.5), -_FAR_OUT, _FAR_OUT).astype(np.int64)
         flat, cut = screen.reshape(-1).tolist(), np.logical_or.reduceat(behind, np.r_[0, ends[:-1]]).tolist()
         result: list[list[int] | None] = []
         start = 0
-        for end, is_cut in zip(ends.tolist(), cut):
+        for end, is_cut in zip(ends.tolist(), cut, strict=True):
             result.append(self._clipped(points[start:end]) if is_cut else flat[2 * start : 2 * end])
             start = end
         return result
@@ -223,7 +200,7 @@ class Canvas:
     def _clipped(self, points: np.ndarray) -> list[int] | None:
         """Sutherland-Hodgman against the near plane. points (n, 3) in camera coordinates."""
         kept = []
-        for a, b in zip(points, np.roll(points, -1, axis=0)):
+        for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
             if a[2] >= _NEAR:
                 kept.append(a)
             if (a[2] >= _NEAR) != (b[2] >= _NEAR):
@@ -231,7 +208,7 @@ class Canvas:
         if len(kept) < 3:
             return None
         screen = self.camera.to_pixels(np.array(kept)) * 2 - 0.5
-        return np.clip(np.rint(screen), -9000, 9000).astype(np.int64).reshape(-1).tolist()
+        return np.clip(np.rint(screen), -_FAR_OUT, _FAR_OUT).astype(np.int64).reshape(-1).tolist()
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
         """-> (image (3, H, W) float32 in 0..255 without lens effects, label (H, W) uint8)."""
@@ -240,7 +217,7 @@ class Canvas:
         solid, overlay = Image.new("I", (2 * w, 2 * h)), Image.new("I", (2 * w, 2 * h))
         solid_draw, overlay_draw = ImageDraw.Draw(solid), ImageDraw.Draw(overlay)
         overlaid = False
-        for (_, _, index, see_through), pixels in zip(order, self._pixels([p[1] for p in order])):
+        for (_, _, index, see_through), pixels in zip(order, self._pixels([p[1] for p in order]), strict=True):
             if pixels is None:
                 continue
             if see_through:
@@ -257,16 +234,15 @@ class Canvas:
                 shadow_draw.polygon(pixels, fill=1)
         return self._shade(np.asarray(solid), np.asarray(overlay), np.asarray(shadow))
 
-    def _shade(
-        self, ids2: np.ndarray, overlay2: np.ndarray, shadow2: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        table = np.array(self._rows, dtype=np.float32).T.copy()  # (13, rows)
+    def _shade(self, ids2: np.ndarray, overlay2: np.ndarray, shadow2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = chain.from_iterable(self._rows)
+        table = np.fromiter(rows, np.float32, 13 * len(self._rows)).reshape(-1, 13).T.copy()  # (13, rows)
         rays = self.camera.rays()
         h, w = self.camera.size
-        ids, over = ids2[::2, ::2].reshape(-1), overlay2[::2, ::2].reshape(-1)  # (H*W,)
+        ids, over = (buffer[::2, ::2].reshape(-1).astype(np.intp) for buffer in (ids2, overlay2))  # (H*W,)
         # three 20-bit fields in one integer: one gather and one 2x2 sum serve all channels
         colors = np.rint(table[1:4] * 16).astype(np.int64)
-        packed = (colors[0] + (colors[1] << 20) + (colors[2] << 40))[ids2]
+        packed = (colors[0] + (colors[1] << 20) + (colors[2] << 40))[ids2.astype(np.intp)]
         packed = packed[::2] + packed[1::2]
         packed = (packed[:, ::2] + packed[:, 1::2]).reshape(-1)
         image = np.stack([packed & 0xFFFFF, packed >> 20 & 0xFFFFF, packed >> 40]).astype(np.float32)
@@ -338,9 +314,7 @@ class Canvas:
         half_w = np.where(low & shop, np.float32(0.43), share_w / 2) * cell_w
         middle = np.where(low & shop, np.float32(0.44), np.float32(0.5))
         half_h = np.where(low, np.where(shop, np.float32(0.30), share_h / 2) * base, share_h / 2 * height)
-        away_u = (
-            np.abs(cu - iu - np.float32(0.5)) * cell_w - half_w
-        )  # metres outside the pane, negative inside
+        away_u = np.abs(cu - iu - np.float32(0.5)) * cell_w - half_w  # metres outside the pane, negative inside
         away_v = np.abs(cv - np.floor(cv) - middle) * np.where(low, base, height) - half_h
         away = np.maximum(away_u, away_v)
         valid = (v < top).astype(np.float32)
@@ -364,7 +338,8 @@ class Canvas:
         """Coverage (n,) of the bars, rails and mesh of overlays `index` at wall coordinates u, v."""
         rails = [[b.rails[i] if i < len(b.rails) else (-9.0, 0.0) for i in range(3)] for b in self._bars]
         rows = [
-            (b.spacing, b.width, b.mesh, *(x for rail in r for x in rail)) for b, r in zip(self._bars, rails)
+            (b.spacing, b.width, b.mesh, *(x for rail in r for x in rail))
+            for b, r in zip(self._bars, rails, strict=True)
         ]
         table = np.array(rows, dtype=np.float32).T
         spacing, width, mesh = (table[i][index] for i in range(3))
@@ -392,14 +367,9 @@ def _sky(light: Light, dx, dy, dz) -> np.ndarray:
     up = np.clip(dz * np.float32(1.6), 0, 1)
     up = up * (2 - up)
     t = 8 / np.maximum(dz + np.float32(0.08), 0.04)
-    tile = _tiles()[1, CLOUDS]
-    noise = (
-        tile[(t * dy * 5).astype(np.int32) & 255, (t * dx * 5).astype(np.int32) & 255].astype(np.float32)
-        / 127
-    )
-    cover = np.clip(noise * np.float32(1.5) + np.float32(2 * light.cloudiness - 1), 0, 1) * np.clip(
-        dz * 9, 0, 1
-    )
+    tile = tiles()[1, CLOUDS]
+    noise = tile[(t * dy * 5).astype(np.int32) & 255, (t * dx * 5).astype(np.int32) & 255].astype(np.float32) / 127
+    cover = np.clip(noise * np.float32(1.5) + np.float32(2 * light.cloudiness - 1), 0, 1) * np.clip(dz * 9, 0, 1)
     sx, sy, sz = light.sun
     toward = np.clip((dx * sx + dy * sy + dz * sz) / np.sqrt(dx * dx + dy * dy + dz * dz), 0, 1)
     glow = toward * toward
@@ -408,9 +378,7 @@ def _sky(light: Light, dx, dy, dz) -> np.ndarray:
     for channel in range(3):
         low, high = np.float32(light.horizon[channel]), np.float32(light.zenith[channel])
         row = low + up * (high - low)
-        sky[channel] = (
-            row + cover * (np.float32(light.cloud[channel]) - row) + glow * np.float32(light.direct[channel])
-        )
+        sky[channel] = row + cover * (np.float32(light.cloud[channel]) - row) + glow * np.float32(light.direct[channel])
     return sky
 
 
@@ -423,56 +391,5 @@ def _texture(table, of, u, v, footprint) -> np.ndarray:
         level += size > bound
     tile = table[8].astype(np.intp)[of]
     row, column = (v * density).astype(np.int32) & 255, (u * density).astype(np.int32) & 255
-    index = ((level * 12 + tile) * _TILE + row) * _TILE + column
-    return 1 + table[10][of] * _tiles().reshape(-1)[index] * np.float32(1 / 127)
-
-
-def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Periodic value noise in -1..1 (256, 256): `cells` random values a side, bilinear between."""
-    values = rng.random((cells, cells)) * 2 - 1
-    position = np.arange(_TILE) * cells / _TILE
-    low = position.astype(int)
-    f = position - low
-    f = f * f * (3 - 2 * f)
-    high = (low + 1) % cells
-    rows = values[low] * (1 - f)[:, None] + values[high] * f[:, None]
-    return rows[:, low] * (1 - f) + rows[:, high] * f
-
-
-@cache
-def _tiles() -> np.ndarray:
-    """Textures as int8 (levels 5, tiles 12, 256, 256): level k is averaged over 2^k x 2^k texels."""
-    rng = np.random.Generator(np.random.PCG64(20220614))
-    fine, small, medium, coarse = (sum(_noise(rng, c) for _ in range(2)) / 2 for c in (256, 64, 24, 6))
-    y, x = np.mgrid[0:_TILE, 0:_TILE]
-
-    def blocks(height: int, width: int, joint: int, jitter: float) -> np.ndarray:
-        row = y // height
-        shifted = (x + (row % 2) * (width // 2)) % _TILE
-        tone = rng.random((_TILE // height, _TILE // width))[row, shifted // width] * 2 - 1
-        seam = (y % height < joint) | (shifted % width < joint)
-        return np.where(seam, -0.8, tone * jitter)
-
-    clumps = 0.45 * _noise(rng, 32) + 0.35 * _noise(rng, 64) + 0.35 * _noise(rng, 12)
-    planks = np.where(x % 16 < 2, -0.8, 0.4 * (rng.random(16) * 2 - 1)[x // 16])
-    tiles = {
-        FLAT: 0 * fine,
-        ASPHALT: 0.45 * fine + 0.2 * small + 0.25 * medium + 0.45 * coarse,
-        BRICK: blocks(8, 16, 2, 0.5) + 0.2 * fine,
-        PLASTER: 0.3 * medium + 0.4 * coarse + 0.2 * fine,
-        FOLIAGE: 1.1 * clumps + 0.4 * fine,
-        COBBLE: blocks(16, 16, 3, 0.6) + 0.2 * fine,
-        PLANKS: planks + 0.15 * small,
-        CLOUDS: 0.9 * coarse + 0.45 * medium + 0.5 * _noise(rng, 12) + 0.12 * small,
-        SLABS: blocks(32, 32, 2, 0.35) + 0.2 * fine + 0.15 * coarse,
-        ROOF: blocks(16, 16, 4, 0.4) + 0.1 * fine,
-        GRASS: 0.5 * fine + 0.35 * small + 0.3 * coarse,
-        METAL: np.where(x % 16 < 8, 0.3, -0.3) + 0.15 * coarse,
-    }
-    base = np.clip(np.stack([tiles[i] for i in range(12)]), -1, 1)
-    levels = [base]
-    for k in range(1, 5):
-        s = 2**k
-        mean = base.reshape(12, _TILE // s, s, _TILE // s, s).mean(axis=(2, 4))  # (12, 256/s, 256/s)
-        levels.append(mean.repeat(s, axis=1).repeat(s, axis=2))
-    return np.rint(np.stack(levels) * 127).astype(np.int8)
+    index = ((level * 12 + tile) * TILE + row) * TILE + column
+    return 1 + table[10][of] * tiles().reshape(-1)[index] * np.float32(1 / 127)

@@ -1,4 +1,6 @@
-"""How a RoadScene is composed: weather, camera, the road's course, and what stands and moves along it, family by family."""
+"""How a RoadScene is composed: weather, camera, the road's course, and what stands and moves along it, family by
+family.
+"""
 
 from __future__ import annotations
 
@@ -6,152 +8,22 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from s2fpn_lib.data import roadscenes_movers as movers
+from s2fpn_lib.data import roadscenes_furniture as furniture
 from s2fpn_lib.data import roadscenes_objects as objects
-from s2fpn_lib.data.roadscenes_draw import ASPHALT, COBBLE, GRASS, SLABS, Camera, Canvas, Color, Light
+from s2fpn_lib.data import roadscenes_people as people
+from s2fpn_lib.data.roadscenes_draw import Camera, Canvas, Color
+from s2fpn_lib.data.roadscenes_families import FAMILY, Family, Lens, weather
 from s2fpn_lib.data.roadscenes_objects import BUILDING, PAVEMENT, ROAD, TREE, between, jitter, pick
+from s2fpn_lib.data.roadscenes_textures import ASPHALT, COBBLE, GRASS, SLABS
+from s2fpn_lib.data.roadscenes_vehicles import PAINTS, VEHICLES, vehicle
 
 PARKED = ("hatch", "sedan", "suv", "van")
 _END = 170.0  # metres: the ground stops here, behind it only the backdrop
 
 
 @dataclass(frozen=True)
-class Family:
-    """What is typical of a kind of place. Widths in metres, `*_gap` mean distances in metres between such things (0: none),
-    shares in 0..1."""
-
-    road: tuple[float, float]  # half width of the carriageway
-    pavement: tuple[float, float]
-    verge: tuple[float, float]  # grass between pavement and house fronts
-    kinds: tuple[str, ...]
-    height: tuple[float, float]
-    house_gap: tuple[float, float]  # metres between neighbours
-    tree_gap: float
-    fences: tuple[str, ...]
-    fence_share: float
-    cobbles: float
-    parked: float
-    gantry: float
-    traffic: tuple[str, ...] = ("hatch", "sedan", "suv", "hatch", "van")
-
-
-_MIXED = ("hatch", "sedan", "suv", "hatch", "van", "bus", "lorry")
-FAMILY = {
-    "town": Family(
-        (3.2, 5.0),
-        (2.2, 4.0),
-        (0, 0),
-        ("shop", "shop", "terrace", "office"),
-        (7, 17),
-        (0, 0.6),
-        26,
-        ("railing", "guard", "mesh"),
-        0.55,
-        0.1,
-        0.6,
-        0,
-        _MIXED,
-    ),
-    "suburb": Family(
-        (2.8, 3.8),
-        (1.6, 2.4),
-        (3, 7),
-        ("house", "house", "terrace"),
-        (4.5, 7),
-        (3, 9),
-        15,
-        ("picket", "panel", "rail", "railing"),
-        0.75,
-        0,
-        0.5,
-        0,
-    ),
-    "highway": Family(
-        (5.5, 8.0),
-        (1.8, 2.6),
-        (4, 9),
-        ("office", "shed"),
-        (6, 16),
-        (16, 40),
-        11,
-        ("guard", "mesh", "guard", "panel"),
-        0.95,
-        0,
-        0,
-        0.75,
-        (*_MIXED, "lorry"),
-    ),
-    "alley": Family(
-        (2.3, 3.0),
-        (1.0, 1.7),
-        (0, 0.5),
-        ("terrace", "shop", "house"),
-        (6, 12),
-        (0, 2.5),
-        34,
-        ("railing", "panel", "picket"),
-        0.6,
-        0.6,
-        0.35,
-        0,
-        ("hatch", "van", "hatch", "suv"),
-    ),
-    "park": Family(
-        (2.8, 4.2),
-        (2.0, 3.4),
-        (4, 9),
-        ("house", "office", "terrace"),
-        (6, 14),
-        (22, 60),
-        7,
-        ("railing", "rail", "picket", "mesh"),
-        0.85,
-        0.2,
-        0.35,
-        0,
-    ),
-    "harbour": Family(
-        (3.6, 6.0),
-        (1.5, 3.0),
-        (1, 4),
-        ("shed", "shed", "office"),
-        (6, 11),
-        (4, 16),
-        45,
-        ("mesh", "guard", "mesh", "panel"),
-        0.85,
-        0.15,
-        0.3,
-        0.15,
-        (*_MIXED, "lorry", "lorry"),
-    ),
-}
-FAMILIES = tuple(FAMILY)
-HELD_OUT = "harbour"  # occurs in the test split only
-
-
-def family_of(seed: int) -> str:
-    """The scene family of a seed."""
-    return FAMILIES[seed % len(FAMILIES)]
-
-
-@dataclass(frozen=True)
-class Lens:
-    """What happens between scene and picture; see `roadscenes._through_lens`."""
-
-    gain: Color
-    vignette: float
-    noise: float
-    blur: float
-    shoulder: float
-    contrast: float
-    bonnet: float
-    bonnet_color: Color
-
-
-@dataclass(frozen=True)
 class Road:
-    """The course of the road: its centre line is x = offset + slope y + bend y^2, to the bend's end and then straight."""
+    """The course of the road: its centre line is x = offset + slope y + bend y^2, then straight from y = reach."""
 
     offset: float
     slope: float
@@ -172,96 +44,6 @@ class Road:
         d = self.centre(y + 0.5) - self.centre(y - 0.5)
         length = (1 + d * d) ** 0.5
         return d / length, 1 / length
-
-
-def weather(rng: Generator) -> tuple[Light, bool]:
-    """Sun, sky and air, and whether lamps are lit."""
-    kind = pick(rng, ["clear", "clear", "fair", "fair", "overcast", "overcast", "evening", "fog", "dusk"])
-    across, ahead = between(rng, -1, 1), between(rng, -1, 0.7)
-    up = {"evening": between(rng, 0.22, 0.4), "dusk": 0.35}.get(kind, between(rng, 0.6, 1.4))
-    length = (across * across + ahead * ahead + up * up) ** 0.5
-    sun = (across / length, ahead / length, up / length)
-    cool, warm = between(rng, 0.95, 1.12), between(rng, 0.95, 1.1)
-    looks = {  # direct, ambient, haze, visibility, zenith, horizon, cloud, cloudiness, lit windows
-        "clear": (
-            (0.72, 0.68, 0.6),
-            (0.5, 0.53, 0.58),
-            (188, 204, 220),
-            900,
-            (72, 128, 204),
-            (184, 208, 228),
-            (250, 250, 250),
-            0.12,
-            0,
-        ),
-        "fair": (
-            (0.6, 0.57, 0.52),
-            (0.54, 0.56, 0.6),
-            (200, 208, 216),
-            600,
-            (96, 146, 208),
-            (206, 218, 228),
-            (248, 246, 244),
-            0.52,
-            0,
-        ),
-        "overcast": (
-            (0.12, 0.12, 0.12),
-            (0.74, 0.75, 0.77),
-            (204, 206, 208),
-            420,
-            (168, 174, 180),
-            (218, 220, 222),
-            (232, 232, 232),
-            0.6,
-            0.08,
-        ),
-        "evening": (
-            (0.86, 0.6, 0.36),
-            (0.46, 0.45, 0.52),
-            (236, 200, 160),
-            480,
-            (104, 136, 188),
-            (248, 212, 166),
-            (252, 214, 186),
-            0.4,
-            0.12,
-        ),
-        "fog": (
-            (0.05, 0.05, 0.05),
-            (0.76, 0.77, 0.78),
-            (206, 208, 208),
-            75,
-            (200, 203, 205),
-            (212, 213, 213),
-            (210, 211, 212),
-            0.3,
-            0.15,
-        ),
-        "dusk": (
-            (0.14, 0.12, 0.12),
-            (0.5, 0.49, 0.58),
-            (128, 118, 136),
-            380,
-            (62, 72, 118),
-            (206, 150, 128),
-            (120, 104, 124),
-            0.45,
-            0.4,
-        ),
-    }
-    direct, ambient, haze, visibility, zenith, horizon, cloud, cloudiness, lit = looks[kind]
-    tint = (warm, 1.0, cool)
-    air = between(rng, 0.75, 1.35)
-
-    def tinted(color):
-        return tuple(min(255.0, c * t) for c, t in zip(color, tint))
-
-    light = Light(
-        sun, direct, tuple(a * t for a, t in zip(ambient, tint)), tinted(haze), visibility * air, tinted(zenith),
-        tinted(horizon), cloud, cloudiness + between(rng, -0.1, 0.1), lit,
-    )  # fmt: skip
-    return light, kind == "dusk"
 
 
 def compose(rng: Generator, family_name: str, size: tuple[int, int]) -> tuple[Canvas, Lens]:
@@ -302,7 +84,7 @@ def compose(rng: Generator, family_name: str, size: tuple[int, int]) -> tuple[Ca
     lens = Lens(
         tuple(exposure * between(rng, 0.96, 1.04) for _ in range(3)), between(rng, 0.02, 0.12), between(rng, 1.5, 5),
         between(rng, 0.15, 0.6), between(rng, 0.1, 0.3), between(rng, -0.08, 0.16), bonnet,
-        jitter(rng, pick(rng, movers.PAINTS)),
+        jitter(rng, pick(rng, PAINTS)),
     )  # fmt: skip
     return canvas, lens
 
@@ -310,9 +92,7 @@ def compose(rng: Generator, family_name: str, size: tuple[int, int]) -> tuple[Ca
 class _Scene:
     """The things of one scene, placed along its road; s is metres right of the centre line, y metres ahead."""
 
-    def __init__(
-        self, canvas: Canvas, rng: Generator, family: Family, road: Road, traffic_side: int, night: bool
-    ):
+    def __init__(self, canvas: Canvas, rng: Generator, family: Family, road: Road, traffic_side: int, night: bool):
         self.canvas, self.rng, self.family, self.road = canvas, rng, family, road
         self.traffic_side, self.night = traffic_side, night
         self.pavement = {side: between(rng, *family.pavement) for side in (-1, 1)}
@@ -320,13 +100,11 @@ class _Scene:
         start = between(rng, 14, 45)
         self.junction = (start, start + between(rng, 6, 10)) if rng.random() < 0.4 else (900.0, 900.0)
         self.junction_sides = pick(rng, [(-1,), (1,), (-1, 1)])
-        self.post_color = jitter(rng, pick(rng, objects.METALS))
+        self.post_color = jitter(rng, pick(rng, furniture.METALS))
         self.parks = {side: rng.random() < family.parked for side in (-1, 1)}
         self.taken: list[tuple[float, float, float, float]] = []  # s, y, half width, half length
-        self.fence_style = {side: objects.fence_style(rng, pick(rng, family.fences)) for side in (-1, 1)}
-        self.fence_at = {
-            side: pick(rng, ["kerb", "back"]) if self.verge[side] < 1 else "back" for side in (-1, 1)
-        }
+        self.fence_style = {side: furniture.fence_style(rng, pick(rng, family.fences)) for side in (-1, 1)}
+        self.fence_at = {side: pick(rng, ["kerb", "back"]) if self.verge[side] < 1 else "back" for side in (-1, 1)}
 
     def edge(self, side: int, beyond: float) -> float:
         """s of the line `beyond` metres outside the kerb of a side."""
@@ -346,9 +124,7 @@ class _Scene:
         rng, road, family, canvas = self.rng, self.road, self.family, self.canvas
         half = road.half
         cobbled = rng.random() < family.cobbles
-        asphalt = jitter(
-            rng, pick(rng, [(92, 92, 94), (112, 110, 108), (76, 78, 82), (134, 130, 124), (104, 96, 90)])
-        )
+        asphalt = jitter(rng, pick(rng, [(92, 92, 94), (112, 110, 108), (76, 78, 82), (134, 130, 124), (104, 96, 90)]))
         surface = (
             {"texture": COBBLE, "density": 90.0, "amplitude": 0.3}
             if cobbled
@@ -356,15 +132,7 @@ class _Scene:
         )
         slabs = rng.random() < 0.6
         paving = pick(
-            rng,
-            [
-                (142, 138, 132),
-                (116, 116, 116),
-                (98, 98, 100),
-                (164, 156, 144),
-                (150, 110, 92),
-                (128, 122, 114),
-            ],
+            rng, [(142, 138, 132), (116, 116, 116), (98, 98, 100), (164, 156, 144), (150, 110, 92), (128, 122, 114)]
         )
         paving = jitter(rng, paving if rng.random() < 0.7 else asphalt)
         walk = (
@@ -379,7 +147,7 @@ class _Scene:
         yard = (TREE, grass, GRASS) if rural else (PAVEMENT, paving, ASPHALT)
         canvas.ground(
             1000,
-            [(-900, 0.2, 0), (900, 0.2, 0), (900, 900, 0), (-900, 900, 0)],
+            [(-9, 0.2, 0), (9, 0.2, 0), (1200, 900, 0), (-1200, 900, 0)],
             yard[0],
             yard[1],
             texture=yard[2],
@@ -490,13 +258,10 @@ class _Scene:
                 outline, steps = [(x - 6, y, 0)], 9
                 top = between(rng, 7, 13)
                 outline += [
-                    (x - 6 + (width + 12) * i / steps, y, top * between(rng, 0.7, 1.15))
-                    for i in range(steps + 1)
+                    (x - 6 + (width + 12) * i / steps, y, top * between(rng, 0.7, 1.15)) for i in range(steps + 1)
                 ]
                 outline.append((x + width + 6, y, 0))
-                canvas.shape(
-                    900 + y, outline, TREE, jitter(rng, pick(rng, objects.GREENS)), normal=(0, -0.5, 0.8)
-                )
+                canvas.shape(900 + y, outline, TREE, jitter(rng, pick(rng, objects.GREENS)), normal=(0, -0.5, 0.8))
             else:
                 wall = jitter(rng, pick(rng, [c for colors in objects.WALLS.values() for c in colors]))
                 style = objects.facade_style(rng, "office", top := between(rng, 8, 26))
@@ -523,7 +288,7 @@ class _Scene:
                 objects.building(self.canvas, rng, y1, near, far, side, between(rng, 8, 12), height, kind)
                 if kind == "shop" and y1 - 2 > 5:
                     x, at = self.road.at(setback, max(y0 + 1, 5) + 0.4 * (y1 - max(y0 + 1, 5)))
-                    objects.shop_sign(self.canvas, rng, at, x, at, side)
+                    furniture.shop_sign(self.canvas, rng, at, x, at, side)
             y += length + between(rng, *family.house_gap)
 
     def fences(self, side: int) -> None:
@@ -534,7 +299,7 @@ class _Scene:
         s = self.edge(side, 0.35 if kerb else self.pavement[side] + 0.3)
         style = self.fence_style[side]
         if kerb and style[2] is None:
-            style = objects.fence_style(rng, "railing")
+            style = furniture.fence_style(rng, "railing")
         y, stop = between(rng, 3, 10), between(rng, 35, 75)
         while y < stop:
             run = between(rng, 9, 26)
@@ -542,13 +307,8 @@ class _Scene:
             while y < end - 0.5:
                 next_y = min(y + 2.5, end)
                 if not self.in_junction(side, y, next_y):
-                    objects.fence(
-                        self.canvas,
-                        (y + next_y) / 2,
-                        self.road.at(s, y),
-                        self.road.at(s, next_y),
-                        side,
-                        style,
+                    furniture.fence(
+                        self.canvas, (y + next_y) / 2, self.road.at(s, y), self.road.at(s, next_y), side, style
                     )
                 y = next_y
             y += between(rng, 2, 7)
@@ -565,16 +325,12 @@ class _Scene:
             x, _ = self.road.at(self.edge(side, off), y)
             if not self.in_junction(side, y, y):
                 size = between(rng, 4, 6.5) if verge < 1 else between(rng, 4, 10)
-                objects.tree(
-                    self.canvas, rng, y + (1.3 if verge > 1 else -1.2), x, y, size, color=color, form=form
-                )
+                objects.tree(self.canvas, rng, y + (1.3 if verge > 1 else -1.2), x, y, size, color=color, form=form)
             y += gap * between(rng, 0.5, 1.6)
         if self.verge[side] > 1.5:
             for _ in range(int(rng.integers(0, 6))):
                 y = between(rng, 6, 45)
-                x, _ = self.road.at(
-                    self.edge(side, self.pavement[side] + between(rng, 0.9, self.verge[side])), y
-                )
+                x, _ = self.road.at(self.edge(side, self.pavement[side] + between(rng, 0.9, self.verge[side])), y)
                 objects.bush(self.canvas, rng, y + 1.3, x, y, between(rng, 0.8, 2), between(rng, 0.6, 1.6))
 
     def furniture(self, side: int) -> None:
@@ -586,27 +342,27 @@ class _Scene:
             x, _ = road.at(self.edge(side, 0.55), y)
             if not self.in_junction(side, y, y):
                 if kind == "lamp":
-                    objects.lamp(canvas, rng, y - 1.3, x, y, side, self.post_color, height, self.night)
+                    furniture.lamp(canvas, rng, y - 1.3, x, y, side, self.post_color, height, self.night)
                 else:
-                    objects.utility_pole(canvas, rng, y - 1.3, x, y, height)
+                    furniture.utility_pole(canvas, rng, y - 1.3, x, y, height)
             y += spacing * between(rng, 0.9, 1.1)
         for _ in range(int(rng.integers(1, 4))):
             y = between(rng, 8, 34)
             x, _ = road.at(self.edge(side, between(rng, 0.4, 0.8)), y)
             shape = pick(rng, ["round", "triangle", "board", "direction", "lights"])
-            objects.sign(canvas, rng, y - 1.3, x, y, shape)
+            furniture.sign(canvas, rng, y - 1.3, x, y, shape)
         if rng.random() < 0.3:  # a row of bollards
             y, count = between(rng, 6, 14), int(rng.integers(3, 8))
             for i in range(count):
                 x, at = road.at(self.edge(side, 0.3), y + 1.6 * i)
-                objects.post(canvas, at - 1.3, objects.Board(x, at), 1.0, 0.2, self.post_color)
+                furniture.post(canvas, at - 1.3, objects.Board(x, at), 1.0, 0.2, self.post_color)
         if rng.random() < 0.35:
             y = between(rng, 6, 20)
             x, _ = road.at(self.edge(side, between(rng, 0.5, 1.0)), y)
-            objects.litter_bin(canvas, rng, y - 1.2, x, y)
+            furniture.litter_bin(canvas, rng, y - 1.2, x, y)
         if side == 1 and rng.random() < self.family.gantry:
             y = between(rng, 18, 50)
-            objects.gantry(
+            furniture.gantry(
                 canvas, rng, y - 1.3, road.at(self.edge(-1, 0.6), y)[0], road.at(self.edge(1, 0.6), y)[0], y
             )
 
@@ -615,16 +371,16 @@ class _Scene:
         for _ in range(int(rng.integers(1, 5))):
             y = 5.5 + 20 * between(rng, 0, 1) * between(rng, 0.3, 1)
             x, _ = self.road.at(self.edge(side, between(rng, 0.5, max(0.7, self.pavement[side] - 0.3))), y)
-            movers.pedestrian(self.canvas, rng, y - 0.5, x, y)
+            people.pedestrian(self.canvas, rng, y - 0.5, x, y)
         if rng.random() < 0.16:  # someone crosses the road
             s, y = self.road.half * between(rng, -0.9, 0.9), between(rng, 8, 20)
             if self.claim(s, y, 0.5, 0.5):
-                movers.pedestrian(self.canvas, rng, y, self.road.at(s, y)[0], y)
+                people.pedestrian(self.canvas, rng, y, self.road.at(s, y)[0], y)
         for _ in range(3):  # up to three tries to find room for a bicyclist
             s = self.edge(side, pick(rng, [-0.7, -0.7, 0.9]))  # near the kerb on the road, or on the pavement
             y = between(rng, 5.5, 15)
             if self.claim(s, y, 0.4, 1.0):
-                movers.bicyclist(self.canvas, rng, y - 0.6, self.road.at(s, y)[0], y, between(rng, 0.05, 1.0))
+                people.bicyclist(self.canvas, rng, y - 0.6, self.road.at(s, y)[0], y, between(rng, 0.05, 1.0))
                 break
 
     def claim(self, s: float, y: float, half_width: float, half_length: float) -> bool:
@@ -637,10 +393,12 @@ class _Scene:
 
     def drive(self, s: float, y: float, way: int, kind: str) -> None:
         """A vehicle along the road (way 1: away from the camera), if there is room for it."""
-        if self.claim(s, y, 0.95, movers.VEHICLES[kind][0] / 2 + 0.5):
+        length = VEHICLES[kind].length
+        y = max(y, 5 + length / 2)  # the nearest end stays 5 m ahead of the camera
+        if self.claim(s, y, 0.95, length / 2 + 0.5):
             tx, ty = self.road.direction(y)
             x, _ = self.road.at(s, y)
-            movers.vehicle(self.canvas, self.rng, y, x, y, way * tx, way * ty, kind, self.night)
+            vehicle(self.canvas, self.rng, y, x, y, way * tx, way * ty, kind, self.night)
 
     def traffic(self) -> None:
         rng, half, keep = self.rng, self.road.half, self.traffic_side
