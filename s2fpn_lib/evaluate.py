@@ -1,0 +1,260 @@
+"""Score a model on a split: one streaming pass, nothing kept but counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from s2fpn_lib.boundary import BoundaryScore
+from s2fpn_lib.data import SegmentationDataset, get_protocol
+from s2fpn_lib.inference import predict_logits
+from s2fpn_lib.metrics import ConfusionMatrix, class_ids, class_totals, iou_from_totals
+from s2fpn_lib.runs import write_atomic
+
+CONVENTION = "mean over classes in labels or predictions, zero TP counts 0"
+
+
+@dataclass
+class Evaluation:
+    """What one pass over a split found.
+
+    Attributes:
+        confusion: the whole split's counts.
+        per_image: (N, K, 3) int64, each image's true positives, label pixels, predicted pixels.
+        boundary_f: (K,) float64 boundary F-score per class, NaN where undefined; `boundary_mean` its mean over images.
+        indices: the N dataset indices that were scored, `names` their sample ids.
+        settings: protocol, split, images, images_in_split, device, amp, scales, flip, window, boundary_tolerance.
+        seconds: wall time of the pass (loading included): not a speed measurement.
+    """
+
+    confusion: ConfusionMatrix
+    per_image: Tensor
+    boundary_f: Tensor
+    boundary_mean: float
+    indices: list[int]
+    names: list[str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = math.nan
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The protocol's class names."""
+        return get_protocol(self.settings["protocol"]).classes
+
+    def row(self, **provenance: Any) -> dict[str, Any]:
+        """One flat row for a table: `provenance` (checkpoint, seed, ...), the settings, the scores, IoU per class.
+
+        Percentages are not used: every score is a share in 0..1, NaN where undefined.
+        """
+        m = self.confusion
+        return {
+            **provenance,
+            **self.settings,
+            "convention": CONVENTION,
+            "miou": m.miou(),
+            "published_miou": m.published_miou(),
+            "pixel_accuracy": m.pixel_accuracy(),
+            "class_accuracy": m.class_accuracy(),
+            "fwiou": m.frequency_weighted_iou(),
+            "boundary_f": self.boundary_mean,
+            **{f"iou_{name}": value for name, value in zip(self.classes, m.iou().tolist(), strict=True)},
+        }
+
+    def per_class(self) -> pd.DataFrame:
+        """One line a class: iou, precision, recall, boundary_f, and its share of the labelled pixels."""
+        m = self.confusion
+        columns = {"iou": m.iou(), "precision": m.precision(), "recall": m.recall(), "boundary_f": self.boundary_f}
+        columns["label_share"] = m.matrix.sum(1) / m.matrix.sum()
+        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}, index=list(self.classes))
+        return frame.rename_axis("class")
+
+    def image_iou(self) -> Tensor:
+        """(N, K) float64 IoU of each image; NaN where an image has the class in neither map."""
+        return iou_from_totals(self.per_image)
+
+    def worst(self, class_name: str | None = None, count: int = 5, *, min_share: float = 0.002) -> list[int]:
+        """Dataset indices of the images where a class (None: the mean over the image's classes) is worst, worst first.
+
+        An image counts for a class only where the label gives it at least `min_share` of the scored pixels: the very
+        worst would otherwise be images in which the class is a handful of pixels.
+        """
+        iou = self.image_iou()
+        if class_name is None:
+            scores = iou.nanmean(1)
+        else:
+            if class_name not in self.classes:
+                raise ValueError(f"no class {class_name!r} in {self.settings['protocol']}: {', '.join(self.classes)}")
+            k = self.classes.index(class_name)
+            share = self.per_image[:, k, 1] / self.per_image[:, :, 1].sum(1)
+            scores = torch.where(share >= min_share, iou[:, k], math.nan)
+        order = torch.argsort(scores, stable=True).tolist()  # NaN sorts last
+        return [self.indices[i] for i in order if not math.isnan(scores[i])][:count]
+
+    def to_json(self) -> str:
+        """Everything, as JSON text; `from_json` gives it back exactly."""
+        return json.dumps(
+            {
+                "settings": self.settings,
+                "seconds": self.seconds,
+                "ignore_index": self.confusion.ignore_index,
+                "matrix": self.confusion.matrix.tolist(),
+                "boundary_f": [None if math.isnan(v) else v for v in self.boundary_f.tolist()],
+                "boundary_mean": None if math.isnan(self.boundary_mean) else self.boundary_mean,
+                "indices": self.indices,
+                "names": self.names,
+                "per_image": self.per_image.tolist(),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """The evaluation that `to_json` wrote, on the CPU."""
+        data = json.loads(text)
+        return cls(
+            confusion=ConfusionMatrix.from_matrix(torch.tensor(data["matrix"]), data["ignore_index"]),
+            per_image=torch.tensor(data["per_image"], dtype=torch.int64),
+            boundary_f=torch.tensor([math.nan if v is None else v for v in data["boundary_f"]], dtype=torch.float64),
+            boundary_mean=math.nan if data["boundary_mean"] is None else data["boundary_mean"],
+            indices=data["indices"],
+            names=data["names"],
+            settings=data["settings"],
+            seconds=data["seconds"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """`to_json` into a file, atomically."""
+        write_atomic(path, self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """The evaluation in a file that `save` wrote."""
+        return cls.from_json(Path(path).read_text())
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int = 4,
+    device: torch.device | str | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: tuple[int, int] | None = None,
+    overlap: float = 0.5,
+    amp: str | None = None,
+    limit: int | None = None,
+    boundary_tolerance: float | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Score `model` on `dataset` under its protocol, at every label's own size.
+
+    The network sees images of the protocol's size (others are resized to it); its scores are resized to the label.
+    Labels are never resized. scales, flip, window, overlap, amp: see `predict_logits`; a network meant for half the
+    size (S²-FPN on Cityscapes: 512 x 1024) takes `scales=(0.5,)`.
+
+    Args:
+        device: where to run; None leaves the model where it is. The model is moved there.
+        limit: score only so many images, spread evenly over the split (neighbouring video frames are near copies).
+        boundary_tolerance: pixels; None: 0.75 % of the image diagonal.
+        progress: a progress bar.
+
+    Memory does not grow with the split except for 3 K numbers an image.
+    """
+    protocol = dataset.protocol
+    if getattr(model, "num_classes", protocol.num_classes) != protocol.num_classes:
+        raise ValueError(
+            f"the model gives {model.num_classes} classes, {protocol.name} has {protocol.num_classes}:"
+            " evaluate it on the dataset it was trained for"
+        )
+    if device is not None:
+        model = model.to(device)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    indices = spread(len(dataset), limit)
+    confusion = ConfusionMatrix(protocol.num_classes, protocol.ignore_id)
+    boundary = BoundaryScore(protocol.num_classes, protocol.ignore_id, boundary_tolerance)
+    totals: list[Tensor] = []
+    start = time.perf_counter()
+    with tqdm(total=len(indices), desc=f"{protocol.name} {dataset.split}", unit="image", disable=not progress) as bar:
+        for images, labels in _batches(dataset, indices, batch_size):
+            scores = predict_logits(
+                model, images.to(device), scales=scales, flip=flip, window=window, overlap=overlap, amp=amp
+            )
+            for some, label in _by_label_size(scores, labels):
+                label = label.to(device)
+                pred = class_ids(some)
+                totals.append(class_totals(confusion.update(pred, label)))
+                boundary.update(pred, label)
+            bar.update(len(images))
+    return Evaluation(
+        confusion=confusion,
+        per_image=torch.cat(totals).cpu(),
+        boundary_f=boundary.per_class().cpu(),
+        boundary_mean=boundary.mean(),
+        indices=indices,
+        names=[dataset.names[i] for i in indices],
+        settings={
+            "protocol": protocol.name,
+            "split": dataset.split,
+            "images": len(indices),
+            "images_in_split": len(dataset),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "amp": amp or "float32",
+            "scales": "+".join(f"{s:g}" for s in scales),
+            "flip": flip,
+            "window": f"{window[0]}x{window[1]} overlap {overlap:g}" if window else "whole image",
+            "boundary_tolerance": "0.75 % of the diagonal"
+            if boundary_tolerance is None
+            else f"{boundary_tolerance:g} px",
+        },
+        seconds=time.perf_counter() - start,
+    )
+
+
+def spread(length: int, limit: int | None) -> list[int]:
+    """At most `limit` indices below `length`, evenly spread, ascending."""
+    if length == 0:
+        raise ValueError("the split is empty: nothing to evaluate")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: give at least 1, or None for the whole split")
+    count = min(length, limit or length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _batches(
+    dataset: SegmentationDataset, indices: Sequence[int], batch_size: int
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """(B, 3, H, W) uint8 images at the protocol's size, and their labels as they are."""
+    for first in range(0, len(indices), batch_size):
+        pairs = [dataset[i] for i in indices[first : first + batch_size]]
+        images = [_at_size(image, dataset.protocol.size) for image, _ in pairs]
+        yield torch.stack(images), [label for _, label in pairs]
+
+
+def _at_size(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _by_label_size(scores: Tensor, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores at their labels' sizes; the whole batch at once where all labels share one size."""
+    if all(label.shape == labels[0].shape for label in labels):
+        groups = [(scores, torch.stack(labels))]
+    else:
+        groups = [(score[None], label[None]) for score, label in zip(scores, labels, strict=True)]
+    for some, label in groups:
+        if some.shape[-2:] != label.shape[-2:]:
+            some = F.interpolate(some, size=label.shape[-2:], mode="bilinear", align_corners=False)
+        yield some, label
