@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from s2fpn_lib.model import build_model, load_published
-from s2fpn_lib.runs import atomic_file, write_atomic
+from s2fpn_lib.runs import atomic_file, read_json, write_atomic
 
 RELEASED = Path(__file__).resolve().parent / "weights"
 # One key: safetensors writes several in an order that differs from run to run, and equal weights shall be equal files.
@@ -189,7 +189,7 @@ def _chosen_checkpoint(run_dir: Path) -> Path:
     """The checkpoint that a finished run's rule chose; of an unfinished run the best so far."""
     result = run_dir / "result.json"
     if result.exists():
-        return run_dir / json.loads(result.read_text())["checkpoint"]
+        return run_dir / read_json(result)["checkpoint"]
     for name in ("best.safetensors", "last.safetensors"):
         if (run_dir / name).exists():
             return run_dir / name

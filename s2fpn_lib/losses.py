@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2fpn_lib.data import SegmentationDataset, label_counts
+
 PUBLISHED_WEIGHT_CONSTANT = 1.10
 CRITERIA = ("cross_entropy", "ohem")
 AUX_RESOLUTIONS = ("label", "own")
@@ -90,7 +92,7 @@ class DeepSupervisionLoss(nn.Module):
         if foreign:
             raise ValueError(
                 f"label ids {foreign} are neither one of the {num_classes} classes (0..{num_classes - 1}) nor the "
-                f"ignored id {self.ignore_index}: check the dataset (s2fpn_lib.data.check_dataset) or the protocol's ignore_id"
+                f"ignored id {self.ignore_index}: audit the dataset (s2fpn_lib.data.check_dataset) or mend ignore_index"
             )
 
     def _target(self, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -148,7 +150,7 @@ def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
     return label[:, rows[:, None], columns]  # (B, h, w)
 
 
-def class_weights_from(dataset, rule: str | float = "published") -> Tensor:
+def class_weights_from(dataset: SegmentationDataset, rule: str | float = "published") -> Tensor:
     """(K,) float32 class weights 1 / ln(c + share), share = the class's part of all labelled pixels (ENet's rule).
 
     Args:
@@ -170,18 +172,16 @@ def class_weights_from(dataset, rule: str | float = "published") -> Tensor:
     return (1 / torch.log(constant + share)).float()
 
 
-def class_pixels(dataset) -> Tensor:
+def class_pixels(dataset: SegmentationDataset) -> Tensor:
     """(K,) int64 number of pixels of each class over the dataset's labels, ignored pixels left out."""
     protocol = dataset.protocol
-    known = [*range(protocol.num_classes), protocol.ignore_id]
-    pixels = torch.zeros(256, dtype=torch.int64)
-    for index, name in enumerate(dataset.names):
-        counts = torch.bincount(dataset[index][1].flatten(), minlength=256)
-        foreign = [i for i in counts.nonzero().flatten().tolist() if i not in known]
-        if foreign:
-            raise ValueError(
-                f"label of {name} ({dataset.name} {dataset.split}) holds ids {foreign}; {protocol.name} knows "
-                f"0..{protocol.num_classes - 1} and the ignored id {protocol.ignore_id}"
-            )
-        pixels += counts
-    return pixels[: protocol.num_classes]
+    counts = torch.from_numpy(label_counts(dataset))  # (samples, 256)
+    foreign = counts.bool()
+    foreign[:, list(protocol.label_ids)] = False
+    if foreign.any():
+        sample, label_id = foreign.nonzero()[0].tolist()
+        raise ValueError(
+            f"label of {dataset.names[sample]} ({dataset.name} {dataset.split}) holds the id {label_id}; "
+            f"{protocol.name} knows 0..{protocol.num_classes - 1} and the ignored id {protocol.ignore_id}"
+        )
+    return counts.sum(0)[: protocol.num_classes]

@@ -25,6 +25,10 @@ import torchvision
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+class ConfigChanged(ValueError):
+    """The run directory belongs to a run with another configuration; the message names the fields."""
+
+
 class RunLocked(RuntimeError):
     """Another live process trains in this run directory."""
 
@@ -71,6 +75,14 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file; a ValueError that names the file where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or delete its folder to start again") from error
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
@@ -168,18 +180,35 @@ class RunDirectory:
             finally:
                 _held_here.discard(path)
 
+    def claim(self, recipe: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Writes config.json, or checks that the run that is here has the same recipe.
+
+        A field that a stored recipe does not know yet counts as its default. Raises `ConfigChanged` otherwise.
+        """
+        if not self.config.exists():
+            write_json(self.config, recipe)
+            return
+        stored = {**defaults, **read_json(self.config)}
+        changed = [name for name in {**recipe, **stored} if stored.get(name) != recipe.get(name)]
+        if changed:
+            differences = ", ".join(f"{name} {stored.get(name)!r} -> {recipe.get(name)!r}" for name in changed)
+            raise ConfigChanged(
+                f"{self.path} holds a run with another configuration ({differences}): "
+                "choose another run_dir, or delete that one"
+            )
+
     def record_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes environment.json; what earlier starts of this run recorded moves into its `earlier_starts` list."""
         earlier: list[Any] = []
         if self.environment.exists():
-            previous = json.loads(self.environment.read_text())
+            previous = read_json(self.environment)
             earlier = [*previous.pop("earlier_starts", []), previous]
         write_json(self.environment, {**environment, "earlier_starts": earlier})
 
-    def drop_metrics_from(self, epoch: int) -> None:
-        """Forgets the rows of `epoch` and later, which a resumed run is about to write again."""
+    def drop_metrics_after(self, epoch: int) -> None:
+        """Forgets the rows after `epoch`, which a resumed run is about to write again."""
         rows = read_rows(self.metrics)
-        kept = [row for row in rows if row["epoch"] < epoch]
+        kept = [row for row in rows if row["epoch"] <= epoch]
         if len(kept) < len(rows):
             write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 

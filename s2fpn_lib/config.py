@@ -1,0 +1,262 @@
+"""What a training run is made of: one flat, frozen configuration, and named presets for it."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from s2fpn_lib.data import PUBLISHED_SCALES, Augment
+from s2fpn_lib.losses import AUX_RESOLUTIONS, CRITERIA
+
+# What the published train.py calls on its command line, and the field that does it here.
+PUBLISHED_OPTIONS = {
+    "max_epochs": "epochs",
+    "train_type": "train_split",
+    "input_size": "crop",
+    "random_mirror": "flip",
+    "random_scale": "scales",
+    "num_workers": "workers",
+    "gpus": "device",
+    "cuda": "device",
+}
+# Fields that say how a run is carried out, not what it computes: they may change when a run is taken up again.
+OPERATIONAL = ("data_root", "device", "workers", "max_minutes", "checkpoint_every", "checkpoint_minutes")
+
+CHOICES = {
+    "revision": ("v1", "v2"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "criterion": CRITERIA,
+    "aux_resolution": AUX_RESOLUTIONS,
+    "amp": ("off", "bf16", "fp16", "auto"),
+    "checkpoint_rule": ("best-val", "last"),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `TrainConfig()` is the published CamVid recipe on whatever data there is; see `PRESETS`.
+
+    Every field is a plain value that a notebook, a YAML file or JSON can hold; 0 and "" mean off or default where the
+    comment says so. Equal configurations give bit-equal weights on one CPU, whatever `OPERATIONAL` fields say.
+    """
+
+    # data
+    dataset: str = "auto"  # camvid, cityscapes, roadscenes; auto: camvid where found, else roadscenes
+    data_root: str = ""  # folder of the dataset; empty: S2FPN_DATA, else the project's data/
+    train_split: str = "train"  # train or trainval, with an optional filter: trainval:drive!=0016E5
+    val_split: str = "val"  # split the checkpoint rule looks at; empty: no validation; never test
+    crop: tuple[int, int] | None = None  # (height, width) of a training sample; None: the protocol's size
+    scales: tuple[float, ...] = PUBLISHED_SCALES  # random scale, one of these
+    scale_range: tuple[float, float] | None = None  # (lowest, highest): continuous scale instead of `scales`
+    flip: bool = True  # mirror half of the samples
+    photometric: float = 0.0  # strength of brightness, contrast and saturation changes
+    rare_class_crops: float = 0.0  # share of crops centred on a rare class
+    # network
+    model: str = "s2fpn18"
+    revision: str = "v1"
+    switches: dict[str, Any] = field(default_factory=dict)  # of build_model, e.g. {"ssam": False}
+    normalization: str = ""  # empty: the encoder's own
+    encoder_weights: str = ""  # "imagenet" or the path of a state dict; empty: none
+    # optimisation
+    optimizer: str = "adam"
+    lr: float = 3e-4
+    encoder_lr: float = 0.0  # learning rate of the encoder; 0: the same
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 2e-4
+    decay_all: bool = True  # False: no decay on biases, normalisation, PReLU slopes and other one-dimensional weights
+    epochs: int = 150
+    warmup: int = 500  # iterations, at most a tenth of the run (schedule.fit_warmup)
+    warmup_start: float = 1 / 3  # factor on the learning rate at the first iteration
+    poly_power: float = 0.9
+    batch_size: int = 8
+    clip: float = 0.0  # largest norm of the gradient; 0: no clipping
+    ema: float = 0.0  # decay of the averaged weights that are validated and saved; 0: no averaging
+    # loss
+    criterion: str = "cross_entropy"  # or ohem
+    class_weights: float = 1.10  # c of the class weights 1/ln(c + share); 0: no weights
+    aux_weight: float = 1.0  # of each auxiliary loss
+    aux_resolution: str = "label"  # or own, cheaper
+    ohem_threshold: float = 0.7
+    ohem_min_kept: float = 1 / 16
+    # how it is carried out
+    amp: str = "off"  # off, bf16, fp16; auto: what the device is fast at
+    channels_last: bool = True
+    compile: bool = False
+    seed: int = 0
+    device: str = "auto"  # cpu, cuda, cuda:1; auto: cuda where there is one
+    workers: int = 0  # loader processes
+    max_minutes: float = 0.0  # stop at the last epoch's end that fits into this training time; 0: no limit
+    eval_every: int = 1  # epochs; the last epoch is always validated
+    eval_images: int = 0  # images of the validation split, evenly spread; 0: all
+    checkpoint_every: int = 1  # epochs between training states; the last epoch always gets one
+    checkpoint_minutes: float = 10.0  # save inside a long epoch, too, this often; 0: at epoch ends only
+    checkpoint_rule: str = "best-val"  # or last: which weights the run hands over
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            # JSON, YAML and notebooks have lists for tuples and ints for floats: stored as declared, so that equal
+            # configurations compare and hash equal
+            value = getattr(self, declared.name)
+            object.__setattr__(self, declared.name, _as_declared(declared.name, value, _TYPES[declared.name]))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name in ("lr", "epochs", "batch_size", "eval_every", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0")
+        for name in ("encoder_lr", "weight_decay", "warmup", "clip", "aux_weight", "workers", "eval_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must not be negative")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it is a decay below 1, such as 0.999, or 0 for none")
+        if self.class_weights and self.class_weights <= 1:
+            raise ValueError(
+                f"class_weights is {self.class_weights}; it is the c > 1 of 1/ln(c + share), or 0 for none"
+            )
+        for name in ("train_split", "val_split"):
+            if getattr(self, name).startswith("test"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: the test split is for the final measurement only")
+        if self.checkpoint_rule == "best-val" and not self.val_split:
+            raise ValueError('checkpoint_rule "best-val" needs a val_split; without one use checkpoint_rule="last"')
+        if self.checkpoint_rule == "best-val" and self.train_split == "trainval" and self.val_split == "val":
+            raise ValueError(
+                'checkpoint_rule "best-val" would choose by images that train_split="trainval" trains on; '
+                'use checkpoint_rule="last"'
+            )
+        self.augment()  # checks its own fields
+
+    def augment(self) -> Augment:
+        """The augmentation that the fields describe."""
+        return Augment(
+            scales=self.scales,
+            scale_range=self.scale_range,
+            flip=self.flip,
+            photometric=self.photometric,
+            rare_class_crops=self.rare_class_crops,
+        )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "TrainConfig":
+        """The preset of that name with some fields changed.
+
+        Raises ValueError for an unknown preset and TypeError for an unknown field, each with the nearest known one.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}.{_near(name, PRESETS)} Presets: {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[name], **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The configuration with these fields; an unknown name is a TypeError that suggests the nearest one."""
+        known = [each.name for each in fields(cls)]
+        for name in values:
+            if name in PUBLISHED_OPTIONS:
+                raise TypeError(
+                    f"TrainConfig has no field {name!r}; the published {name} is {PUBLISHED_OPTIONS[name]!r}"
+                )
+            if name not in known:
+                raise TypeError(f"TrainConfig has no field {name!r}.{_near(name, known)} Fields: {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON holds them (tuples as lists); `from_dict` gives the same configuration back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """A copy with some fields changed."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+    def recipe(self) -> dict[str, Any]:
+        """`to_dict` without the `OPERATIONAL` fields: what decides the result, and names a run."""
+        return {name: value for name, value in self.to_dict().items() if name not in OPERATIONAL}
+
+
+# ImageNet encoders: the paper's text; the published code loads them and then initialises over them.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The published CamVid recipe. Its README's command line says lr 4e-3; the paper's 3e-4 is used.
+    "published-camvid": {
+        "dataset": "camvid",
+        "train_split": "trainval",
+        "crop": (360, 480),
+        "normalization": "camvid-mean",
+        "encoder_weights": "imagenet",
+        "checkpoint_rule": "last",  # trained on val, so there is nothing to choose by
+        "eval_every": 10,
+    },
+    # The published Cityscapes recipe; lr is the default and the README's command line of the published train.py.
+    "published-cityscapes": {
+        "dataset": "cityscapes",
+        "crop": (512, 1024),
+        "normalization": "cityscapes-mean",
+        "encoder_weights": "imagenet",
+        "optimizer": "sgd",
+        "lr": 4e-3,
+        "weight_decay": 1e-4,
+        "epochs": 500,
+        "eval_every": 10,
+    },
+    # Ours: the same network with a current recipe.
+    "modern": {
+        "encoder_weights": "imagenet",
+        "optimizer": "adamw",
+        "lr": 1.5e-3,
+        "encoder_lr": 5e-4,
+        "weight_decay": 1e-2,
+        "decay_all": False,
+        "scale_range": (0.6, 2.0),
+        "photometric": 0.3,
+        "class_weights": 1.12,
+        "aux_weight": 0.4,
+        "aux_resolution": "own",
+        "ema": 0.999,
+        "clip": 1.0,
+        "amp": "auto",
+    },
+    # Minutes on a CPU: the small network, trained from scratch.
+    "quick": {
+        "model": "s2fpn_lite",
+        "optimizer": "adamw",
+        "lr": 2e-3,
+        "weight_decay": 1e-2,
+        "decay_all": False,
+        "epochs": 8,
+        "scale_range": (0.6, 2.0),
+        "photometric": 0.2,
+        "class_weights": 1.12,
+        "aux_weight": 0.4,
+        "aux_resolution": "own",
+        "ema": 0.99,
+        "clip": 1.0,
+        "amp": "auto",
+        "eval_images": 40,
+    },
+}
+
+_TYPES = typing.get_type_hints(TrainConfig)
+
+
+def _as_declared(name: str, value: Any, declared: Any) -> Any:
+    """`value` as the field's declared type; TypeError where it is another."""
+    if isinstance(declared, types.UnionType):  # the only unions are with None
+        if value is None:
+            return None
+        declared = typing.get_args(declared)[0]
+    kind, items = typing.get_origin(declared) or declared, typing.get_args(declared)
+    if kind is tuple and isinstance(value, list | tuple):
+        if items[-1] is Ellipsis or len(items) == len(value):
+            return tuple(_as_declared(name, item, items[0]) for item in value)
+        raise TypeError(f"{name} is {value!r}; it takes {len(items)} numbers")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(
+            f"{name} is {value!r} ({type(value).__name__}); it takes {getattr(declared, '__name__', declared)}"
+        )
+    return value
+
+
+def _near(name: str, known: typing.Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

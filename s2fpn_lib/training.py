@@ -1,0 +1,286 @@
+"""One step, one epoch and the state of a training run; `train` drives them."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2fpn_lib import runs
+from s2fpn_lib.checkpoint import load_state, save_state, save_weights
+from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.data import SegmentationDataset, TrainLoader, train_loader
+from s2fpn_lib.devices import choose_amp
+from s2fpn_lib.ema import ExponentialMovingAverage
+from s2fpn_lib.evaluate import evaluate
+from s2fpn_lib.losses import DeepSupervisionLoss, class_weights_from
+from s2fpn_lib.model import build_model
+from s2fpn_lib.optimizers import build_optimizer
+from s2fpn_lib.runs import RunDirectory
+from s2fpn_lib.schedule import fit_warmup, warmup_poly_schedule
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STEPS_BETWEEN_CHECKS = 50  # of the loss on CUDA, where a look at it is a host sync
+
+Row = dict[str, Any]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the weights became infinite or NaN; the message names step and samples, and what to try."""
+
+
+class Training:
+    """Everything that changes while a run goes on, and one step of it.
+
+    A fresh object continues from the run directory's last state where there is one. `network` is what the step calls:
+    `model` itself, or a wrapper that shares its parameters.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset | None,
+        device: torch.device,
+        run: RunDirectory,
+    ):
+        self.config, self.device, self.run, self.val_set = config, device, run, val_set
+        self.protocol = train_set.protocol
+        self.amp = choose_amp(config.amp, device)
+        self.loader = train_loader(
+            train_set,
+            crop=config.crop or self.protocol.size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.workers,
+            augment=config.augment(),
+            pin_memory=device.type == "cuda",
+        )
+        self.total_steps = config.epochs * len(self.loader)
+        self.git_sha = runs.code_version()["git_sha"]
+        state = load_state(run.state)
+
+        torch.manual_seed(config.seed)
+        self.model = build_model(
+            config.model,
+            revision=config.revision,
+            num_classes=self.protocol.num_classes,
+            encoder_weights=None if state else config.encoder_weights or None,
+            **({"normalization": config.normalization} if config.normalization else {}),
+            **config.switches,
+        ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        self.network = torch.compile(self.model) if config.compile else self.model
+        self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
+        self.criterion = DeepSupervisionLoss(
+            self.protocol.ignore_id,
+            class_weights_from(train_set, config.class_weights) if config.class_weights else None,
+            config.aux_weight,
+            criterion=config.criterion,
+            aux_resolution=config.aux_resolution,
+            ohem_threshold=config.ohem_threshold,
+            ohem_min_kept=config.ohem_min_kept,
+        ).to(device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.schedule = warmup_poly_schedule(
+            self.optimizer,
+            total=self.total_steps,
+            warmup=fit_warmup(config.warmup, self.total_steps),
+            start_factor=config.warmup_start,
+            power=config.poly_power,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
+
+        self.step = 0  # optimizer steps done
+        self.best: float | None = None  # best validation mIoU so far
+        self.seconds = 0.0  # spent training and validating, over all starts
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # first step with a NaN or infinite loss
+        self._begin_epoch()
+        if state:
+            self.load_state_dict(state)
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self.step // len(self.loader)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The weights that are validated and handed over: the moving average where there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def _begin_epoch(self) -> None:
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.data_seconds = self.step_seconds = 0.0
+
+    def optimise(self, images: Tensor, labels: Tensor) -> None:
+        """One optimizer step on a batch of uint8 (B,3,h,w) images and (B,h,w) labels. On CUDA without any host sync."""
+        torch.manual_seed(step_seed(self.config.seed, self.step))
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, AMP_DTYPES.get(self.amp), enabled=self.amp is not None):
+            outputs = self.network(self.model.preprocess(images), aux=True, resize=False)
+        loss = self.criterion(outputs, labels)  # float32, and resizes the logits to the label
+
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.config.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr = self.schedule.get_last_lr()[-1]
+        self.schedule.step()
+        if self.ema:
+            self.ema.update(self.step)
+
+        loss = loss.detach()
+        self.loss_sum += loss
+        self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), self.step, self.first_bad)
+        self.step += 1
+        if self.device.type == "cpu" or self.step % STEPS_BETWEEN_CHECKS == 0:
+            self.refuse_bad()
+
+    def train_epoch(self, after_step: Callable[[], None]) -> Row:
+        """The rest of the current epoch; its row of the metrics, without validation."""
+        self.model.train()
+        mark = time.perf_counter()
+        for images, labels in self.loader:
+            ready = time.perf_counter()
+            self.optimise(images, labels)
+            done = time.perf_counter()
+            self.data_seconds += ready - mark
+            self.step_seconds += done - ready
+            self.seconds += done - mark
+            after_step()
+            mark = time.perf_counter()
+        loss = self.loss_sum.item() / len(self.loader)  # waits for the device: the queue's rest is step time
+        rest = time.perf_counter() - mark
+        self.step_seconds += rest
+        self.seconds += rest
+        self.refuse_bad()
+        steps, seconds = len(self.loader), self.data_seconds + self.step_seconds
+        row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "lr": self.lr,
+            "loss": loss,
+            "val_miou": None,
+            "data_s": self.data_seconds / steps,
+            "step_s": self.step_seconds / steps,
+            "images_per_s": steps * self.config.batch_size / seconds,
+            "seconds": seconds,
+        }
+        self._begin_epoch()
+        return row
+
+    def validate(self) -> float:
+        """mIoU on the validation split; a new best one is saved as best.safetensors."""
+        start = time.perf_counter()
+        limit = self.config.eval_images or None
+        result = evaluate(
+            self.averaged, self.val_set, batch_size=self.config.batch_size, limit=limit, amp=self.amp, progress=False
+        )
+        miou = result.confusion.miou()
+        if self.best is None or miou > self.best:
+            self.best = miou
+            self.save_weights(self.run.best, miou)
+        self.seconds += time.perf_counter() - start
+        return miou
+
+    def refuse_bad(self) -> None:
+        """Raises TrainingDiverged if a loss so far was not finite. Syncs with the device."""
+        if (step := int(self.first_bad)) >= 0:
+            raise TrainingDiverged(self._diverged(step))
+
+    def _diverged(self, step: int) -> str:
+        epoch, batch = divmod(step, len(self.loader))
+        try:
+            self.criterion.check_labels(self.loader.maker.make(epoch, batch)[1], self.protocol.num_classes)
+            advice = "try a lower lr, clip=1.0 or amp='off'"
+        except ValueError as error:
+            advice = str(error)
+        return (
+            f"the loss of step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(self.loader)}) is not finite; "
+            f"samples: {', '.join(batch_names(self.loader, step))}. "
+            f"{self.run.state} keeps the last good state; {advice}"
+        )
+
+    def save(self) -> None:
+        """Writes the training state; never one that has diverged."""
+        self.refuse_bad()
+        norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
+        if not norms.isfinite().all():
+            raise TrainingDiverged(
+                f"weights are not finite after step {self.step - 1} though its loss was (an overflow in the gradient); "
+                f"samples: {', '.join(batch_names(self.loader, self.step - 1))}. "
+                f"{self.run.state} keeps the last good state; try a lower lr, clip=1.0 or amp='off'"
+            )
+        save_state(self.run.state, self.state_dict())
+
+    def state_dict(self) -> Row:
+        """All that resuming needs. Random numbers are functions of seed and step, so there is no random state in it."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.last_epoch,
+            "scaler": self.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds],
+        }
+
+    def load_state_dict(self, state: Row) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]
+        for group, lr in zip(self.optimizer.param_groups, self.schedule.get_lr(), strict=True):
+            group["lr"] = lr
+        self.scaler.load_state_dict(state["scaler"])
+        self.loader.load_state_dict(state["loader"])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        loss_sum, self.data_seconds, self.step_seconds = state["this_epoch"]
+        self.loss_sum.copy_(loss_sum)
+
+    def save_weights(self, path: Path, val_miou: float | None) -> None:
+        """Writes the averaged weights with their provenance."""
+        config = self.config
+        provenance = {
+            "dataset": config.dataset,
+            "protocol": self.protocol.name,
+            "train_split": config.train_split,
+            "val_split": config.val_split,
+            "val_miou": val_miou,
+            "pretraining": config.encoder_weights or "none",
+            "seed": config.seed,
+            "epoch": self.epoch,
+            "step": self.step,
+            "recipe": runs.config_hash(config.recipe()),
+            "git_sha": self.git_sha,
+        }
+        save_weights(self.averaged, path, provenance)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the random numbers (dropout) of one step: SplitMix64 of both, 32 bits, which is what torch's CPU
+    generator uses of a seed. Adjacent steps and seeds get unrelated streams."""
+    mask = 2**64 - 1
+    z = ((seed + 1) * 0xD1342543DE82EF95 + (step + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 32
+
+
+def batch_names(loader: TrainLoader, step: int) -> list[str]:
+    """Sample ids of the batch that step `step` (0 is a run's first) trained on."""
+    epoch, batch = divmod(step, len(loader))
+    maker = loader.maker
+    order = maker.order(epoch)
+    first = (batch * maker.world_size + maker.rank) * maker.batch_size
+    return [loader.dataset.names[order[(first + row) % len(order)]] for row in range(maker.batch_size)]
