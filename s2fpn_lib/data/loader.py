@@ -125,6 +125,7 @@ class TrainLoader:
         # the last, incomplete batch is dropped; a dataset smaller than one batch wraps around
         self._batches = max(1, len(dataset) // (batch_size * world_size))
         self.epoch, self.next_batch = 0, 0
+        self._positions = _Positions()
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -169,6 +170,7 @@ class TrainLoader:
                     future.cancel()
 
     def _from_workers(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._positions.left = [(self.epoch, index) for index in range(self.next_batch, len(self))]
         return iter(self._worker_loader)
 
     @cached_property
@@ -177,7 +179,7 @@ class TrainLoader:
         return DataLoader(
             _MadeBatches(self.maker),
             batch_size=None,
-            sampler=_Positions(self),
+            sampler=self._positions,
             num_workers=self.workers,
             persistent_workers=True,
             prefetch_factor=max(1, self.prefetch),
@@ -197,11 +199,13 @@ class _MadeBatches(Dataset):
 
 
 class _Positions(Sampler):
-    """(epoch, batch) of what is left of the loader's current epoch."""
+    """(epoch, batch) of what is left of an epoch.
 
-    def __init__(self, loader: TrainLoader) -> None:
-        self.loader = loader
+    It does not hold the loader: in a cycle with it the workers would be told to stop only after a timeout.
+    """
+
+    def __init__(self) -> None:
+        self.left: list[tuple[int, int]] = []
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, first = self.loader.epoch, self.loader.next_batch
-        return iter([(epoch, index) for index in range(first, len(self.loader))])
+        return iter(self.left)
