@@ -1,4 +1,4 @@
-"""Is this dataset what its protocol says? Asked before a run starts, so that a broken file costs minutes, not a night."""
+"""Is this dataset what its protocol says? Asked before a run starts: a broken file costs minutes, not a night."""
 
 from __future__ import annotations
 

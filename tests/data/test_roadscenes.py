@@ -124,7 +124,7 @@ def test_class_shares_are_those_of_a_road(scenes):
     share, present = counts.mean(axis=0), (counts > 0.0005).mean(axis=0)
     lowest = [0.10, 0.10, 0.012, 0.22, 0.035, 0.05, 0.01, 0.015, 0.05, 0.007, 0.01, 0.01]
     highest = [0.26, 0.26, 0.040, 0.42, 0.110, 0.18, 0.03, 0.060, 0.14, 0.020, 0.03, 0.04]
-    assert (share > lowest).all() and (share < highest).all(), share.round(4)
+    assert ((share > lowest) & (share < highest)).all(), share.round(4)
     assert (present[:11] >= 0.75).all(), present
 
 
