@@ -1,0 +1,178 @@
+"""Checkpoints: round trips, damage, full disks, foreign files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from s2fpn_lib import checkpoint
+from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata, save_state, save_weights
+from s2fpn_lib.model import build_model
+from s2fpn_lib.runs import PROJECT
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model("s2fpn18", num_classes=3, normalization="camvid-mean", ssam=False)
+
+
+def test_weights_round_trip_with_the_model_they_belong_to(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_weights(model.to(memory_format=torch.channels_last), path, {"protocol": "roadscenes", "epoch": 4})
+    loaded = load_model(path)
+    assert not loaded.training
+    assert loaded.config == model.config
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    metadata = read_metadata(path)
+    assert (metadata["protocol"], metadata["epoch"], metadata["config"]["ssam"]) == ("roadscenes", 4, False)
+    first = path.read_bytes()
+    save_weights(model, path, {"epoch": 4, "protocol": "roadscenes"})
+    assert path.read_bytes() == first
+
+
+def test_damaged_weights_are_named(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_weights(model, path, {})
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_model(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_model(path)
+
+
+def test_weights_of_another_origin_or_another_model_are_explained(model, tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="does not say which model"):
+        load_model(path)
+    document = json.dumps({"config": model.config})
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path, {checkpoint.METADATA_KEY: document})
+    with pytest.raises(CheckpointError, match=r"other\.safetensors do not fit"):
+        load_model(path)
+    with pytest.raises(TypeError, match="records its own model"):
+        load_model(path, name="s2fpn18")
+
+
+def test_released_weights_load_by_name(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RELEASED", tmp_path)
+    save_weights(model, tmp_path / "s2fpn18-camvid.safetensors", {})
+    assert load_model("s2fpn18-camvid").config == model.config
+    with pytest.raises(CheckpointError, match="Did you mean 's2fpn18-camvid'"):
+        load_model("s2fpn18-camvi")
+
+
+def test_a_run_directory_loads_the_checkpoint_its_rule_chose(model, tmp_path):
+    with pytest.raises(CheckpointError, match="is it a run directory"):
+        load_model(tmp_path)
+    save_weights(model, tmp_path / "last.safetensors", {})
+    assert load_model(tmp_path).num_classes == 3
+    save_weights(build_model("s2fpn18", num_classes=5), tmp_path / "best.safetensors", {})
+    assert load_model(tmp_path).num_classes == 5
+    (tmp_path / "result.json").write_text('{"checkpoint": "last.safetensors"}')
+    assert load_model(tmp_path).num_classes == 3
+
+
+def test_the_authors_layout_loads_when_told_which_model_and_runs_no_code(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (print, ("this must not run",))
+
+    path = tmp_path / "model_150.pth"
+    torch.save({"epoch": 1, "model": Malicious()}, path)
+    with pytest.raises(CheckpointError, match='name="s2fpn18"'):
+        load_model(path)
+    with pytest.raises(RuntimeError, match=r"model_150\.pth"):
+        load_model(path, name="s2fpn18", num_classes=3)
+
+
+def state(step: int) -> dict:
+    torch.manual_seed(step)
+    return {"model": {"weight": torch.randn(300, 300)}, "step": step, "best": None, "this_epoch": [0.5, 1.5]}
+
+
+def test_states_round_trip_and_the_one_before_is_kept(tmp_path):
+    path = tmp_path / "last.pt"
+    assert load_state(path) is None
+    for step in (1, 2, 3):
+        save_state(path, state(step))
+    loaded = load_state(path)
+    assert loaded["step"] == 3
+    assert loaded["best"] is None
+    assert torch.equal(loaded["model"]["weight"], state(3)["model"]["weight"])
+    assert load_state(tmp_path / "previous.pt")["step"] == 2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
+def truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip_a_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda _: b""])
+def test_a_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, damage):
+    path = tmp_path / "last.pt"
+    save_state(path, state(1))
+    save_state(path, state(2))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match=r"last\.pt is damaged .* continuing from .* previous\.pt"):
+        assert load_state(path)["step"] == 1
+    (tmp_path / "previous.pt").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged .*previous\.pt is damaged"):
+        load_state(path)
+
+
+def test_a_crash_between_the_two_renames_loses_nothing(tmp_path):
+    path = tmp_path / "last.pt"
+    save_state(path, state(1))
+    path.rename(tmp_path / "previous.pt")
+    with pytest.warns(UserWarning, match=r"last\.pt is missing"):
+        assert load_state(path)["step"] == 1
+
+
+LIMITED = """
+import resource, sys, torch
+from s2fpn_lib.checkpoint import CheckpointError, save_state
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))  # a file may not grow beyond it
+try:
+    save_state(sys.argv[1], {"weight": torch.zeros(300, 300), "step": 3})
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_both_states_stay(tmp_path):
+    path = tmp_path / "last.pt"
+    save_state(path, state(1))
+    save_state(path, state(2))
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    command = [sys.executable, "-c", LIMITED, str(path)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert f"could not write {path}" in done.stdout
+    assert "File too large" in done.stdout
+    assert "make room" in done.stdout
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    assert load_state(path)["step"] == 2
+
+
+def test_a_full_disk_keeps_earlier_weights(model, tmp_path, monkeypatch):
+    path = tmp_path / "best.safetensors"
+    save_weights(model, path, {"epoch": 1})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full_disk)
+    with pytest.raises(CheckpointError, match=r"could not write .*best\.safetensors .*No space left"):
+        save_weights(model, path, {"epoch": 2})
+    assert read_metadata(path)["epoch"] == 1

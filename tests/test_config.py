@@ -1,0 +1,91 @@
+"""Training configurations: presets, refused mistakes, and that equal ones are equal."""
+
+import json
+
+import pytest
+
+from s2fpn_lib.config import OPERATIONAL, PRESETS, PUBLISHED_OPTIONS, TrainConfig
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    config = TrainConfig.preset(name)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_published_camvid_is_the_published_recipe():
+    config = TrainConfig.preset("published-camvid")
+    published = {
+        "optimizer": "adam",
+        "lr": 3e-4,
+        "weight_decay": 2e-4,
+        "epochs": 150,
+        "batch_size": 8,
+        "crop": (360, 480),
+        "warmup": 500,
+        "warmup_start": 1 / 3,
+        "poly_power": 0.9,
+        "scales": (0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+        "flip": True,
+        "photometric": 0.0,
+        "normalization": "camvid-mean",
+        "class_weights": 1.10,
+        "aux_weight": 1.0,
+        "aux_resolution": "label",
+        "criterion": "cross_entropy",
+        "train_split": "trainval",
+        "checkpoint_rule": "last",
+        "clip": 0.0,
+        "ema": 0.0,
+        "amp": "off",
+    }
+    assert {name: getattr(config, name) for name in published} == published
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(TypeError, match=r"no field 'epoch'\. Did you mean 'epochs'"):
+        TrainConfig.preset("quick", epoch=3)
+    with pytest.raises(ValueError, match=r"no preset 'quik'\. Did you mean 'quick'"):
+        TrainConfig.preset("quik")
+    for published, ours in PUBLISHED_OPTIONS.items():
+        with pytest.raises(TypeError, match=f"the published {published} is '{ours}'"):
+            TrainConfig.from_dict({published: 1})
+        assert hasattr(TrainConfig(), ours)
+
+
+def test_values_are_stored_as_declared():
+    config = TrainConfig(crop=[64, 96], lr=1, scales=[1, 2])
+    assert (config.crop, config.lr, config.scales) == ((64, 96), 1.0, (1.0, 2.0))
+    assert config == TrainConfig(crop=(64, 96), lr=1.0, scales=(1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"lr": "3e-4"}, TypeError, "lr is '3e-4'"),
+        ({"epochs": 2.5}, TypeError, "epochs is 2.5"),
+        ({"epochs": True}, TypeError, "epochs is True"),
+        ({"flip": 1}, TypeError, "flip is 1"),
+        ({"crop": (360,)}, TypeError, "crop is"),
+        ({"epochs": 0}, ValueError, "epochs is 0"),
+        ({"optimizer": "adamm"}, ValueError, "choose one of adam, adamw, sgd"),
+        ({"ema": 1.0}, ValueError, "ema is 1.0"),
+        ({"class_weights": 0.5}, ValueError, "class_weights is 0.5"),
+        ({"photometric": 2.0}, ValueError, "photometric"),
+        ({"val_split": "test"}, ValueError, "final measurement"),
+        ({"train_split": "test:drive=0001TP"}, ValueError, "final measurement"),
+        ({"train_split": "trainval"}, ValueError, 'use checkpoint_rule="last"'),
+        ({"val_split": ""}, ValueError, "needs a val_split"),
+    ],
+)
+def test_mistakes_are_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
+        TrainConfig(**wrong)
+
+
+def test_the_recipe_leaves_out_how_a_run_is_carried_out():
+    base = TrainConfig()
+    elsewhere = base.replace(device="cpu", workers=4, max_minutes=3.0, data_root="/data")
+    assert base.recipe() == elsewhere.recipe()
+    assert base.recipe() != base.replace(seed=1).recipe()
+    assert not set(OPERATIONAL) & set(base.recipe())

@@ -1,0 +1,175 @@
+"""Run directories: writes that cannot tear, rows that survive a crash, locks, provenance."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s2fpn_lib import runs
+from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, append_row, read_rows, write_atomic
+
+
+def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path):
+    write_atomic(tmp_path / "new" / "file", "grün")
+    write_atomic(tmp_path / "new" / "file", b"second")
+    assert (tmp_path / "new" / "file").read_bytes() == b"second"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_a_failed_write_keeps_the_old_contents(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "file", "old")
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_rows_survive_a_torn_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_row(path, {"epoch": 1})
+    with path.open("a") as file:
+        file.write('{"epoch": 2, "lo')  # killed while writing
+    assert read_rows(path) == [{"epoch": 1}]
+    append_row(path, {"epoch": 2})
+    assert read_rows(path) == [{"epoch": 1}, {"epoch": 2}]
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1}\nrubbish\n{"epoch": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 2"):
+        read_rows(path)
+
+
+def test_csv_rows_keep_the_files_columns(tmp_path):
+    path = tmp_path / "table.csv"
+    append_row(path, {"model": "s2fpn18", "note": 'a "quoted", word'})
+    append_row(path, {"note": "plain", "model": "s2fpn34"})
+    assert path.read_text() == 'model,note\ns2fpn18,"a ""quoted"", word"\ns2fpn34,plain\n'
+    with pytest.raises(ValueError, match=r"row only \['fps'\], file only \['note'\]"):
+        append_row(path, {"model": "s2fpn50", "fps": 3})
+
+
+def _append_many(path: Path, writer: int) -> None:
+    for number in range(50):
+        append_row(path, {"writer": writer, "number": number})
+
+
+def test_several_processes_append_whole_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, writer)) for writer in range(3)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    rows = read_rows(path)
+    for writer in range(3):
+        assert [row["number"] for row in rows if row["writer"] == writer] == list(range(50))
+
+
+HOLDER = """
+import sys, time
+from s2fpn_lib.runs import RunDirectory
+with RunDirectory(sys.argv[1]).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_hold_one_run_and_a_dead_ones_lock_is_free(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run.path)], cwd=runs.PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(RunLocked, match=f"process {holder.pid}"), run.lock():
+            pass
+        (run.path / ".last.pt.1.tmp").write_text("half a state")
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with run.lock():
+            assert not (run.path / ".last.pt.1.tmp").exists()
+            with pytest.raises(RunLocked, match="by this process"), run.lock():
+                pass
+        with run.lock():
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_a_run_directory_belongs_to_one_recipe(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.claim({"lr": 0.1, "crop": [4, 4]}, {})
+    run.claim({"crop": [4, 4], "lr": 0.1}, {})
+    run.claim({"lr": 0.1, "crop": [4, 4], "new_field": 0}, {"new_field": 0})
+    with pytest.raises(ConfigChanged, match=r"lr 0\.1 -> 0\.2, crop \[4, 4\] -> None"):
+        run.claim({"lr": 0.2, "crop": None}, {})
+    assert json.loads(run.config.read_text()) == {"lr": 0.1, "crop": [4, 4]}
+
+
+def test_metrics_and_environments_of_earlier_starts(tmp_path):
+    run = RunDirectory(tmp_path)
+    for epoch in (1, 2, 3):
+        append_row(run.metrics, {"epoch": epoch})
+    run.drop_metrics_after(2)
+    assert [row["epoch"] for row in read_rows(run.metrics)] == [1, 2]
+    for start in ("first", "second", "third"):
+        run.record_environment({"time": start})
+    recorded = json.loads(run.environment.read_text())
+    assert recorded["time"] == "third"
+    assert [each["time"] for each in recorded["earlier_starts"]] == ["first", "second"]
+
+
+def test_config_hash_depends_on_values_only():
+    assert runs.config_hash({"a": 1, "b": [1, 2]}) == runs.config_hash({"b": [1, 2], "a": 1})
+    assert runs.config_hash({"a": 1}) != runs.config_hash({"a": 2})
+    assert len(runs.config_hash({})) == 12
+
+
+def test_environment_is_json_and_says_what_a_result_depends_on():
+    environment = json.loads(json.dumps(runs.environment()))
+    for key in ("time", "python", "torch", "torchvision", "cpu", "threads", "gpus", "git_sha", "dirty"):
+        assert key in environment
+    assert environment["cpu"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_code_version_is_the_projects_own_commit(tmp_path):
+    assert runs.code_version(tmp_path) == {"git_sha": None, "dirty": None}
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    sha = git(tmp_path, "rev-parse", "HEAD")
+    assert runs.code_version(tmp_path) == {"git_sha": sha, "dirty": False}
+    (tmp_path / "file").write_text("2")
+    assert runs.code_version(tmp_path) == {"git_sha": sha, "dirty": True}
+    (tmp_path / "installed").mkdir()
+    assert runs.code_version(tmp_path / "installed") == {"git_sha": None, "dirty": None}
+
+
+def test_results_root_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path))
+    assert runs.results_root() == tmp_path
+    monkeypatch.delenv("S2FPN_RESULTS")
+    assert runs.results_root() == runs.PROJECT / "results"
