@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from s2fpn_lib.boundary import BoundaryScore
 from s2fpn_lib.data import SegmentationDataset, get_protocol
@@ -167,7 +168,7 @@ def evaluate(
         device: where to run; None leaves the model where it is. The model is moved there.
         limit: score only so many images, spread evenly over the split (neighbouring video frames are near copies).
         boundary_tolerance: pixels; None: 0.75 % of the image diagonal.
-        progress: a progress bar.
+        progress: a progress bar on a terminal and in a notebook, one line at the end elsewhere.
 
     Memory does not grow with the split except for 3 K numbers an image.
     """
@@ -185,7 +186,9 @@ def evaluate(
     boundary = BoundaryScore(protocol.num_classes, protocol.ignore_id, boundary_tolerance)
     totals: list[Tensor] = []
     start = time.perf_counter()
-    with tqdm(total=len(indices), desc=f"{protocol.name} {dataset.split}", unit="image", disable=not progress) as bar:
+    what = f"{protocol.name} {dataset.split}"
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    with tqdm(total=len(indices), desc=what, unit="image", disable=not (progress and watched)) as bar:
         for images, labels in _batches(dataset, indices, batch_size):
             scores = predict_logits(
                 model, images.to(device), scales=scales, flip=flip, window=window, overlap=overlap, amp=amp
@@ -196,6 +199,9 @@ def evaluate(
                 totals.append(class_totals(confusion.update(pred, label)))
                 boundary.update(pred, label)
             bar.update(len(images))
+    seconds = time.perf_counter() - start
+    if progress and not watched:
+        print(f"{what}: {len(indices)} images in {seconds:.1f} s, mIoU {100 * confusion.miou():.2f} %")
     return Evaluation(
         confusion=confusion,
         per_image=torch.cat(totals).cpu(),
@@ -217,7 +223,7 @@ def evaluate(
             if boundary_tolerance is None
             else f"{boundary_tolerance:g} px",
         },
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
     )
 
 
