@@ -37,6 +37,7 @@ class Evaluation:
         indices: the N dataset indices that were scored, `names` their sample ids.
         settings: protocol, split, images, images_in_split, device, amp, scales, flip, window, boundary_tolerance.
         seconds: wall time of the pass (loading included): not a speed measurement.
+        provenance: where the model came from (checkpoint, model, seed, ...), as the caller knows it; part of every row.
     """
 
     confusion: ConfusionMatrix
@@ -47,6 +48,7 @@ class Evaluation:
     names: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = math.nan
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -54,12 +56,13 @@ class Evaluation:
         return get_protocol(self.settings["protocol"]).classes
 
     def row(self, **provenance: Any) -> dict[str, Any]:
-        """One flat row for a table: `provenance` (checkpoint, seed, ...), the settings, the scores, IoU per class.
+        """One flat row for a table: its provenance with `provenance` added, the settings, the scores, IoU per class.
 
         Percentages are not used: every score is a share in 0..1, NaN where undefined.
         """
         m = self.confusion
         return {
+            **self.provenance,
             **provenance,
             **self.settings,
             "convention": CONVENTION,
@@ -106,6 +109,7 @@ class Evaluation:
         """Everything, as JSON text; `from_json` gives it back exactly."""
         return json.dumps(
             {
+                "provenance": self.provenance,
                 "settings": self.settings,
                 "seconds": self.seconds,
                 "ignore_index": self.confusion.ignore_index,
@@ -130,6 +134,7 @@ class Evaluation:
             indices=data["indices"],
             names=data["names"],
             settings=data["settings"],
+            provenance=data["provenance"],
             seconds=data["seconds"],
         )
 
