@@ -206,7 +206,8 @@ def _tuned_convolutions(device: torch.device) -> Iterator[None]:
 
 def _someone_watches() -> bool:
     """On a terminal or in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    return sys.stderr.isatty() or (ipython is not None and ipython.get_ipython() is not None)
 
 
 def _epoch_line(row: Row, epochs: int) -> str:

@@ -225,7 +225,7 @@ class Training:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.last_epoch,
+            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
             "step": self.step,
@@ -239,9 +239,7 @@ class Training:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]
-        for group, lr in zip(self.optimizer.param_groups, self.schedule.get_lr(), strict=True):
-            group["lr"] = lr
+        self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]

@@ -1,0 +1,391 @@
+"""Training end to end on a few drawn scenes: exact resume after SIGKILL, refusals, divergence, full disks, learning.
+
+Run as a program (`python tests/test_train.py RUN_DIR`) this file trains the interruptible run; the kill test does that.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from s2fpn_lib import checkpoint, runs
+from s2fpn_lib import train as train_module
+from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
+from s2fpn_lib.data import DatasetNotFound
+from s2fpn_lib.data.roadscenes import RoadScenes
+from s2fpn_lib.losses import class_weights_from
+from s2fpn_lib.model import build_model
+from s2fpn_lib.optimizers import build_optimizer
+from s2fpn_lib.runs import RunDirectory, RunLocked, read_rows
+from s2fpn_lib.schedule import warmup_poly
+from s2fpn_lib.train import ConfigChanged, TrainConfig, TrainingDiverged, default_run_dir, train
+from s2fpn_lib.training import Training, batch_names, step_seed
+
+SIZE = (64, 96)
+COUNTS = {"train": 10, "val": 2, "trainval": 12}
+
+
+class Scenes(RoadScenes):
+    """Ten small scenes, held in memory; validation at their own size."""
+
+    def __init__(self, split: str):
+        super().__init__(split, size=SIZE, count=COUNTS[split])
+        self.pairs = [super(Scenes, self).arrays(index) for index in range(len(self))]
+
+    def arrays(self, index):
+        return self.pairs[index]
+
+
+def few_scenes(name, root=None, split="train"):
+    if name == "camvid":
+        raise DatasetNotFound("no CamVid in this test")
+    return Scenes(split)
+
+
+def tiny(**changes) -> TrainConfig:
+    """5 steps an epoch of the real network on small crops, with everything that carries state switched on."""
+    return TrainConfig.preset(
+        "quick",
+        **{
+            "crop": (32, 48),
+            "batch_size": 2,
+            "epochs": 3,
+            "warmup": 4,
+            "amp": "off",
+            "device": "cpu",
+            "eval_images": 1,
+            "dataset": "roadscenes",
+            **changes,
+        },
+    )
+
+
+def interruptible() -> TrainConfig:
+    return tiny(checkpoint_minutes=1e-6)  # a state after every step, so that a kill lands inside epochs, too
+
+
+def stand_ins():
+    """Few scenes, and one commit for all: a commit between two of the runs compared would show in their metadata."""
+    version = {"git_sha": "0" * 40, "dirty": False}
+    return mock.patch.multiple(train_module, open_dataset=few_scenes), mock.patch.object(
+        runs, "code_version", return_value=version
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stand_ins():
+    scenes, commit = stand_ins()
+    with scenes, commit:
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, _stand_ins):
+    """One uninterrupted run of `interruptible`."""
+    return train(interruptible(), run_dir=tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_records_what_it_did(finished):
+    run = RunDirectory(finished.run_dir)
+    names = {"best.safetensors", "config.json", "environment.json", "last.pt", "last.safetensors", "lock"}
+    assert {path.name for path in run.path.iterdir()} == names | {"metrics.jsonl", "previous.pt", "result.json"}
+    assert json.loads(run.config.read_text()) == finished.config.recipe()
+    assert [row["epoch"] for row in finished.history] == [1, 2, 3]
+    assert [row["step"] for row in finished.history] == [5, 10, 15]
+    for row in finished.history:
+        assert row["loss"] > 0
+        assert 0 <= row["val_miou"] <= 1
+        assert row["seconds"] > 0
+        assert row["images_per_s"] == pytest.approx(2 / (row["data_s"] + row["step_s"]), rel=1e-6)
+    assert finished.summary["val_miou"] == max(row["val_miou"] for row in finished.history)
+    assert finished.summary["checkpoint"] == "best.safetensors"
+    assert finished.summary["stopped_by"] == "epochs"
+    assert json.loads(run.result.read_text()) == finished.summary
+    best = read_metadata(run.best)
+    assert (best["val_miou"], best["protocol"], best["seed"]) == (finished.summary["val_miou"], "roadscenes", 0)
+    assert not finished.model.training
+    assert json.loads(run.environment.read_text())["device"] == "cpu"
+
+
+def test_a_finished_run_is_returned_untouched(finished):
+    before = {path: path.read_bytes() for path in finished.run_dir.iterdir() if path.name != "lock"}
+    again = train(interruptible().replace(workers=1), run_dir=finished.run_dir)
+    assert again.history == finished.history
+    assert again.summary == finished.summary
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_killed_at_random_moments_and_taken_up_again_it_ends_with_the_same_bytes(finished, tmp_path):
+    run = RunDirectory(tmp_path / "killed")
+    seed = random.randrange(10**6)
+    moments = random.Random(seed)
+    steps = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(run.path)], stdout=subprocess.DEVNULL, cwd=Path(__file__).parent.parent
+        )
+        started, seen = time.monotonic(), run.state.stat().st_mtime if run.state.exists() else 0
+        while process.poll() is None and time.monotonic() - started < 60:
+            if run.state.exists() and run.state.stat().st_mtime > seen:
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert run.state.exists(), f"seed {seed}: the subprocess never saved a state"
+        steps.append(load_state(run.state)["step"])
+    result = train(interruptible(), run_dir=run.path)
+    for name in ("last.safetensors", "best.safetensors"):
+        whole, killed = (folder / name for folder in (finished.run_dir, run.path))
+        assert whole.read_bytes() == killed.read_bytes(), f"{name} differs; killed at steps {steps}, seed {seed}"
+    keys = ("epoch", "step", "lr", "loss", "val_miou")
+    assert [[row[key] for key in keys] for row in result.history] == [
+        [row[key] for key in keys] for row in finished.history
+    ]
+
+
+class Interrupt(Exception):
+    pass
+
+
+def interrupt_after(step):
+    """Makes the first call that has done `step` steps fail, as Ctrl-C would between two steps."""
+    original = Training.optimise
+
+    def optimise(self, images, labels):
+        if self.step == step:
+            raise Interrupt
+        original(self, images, labels)
+
+    return mock.patch.object(Training, "optimise", optimise)
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_interrupted_with_states_at_epoch_ends_only_it_also_ends_with_the_same_bytes(finished, tmp_path, step):
+    config = interruptible().replace(checkpoint_minutes=0.0)
+    with interrupt_after(step), pytest.raises(Interrupt):
+        train(config, run_dir=tmp_path)
+    torch.rand(7)  # what else the process draws does not matter
+    train(config, run_dir=tmp_path, on_epoch=lambda row: torch.rand(3))
+    assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_a_damaged_state_costs_steps_but_not_the_result(finished, tmp_path):
+    with interrupt_after(13), pytest.raises(Interrupt):
+        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
+    state = tmp_path / "last.pt"
+    state.write_bytes(state.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match="continuing from the state before it"):
+        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
+    assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+
+
+def test_the_callers_random_stream_is_left_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    train(tiny(epochs=1), run_dir=tmp_path)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_another_recipe_in_the_same_directory_is_refused(finished):
+    with pytest.raises(ConfigChanged, match=r"lr 0\.002 -> 0\.001"):
+        train(interruptible().replace(lr=1e-3), run_dir=finished.run_dir)
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    with RunDirectory(tmp_path).lock(), pytest.raises(RunLocked):
+        train(tiny(), run_dir=tmp_path)
+
+
+def test_the_default_directory_is_named_by_the_recipe():
+    assert default_run_dir(tiny()) == default_run_dir(tiny(workers=3))
+    assert default_run_dir(tiny()) != default_run_dir(tiny(seed=1))
+    assert default_run_dir(tiny()).name.startswith("roadscenes-s2fpn_lite-v1-")
+
+
+def test_a_nan_loss_stops_with_step_and_samples_named_and_keeps_the_last_good_state(tmp_path):
+    original = Training.optimise
+
+    def poisoned(self, images, labels):
+        if self.step == 7:
+            with torch.no_grad():
+                self.model.head.weight.fill_(float("nan"))
+        original(self, images, labels)
+
+    with mock.patch.object(Training, "optimise", poisoned), pytest.raises(TrainingDiverged) as caught:
+        train(tiny(), run_dir=tmp_path)
+    message = str(caught.value)
+    assert "loss of step 7 (epoch 2, batch 3 of 5)" in message
+    state = load_state(tmp_path / "last.pt")
+    assert state["step"] == 5
+    assert all(value.isfinite().all() for value in state["model"].values())
+    expected = few_scenes("roadscenes").names
+    assert sum(name in message for name in expected) == 2  # the batch's two samples
+
+
+def test_weights_that_overflow_without_a_nan_loss_are_never_saved(tmp_path):
+    original = Training.save
+
+    def overflowed(self):
+        with torch.no_grad():
+            self.model.head.weight.fill_(float("inf"))
+        original(self)
+
+    with (
+        mock.patch.object(Training, "save", overflowed),
+        pytest.raises(TrainingDiverged, match="weights are not finite"),
+    ):
+        train(tiny(), run_dir=tmp_path)
+    assert load_state(tmp_path / "last.pt") is None
+
+
+def test_named_samples_are_those_of_the_batch(tmp_path):
+    scenes = Scenes("train")
+    config = tiny(scales=(1.0,), scale_range=None, flip=False, photometric=0.0, crop=SIZE)
+    training = Training(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
+    for step in range(2 * len(training.loader)):
+        if step % len(training.loader) == 0:
+            batches = iter(training.loader)
+        images, _ = next(batches)
+        for image, name in zip(images, batch_names(training.loader, step), strict=True):
+            assert torch.equal(image, scenes[scenes.names.index(name)][0])
+
+
+def test_a_full_disk_stops_with_a_clear_error_and_the_run_goes_on_later(finished, tmp_path):
+    original, calls = checkpoint.torch.save, []
+
+    def full_disk(state, file):
+        calls.append(state["step"])
+        if len(calls) == 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        original(state, file)
+
+    config = tiny(checkpoint_minutes=0.0)
+    with mock.patch.object(checkpoint.torch, "save", full_disk):
+        with pytest.raises(CheckpointError, match=r"could not write .*last\.pt .*No space left.*intact"):
+            train(config, run_dir=tmp_path)
+        assert load_state(tmp_path / "last.pt")["step"] == 5
+        train(config, run_dir=tmp_path)
+    assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+
+
+def test_the_time_budget_stops_at_an_epochs_end_and_may_grow(finished, tmp_path):
+    short = train(tiny(max_minutes=1e-6, checkpoint_minutes=0.0), run_dir=tmp_path)
+    assert (short.summary["stopped_by"], short.summary["epochs"]) == ("max_minutes", 1)
+    assert len(train(tiny(max_minutes=1e-6), run_dir=tmp_path).history) == 1
+    whole = train(tiny(max_minutes=0.0, checkpoint_minutes=0.0), run_dir=tmp_path)
+    assert (whole.summary["stopped_by"], whole.summary["epochs"]) == ("epochs", 3)
+    assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+
+
+def test_the_last_rule_hands_over_the_last_weights(tmp_path):
+    result = train(tiny(epochs=1, val_split="", checkpoint_rule="last", ema=0.0), run_dir=tmp_path)
+    assert (result.summary["checkpoint"], result.summary["val_miou"]) == ("last.safetensors", None)
+    assert not (tmp_path / "best.safetensors").exists()
+    state = load_state(tmp_path / "last.pt")["model"]
+    assert all(torch.equal(value, state[name]) for name, value in load_model(tmp_path).state_dict().items())
+
+
+def test_choosing_by_images_that_were_trained_on_is_refused(tmp_path):
+    overlapping = tiny(train_split="train:drive=x")  # the stand-in knows no filter
+    with (
+        mock.patch.object(train_module, "open_dataset", return_value=Scenes("train")),
+        pytest.raises(ValueError, match=r"10 of the 10 images of val_split='val' are also in"),
+    ):
+        train(overlapping, run_dir=tmp_path)
+
+
+def test_encoder_and_one_dimensional_parameters_have_their_own_rates_and_decay():
+    model = build_model("s2fpn_lite", num_classes=3)
+    config = tiny(lr=1e-3, encoder_lr=1e-4, weight_decay=0.1, decay_all=False)
+    groups = build_optimizer(model, config).param_groups
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    encoder = {id(p) for p in model.encoder.parameters()}
+    assert len(settings) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        rate = 1e-4 if id(parameter) in encoder else 1e-3
+        assert settings[id(parameter)] == (rate, 0.1 if parameter.ndim > 1 else 0.0)
+    everything = build_optimizer(model, tiny(weight_decay=0.1, decay_all=True)).param_groups
+    assert {group["weight_decay"] for group in everything} == {0.1}
+
+
+def test_step_seeds_differ_between_steps_and_seeds():
+    seeds = {step_seed(seed, step) for seed in range(20) for step in range(500)}
+    assert len(seeds) == 20 * 500
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def flat_parameters(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_a_step_is_the_plain_recipe(tmp_path):
+    """Two steps of the loop against the same arithmetic written out with torch alone."""
+    changes = {
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "ema": 0.0,
+        "clip": 0.5,
+        "aux_resolution": "label",
+        "class_weights": 1.1,
+        "aux_weight": 1.0,
+    }
+    config = tiny(decay_all=True, crop=SIZE, batch_size=4, epochs=8, **changes)
+    scenes = Scenes("train")
+    training = Training(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
+    training.model.train()
+
+    torch.manual_seed(config.seed)
+    model = build_model("s2fpn_lite", num_classes=11).to(memory_format=torch.channels_last).train()
+    initial = flat_parameters(model)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=config.weight_decay)
+    weights = class_weights_from(scenes, "published")
+
+    for step, (images, labels) in enumerate(training.loader):
+        training.optimise(images, labels)
+
+        torch.manual_seed(step_seed(config.seed, step))
+        logits, auxiliary = model((images.float() - model.mean) / model.std, aux=True)  # all at the label's size
+        loss = sum(F.cross_entropy(each, labels.long(), weights, ignore_index=11) for each in (logits, *auxiliary))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        # 16 steps in all, 2 an epoch: the warm-up is cut to one step
+        optimizer.param_groups[0]["lr"] = 0.05 * warmup_poly(step, total=16, warmup=1)
+        optimizer.step()
+    weights_now, expected = (flat_parameters(each) for each in (training.model, model))
+    moved = (expected - initial).norm()
+    assert (weights_now - expected).norm() < 1e-3 * moved  # rounding, which small batches in BatchNorm amplify
+
+
+def test_it_learns(tmp_path):
+    """Eight epochs on ten scenes: the loss falls, in bf16 where the processor has it."""
+    result = train(
+        tiny(epochs=8, amp="auto", eval_every=5, checkpoint_every=8, scales=(1.0,), scale_range=None), run_dir=tmp_path
+    )
+    losses = [row["loss"] for row in result.history]
+    assert losses[-1] < 0.85 * losses[0]
+    validated = [row["epoch"] for row in result.history if row["val_miou"] is not None]
+    assert validated == [5, 8]
+
+
+def main(run_dir: str) -> None:
+    scenes, commit = stand_ins()
+    with scenes, commit:
+        train(interruptible(), run_dir=run_dir)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
