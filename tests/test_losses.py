@@ -161,7 +161,7 @@ def test_class_weights_are_the_published_formula_over_labelled_pixels():
 def test_class_weights_name_the_sample_with_a_foreign_id_and_refuse_a_constant_without_a_bound():
     with pytest.raises(ValueError, match=r"sample1 .* holds the id 12"):
         class_weights_from(Labelled([[0]], [[12]]))
-    with pytest.raises(ValueError, match="c > 1"):
+    with pytest.raises(ValueError, match="a number above 1"):
         class_weights_from(Labelled([[0]]), 1.0)
     with pytest.raises(ValueError, match="no pixel"):
         class_weights_from(Labelled([[11]]))
