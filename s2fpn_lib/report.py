@@ -80,11 +80,16 @@ class Report:
         """A picture inside the page (PNG), with its caption as alternative text."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        width = round(figure.get_size_inches()[0] * 100)
-        caption = html.escape(caption)
+        self._png(buffer.getvalue(), caption, f' width="{round(figure.get_size_inches()[0] * 100)}"')
+
+    def picture(self, path: str | Path, caption: str) -> None:
+        """A PNG file, taken into the page."""
+        self._png(Path(path).read_bytes(), caption)
+
+    def _png(self, png: bytes, caption: str, attributes: str = "") -> None:
+        data, caption = base64.b64encode(png).decode(), html.escape(caption)
         self._body.append(
-            f'<figure><img width="{width}" alt="{caption}" src="data:image/png;base64,{data}">'
+            f'<figure><img{attributes} alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
 
