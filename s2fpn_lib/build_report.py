@@ -10,6 +10,7 @@ import pandas as pd
 from s2fpn_lib import tables
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.plots import accuracy_speed, confusion_heatmap, per_class_bars, training_curves
+from s2fpn_lib.provenance import STAND_IN
 from s2fpn_lib.report import Report
 from s2fpn_lib.runs import code_version, results_root, write_atomic
 
@@ -48,15 +49,18 @@ def build_report(root: str | Path | None = None, *, title: str = "S²-FPN workbe
 
 def _evaluation_section(page: Report, evaluations: dict[str, Evaluation], root: Path) -> None:
     frame = tables.evaluation_rows(evaluations)
-    frame = frame.drop_duplicates([c for c in SAME_EVALUATION if c in frame], keep="last")
     page.section("Scores")
     page.text(
         "mIoU is the mean over the classes that occur in labels or predictions; a class that is never found counts 0."
         " The published code leaves such classes out, which can only raise its number; that convention has a column of"
         " its own. Spread is the sample standard deviation over seeds."
     )
-    if "stand_in" in frame and frame["stand_in"].eq(True).any():
-        page.note("Some scores belong to a stand-in trained for seconds so that the notebooks had something to show.")
+    stand_in = frame["checkpoint"].astype(str).str.startswith(f"{STAND_IN}/") if "checkpoint" in frame else None
+    if stand_in is not None and stand_in.all():
+        page.note("These scores are of a stand-in that was trained for seconds so that there is something to show.")
+    elif stand_in is not None:
+        frame = frame[~stand_in]
+    frame = frame.drop_duplicates([c for c in SAME_EVALUATION if c in frame], keep="last")
     for protocol, rows in tables.split_by_protocol(frame).items():
         page.heading(protocol)
         for part in rows.loc[
@@ -69,6 +73,7 @@ def _evaluation_section(page: Report, evaluations: dict[str, Evaluation], root: 
         scores = tables.score_table(rows, by=by)
         page.table(scores, f"{tables.constants(rows)}; {_seeds(rows)}")
         _export(scores, root, f"scores-{protocol}", f"Scores under {protocol}. {tables.constants(rows)}")
+        _blind(page, rows, root)
         if {"model", "revision"} <= set(rows):
             beside = tables.beside_published(rows)
             if len(beside.columns) > 2:
@@ -80,6 +85,22 @@ def _evaluation_section(page: Report, evaluations: dict[str, Evaluation], root: 
                 )
                 _export(beside, root, f"beside-{protocol}", "mIoU in percent beside published numbers")
         _per_class(page, rows, evaluations, root)
+
+
+def _blind(page: Report, rows: pd.DataFrame, root: Path) -> None:
+    """What predicting the commonest class would have scored on the same images, as 11_evaluate recorded it."""
+    files = [root / name / "baselines.csv" for name in rows["evaluation"]]
+    found = [pd.read_csv(path) for path in files if path.exists()]
+    if not found:
+        return
+    table = pd.concat(found).drop_duplicates(["baseline", "split", "images"])
+    for score in ("miou", "pixel_accuracy"):
+        table[f"{tables.SCORE_NAMES[score]} %"] = [tables.percent(value) for value in table.pop(score)]
+    page.heading("What a blind predictor scores on the same labels")
+    page.table(
+        table.drop(columns="protocol"),
+        "The commonest class is counted on the scored labels themselves, which flatters it.",
+    )
 
 
 def _per_class(page: Report, rows: pd.DataFrame, evaluations: dict[str, Evaluation], root: Path) -> None:
@@ -132,9 +153,11 @@ def _published_section(page: Report) -> None:
             accuracy_speed(published, dataset=dataset),
             f"{dataset}: published accuracy and speed. Compare positions only within one device and one input size.",
         )
-    page.tables(
-        {key: (table, "source in the last column") for key, table in tables.published_tables(published).items()}
-    )
+    shown = {}
+    for key, table in tables.published_tables(published).items():
+        sources = table["source"].unique()
+        shown[key] = (table, "") if len(sources) > 1 else (table.drop(columns="source"), f"source: {sources[0]}")
+    page.tables(shown)
 
 
 def _export(table: pd.DataFrame, root: Path, name: str, caption: str) -> None:

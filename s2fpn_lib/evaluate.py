@@ -192,8 +192,15 @@ def evaluate(
     totals: list[Tensor] = []
     start = time.perf_counter()
     what = f"{protocol.name} {dataset.split}"
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    with tqdm(total=len(indices), desc=what, unit="image", disable=not (progress and watched)) as bar:
+    watched = sys.stdout.isatty() or "ipykernel" in sys.modules
+    options = {
+        "desc": what,
+        "unit": "image",
+        "mininterval": 1,
+        "file": sys.stdout,
+        "disable": not (progress and watched),
+    }
+    with tqdm(total=len(indices), **options) as bar:
         for images, labels in _batches(dataset, indices, batch_size):
             scores = predict_logits(
                 model, images.to(device), scales=scales, flip=flip, window=window, overlap=overlap, amp=amp

@@ -74,7 +74,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
                     label=label or None,
                 )
         axis.set(title=title, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        last = max(frame["epoch"].max() for frame in frames.values())
+        axis.set_xlim(0.5, last + 0.5)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axis.yaxis.set_major_formatter("{x:.4g}")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     return figure

@@ -10,22 +10,28 @@ from typing import Any
 from s2fpn_lib.checkpoint import _find_weights, read_metadata
 from s2fpn_lib.runs import results_root
 
+STAND_IN = "stand-in"
+
 # What checkpoints record about their training, in the order in which tables show it.
-RECORDED = ("dataset", "train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
+RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
 
 
 def newest_run(root: str | Path | None = None) -> Path | None:
-    """The run folder under `root` (None: the results folder) that finished last; None where none has finished."""
+    """The run folder under `root` (None: the results folder) that finished last; None where none has finished.
+
+    Folders named `STAND_IN` hold networks that were trained for seconds to have something to show; they are no run.
+    """
     root = Path(root or results_root())
     finished = [path for path in root.rglob("result.json") if (path.parent / "config.json").exists()]
+    finished = [path for path in finished if path.parent.name != STAND_IN]
     return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
 
 
 def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
     """Where a checkpoint that `load_model` takes comes from, as columns for a result row.
 
-    checkpoint (file, or run folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256),
-    checkpoint_rule ("unstated" outside a run folder), model, revision, switches, and what the file records of
+    checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
+    ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and what the file records of
     `RECORDED`. A foreign .pth records nothing but its content.
     """
     path = _find_weights(path_or_name)
@@ -40,9 +46,10 @@ def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         metadata = read_metadata(path)
         config = dict(metadata["config"])
-        row |= {key: config.pop(key, None) for key in ("name", "revision", "normalization")}
-        row["model"] = row.pop("name")
+        row["model"] = config.pop("name")
+        row |= {key: config.pop(key, None) for key in ("revision", "normalization")}
         config.pop("num_classes", None)
         row["switches"] = " ".join(f"{key}={value}" for key, value in sorted(config.items())) or "none"
+        row["trained_on"] = metadata.get("dataset")
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
     return row

@@ -30,6 +30,7 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 table { border-collapse: collapse; margin: .5rem 0 .2rem; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); padding: .3rem .9rem .3rem 0;
   font-weight: 600; max-width: 15rem; }
+.columns td { white-space: nowrap; }
 td { border-bottom: 1px solid var(--rule); padding: .28rem .9rem .28rem 0; vertical-align: top; }
 td.number, th.number { text-align: right; }
 tbody tr:hover { background: var(--soft); }
@@ -114,7 +115,9 @@ class Report:
 def table_html(table: pd.DataFrame, provenance: str) -> str:
     """The table with numbers flush right, empty cells for NaN, and its provenance beneath."""
     numeric = {c: _is_numeric(table[c]) for c in table.columns}
-    head = "".join(f"<th{_class(numeric[c])}>{html.escape(str(c))}</th>" for c in table.columns)
+    head = "".join(
+        f"<th{_class(numeric[c])}>{html.escape(str(c)).replace(' %', '&nbsp;%')}</th>" for c in table.columns
+    )
     body = "".join(
         "<tr>"
         + "".join(f"<td{_class(numeric[c])}>{_cell(v)}</td>" for c, v in zip(table.columns, row, strict=True))

@@ -16,6 +16,7 @@ PUBLISHED = Path(__file__).resolve().parent / "published.csv"
 # What must agree for two runs to be repetitions of each other; a frame's missing columns are passed over.
 REPETITION = (
     "dataset",
+    "trained_on",
     "protocol",
     "train_split",
     "split",
@@ -206,28 +207,33 @@ def beside_published(ours: pd.DataFrame, published: pd.DataFrame | None = None) 
             table.setdefault(_network(model, revision), {})[f"ours: {protocol}, {split}"] = text
     for row in published.itertuples():
         column = f"{row.protocol}, {row.split}, {row.input}"
-        table.setdefault(_network(row.model, row.revision), {})[column] = f"{row.miou_percent:.1f}"
+        table.setdefault(_network(row.model, row.revision), {})[column] = _published(row.miou_percent)
     frame = pd.DataFrame(table).T.fillna("").rename_axis("network").reset_index()
     ours_first = sorted(frame.columns[1:], key=lambda c: not c.startswith("ours"))
     return frame[["network", *ours_first]]
 
 
 def published_tables(published: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
-    """{dataset / protocol / input: network, split, mIoU %, FPS, device, source}, sorted by dataset."""
+    """{dataset / protocol / input: network, split, mIoU %, FPS, device, source}, Cityscapes first."""
     published = load_published() if published is None else published
     out = {}
-    for key, rows in split_by_protocol(published.sort_values("dataset", kind="stable")).items():
+    for key, rows in split_by_protocol(published.sort_values("dataset", kind="stable", ascending=False)).items():
         out[key] = pd.DataFrame(
             {
                 "network": [_network(row.model, row.revision) for row in rows.itertuples()],
                 "split": rows["split"].to_numpy(),
-                "mIoU %": [f"{value:g}" for value in rows["miou_percent"]],
+                "mIoU %": [_published(value) for value in rows["miou_percent"]],
                 "FPS": ["" if pd.isna(value) else f"{value:g}" for value in rows["fps"]],
                 "device": rows["device"].fillna("").to_numpy(),
                 "source": rows["source"].to_numpy(),
             }
         )
     return out
+
+
+def _published(value: float) -> str:
+    """A percentage with the digits its authors give, one at least: 71.0, 74.76."""
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
 
 
 def _network(model: str, revision: str) -> str:

@@ -1,0 +1,48 @@
+"""Which checkpoint a score belongs to."""
+
+import hashlib
+import json
+import os
+
+from s2fpn_lib.checkpoint import save_weights
+from s2fpn_lib.model import build_model
+from s2fpn_lib.provenance import STAND_IN, checkpoint_provenance, newest_run
+
+
+def run_folder(root, name, when):
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "result.json").write_text(json.dumps({"checkpoint": "last.safetensors", "checkpoint_rule": "last"}))
+    os.utime(folder / "result.json", (when, when))
+    return folder
+
+
+def test_newest_run_finished_last_and_is_no_stand_in(tmp_path):
+    assert newest_run(tmp_path) is None
+    run_folder(tmp_path, f"train/{STAND_IN}", 900)
+    assert newest_run(tmp_path) is None
+    new = run_folder(tmp_path, "train/a", 800)
+    run_folder(tmp_path, "train/b", 700)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text("{}")
+    assert newest_run(tmp_path) == new
+
+
+def test_provenance_describes_the_chosen_file(tmp_path):
+    folder = run_folder(tmp_path, "run", 1)
+    model = build_model("s2fpn_lite", num_classes=11, ssam=False)
+    path = folder / "last.safetensors"
+    save_weights(model, path, {"dataset": "camvid", "seed": 7, "pretraining": "imagenet", "secret": 1})
+    row = checkpoint_provenance(folder)
+    assert row == checkpoint_provenance(path)
+    assert row["checkpoint"] == "run/last.safetensors"
+    assert row["checkpoint_sha"] == hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    assert (row["checkpoint_rule"], row["trained_on"], row["seed"], row["pretraining"]) == (
+        "last",
+        "camvid",
+        7,
+        "imagenet",
+    )
+    assert (row["model"], row["revision"], row["switches"]) == ("s2fpn_lite", "v1", "ssam=False")
+    assert "secret" not in row
