@@ -155,8 +155,9 @@ def _published_section(page: Report) -> None:
         )
     shown = {}
     for key, table in tables.published_tables(published).items():
-        sources = table["source"].unique()
-        shown[key] = (table, "") if len(sources) > 1 else (table.drop(columns="source"), f"source: {sources[0]}")
+        networks = table.groupby("source", sort=False)["network"].agg(", ".join)
+        sources = "; ".join(f"{source} ({names})" for source, names in networks.items())
+        shown[key] = table.drop(columns="source"), f"source: {networks.index[0] if len(networks) == 1 else sources}"
     page.tables(shown)
 
 

@@ -238,8 +238,9 @@ def _published(value: float) -> str:
 
 def _network(model: str, revision: str) -> str:
     """s2fpn18, v1 and S2-FPN18, v1 are the same network."""
-    name = model.replace("s2fpn_lite", "S2-FPN-Lite").replace("s2fpn", "S2-FPN")
-    name = name.removesuffix("m") + "M" if name.endswith("m") else name
+    name = model
+    if model.startswith("s2fpn"):
+        name = "S2-FPN-Lite" if model == "s2fpn_lite" else model.replace("s2fpn", "S2-FPN").replace("m", "M")
     return f"{name} {revision}".strip()
 
 
