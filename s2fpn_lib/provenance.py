@@ -31,8 +31,8 @@ def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
     """Where a checkpoint that `load_model` takes comes from, as columns for a result row.
 
     checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
-    ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and what the file records of
-    `RECORDED`. A foreign .pth records nothing but its content.
+    ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and
+    what the file records of `RECORDED`. A foreign .pth records nothing but its content.
     """
     path = _find_weights(path_or_name)
     row: dict[str, Any] = {
