@@ -116,7 +116,8 @@ def table_html(table: pd.DataFrame, provenance: str) -> str:
     """The table with numbers flush right, empty cells for NaN, and its provenance beneath."""
     numeric = {c: _is_numeric(table[c]) for c in table.columns}
     head = "".join(
-        f"<th{_class(numeric[c])}>{html.escape(str(c)).replace(' %', '&nbsp;%')}</th>" for c in table.columns
+        f"<th{_class(numeric[c])}>{html.escape(str(c)).replace('_', ' ').replace(' %', '&nbsp;%')}</th>"
+        for c in table.columns
     )
     body = "".join(
         "<tr>"
