@@ -75,7 +75,7 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
     Raises:
         CheckpointError: no such file or name (near ones are suggested), a damaged file, or weights that do not fit.
     """
-    path = _find_weights(path_or_name)
+    path = find_weights(path_or_name)
     if path.suffix in FOREIGN_SUFFIXES:
         return _load_foreign(path, config).to(device).eval()
     if config:
@@ -98,6 +98,21 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def released_names() -> list[str]:
     """Names that `load_model` knows without a path."""
     return sorted(path.stem for path in RELEASED.glob("*.safetensors"))
+
+
+def find_weights(path_or_name: str | Path) -> Path:
+    """The file that `load_model` reads for this path, run directory or released name; CheckpointError where none."""
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return _chosen_checkpoint(path)
+    if isinstance(path_or_name, str) and path_or_name in released_names():
+        return RELEASED / f"{path_or_name}.safetensors"
+    near = get_close_matches(str(path_or_name), released_names(), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    names = ", ".join(released_names()) or "none"
+    raise CheckpointError(f"{path_or_name} is neither a file nor a released weight.{hint} Released: {names}")
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -169,20 +184,6 @@ def _previous(path: Path) -> Path:
 
 def _cannot_write(path: str | Path, error: BaseException) -> str:
     return f"could not write {path} ({error}). What was saved before is intact: make room on that disk and run again"
-
-
-def _find_weights(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return _chosen_checkpoint(path)
-    if isinstance(path_or_name, str) and path_or_name in released_names():
-        return RELEASED / f"{path_or_name}.safetensors"
-    near = get_close_matches(str(path_or_name), released_names(), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(released_names()) or "none"
-    raise CheckpointError(f"{path_or_name} is neither a file nor a released weight.{hint} Released: {names}")
 
 
 def _chosen_checkpoint(run_dir: Path) -> Path:

@@ -36,6 +36,22 @@ def inference_parameters(model: nn.Module) -> int:
 
 def measure_complexity(model: nn.Module, size: tuple[int, int] = (512, 1024)) -> Complexity:
     """Count `model` on one image of `size` = (height, width), by running it once in evaluation mode on its device."""
+    return Complexity(inference_parameters(model), _count(model, size).get_total_flops() // 2)
+
+
+def macs_by_part(model: nn.Module, size: tuple[int, int] = (512, 1024)) -> dict[str, int]:
+    """Multiply-accumulates of each direct part of `model` that does any, for one image of `size` = (height, width)."""
+    counts = _count(model, size).get_flop_counts()
+    prefix = f"{type(model).__name__}."
+    return {
+        name: sum(counts[prefix + name].values()) // 2
+        for name, _ in model.named_children()
+        if sum(counts.get(prefix + name, {}).values())
+    }
+
+
+def _count(model: nn.Module, size: tuple[int, int]) -> FlopCounterMode:
+    """The counter after one forward pass in evaluation mode; torch counts a multiply-accumulate as two operations."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -44,4 +60,4 @@ def measure_complexity(model: nn.Module, size: tuple[int, int] = (512, 1024)) ->
             model(torch.zeros(1, 3, *size, device=device))
     finally:
         model.train(was_training)
-    return Complexity(inference_parameters(model), counter.get_total_flops() // 2)
+    return counter

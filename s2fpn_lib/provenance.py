@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from s2fpn_lib.checkpoint import _find_weights, read_metadata
+from s2fpn_lib.checkpoint import find_weights, read_metadata, released_names
 from s2fpn_lib.runs import results_root
 
 STAND_IN = "stand-in"
@@ -27,6 +27,14 @@ def newest_run(root: str | Path | None = None) -> Path | None:
     return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
 
 
+def default_checkpoint(root: str | Path | None = None, *, prefer_released: bool = False) -> Path | str | None:
+    """What a notebook with an empty `checkpoint` opens: the newest finished run under `root`, else the first released
+    weight, the other way round with `prefer_released`; None where there is neither."""
+    released = next(iter(released_names()), None)
+    run = newest_run(root)
+    return (released or run) if prefer_released else (run or released)
+
+
 def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
     """Where a checkpoint that `load_model` takes comes from, as columns for a result row.
 
@@ -34,7 +42,7 @@ def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
     ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and
     what the file records of `RECORDED`. A foreign .pth records nothing but its content.
     """
-    path = _find_weights(path_or_name)
+    path = find_weights(path_or_name)
     row: dict[str, Any] = {
         "checkpoint": f"{path.parent.name}/{path.name}",
         "checkpoint_sha": hashlib.sha256(path.read_bytes()).hexdigest()[:10],

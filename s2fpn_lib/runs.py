@@ -38,6 +38,13 @@ def results_root() -> Path:
     return Path(os.environ.get("S2FPN_RESULTS") or PROJECT / "results").expanduser()
 
 
+def results_folder(results: str | Path, name: str) -> Path:
+    """Folder `name` under `results` (empty: `results_root()`), created where missing: where a notebook puts its files."""
+    folder = Path(results or results_root()).expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """12 hex digits that name a configuration: SHA-256 of its canonical JSON, independent of key order."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))

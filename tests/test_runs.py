@@ -21,6 +21,13 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
+def test_results_folder_is_made_under_the_given_or_the_default_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "default"))
+    assert runs.results_folder(tmp_path / "given", "10_train") == tmp_path / "given" / "10_train"
+    assert runs.results_folder("", "10_train") == tmp_path / "default" / "10_train"
+    assert (tmp_path / "given" / "10_train").is_dir()
+
+
 def test_a_failed_write_keeps_the_old_contents(tmp_path, monkeypatch):
     write_atomic(tmp_path / "file", "old")
 
