@@ -39,7 +39,7 @@ def results_root() -> Path:
 
 
 def results_folder(results: str | Path, name: str) -> Path:
-    """Folder `name` under `results` (empty: `results_root()`), created where missing: where a notebook puts its files."""
+    """Folder `name` under `results` (empty: `results_root()`), created where missing: where a notebook keeps files."""
     folder = Path(results or results_root()).expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -6,7 +6,7 @@ import os
 
 from s2fpn_lib.checkpoint import save_weights
 from s2fpn_lib.model import build_model
-from s2fpn_lib.provenance import STAND_IN, checkpoint_provenance, newest_run
+from s2fpn_lib.provenance import STAND_IN, checkpoint_provenance, default_checkpoint, newest_run
 
 
 def run_folder(root, name, when):
@@ -27,6 +27,16 @@ def test_newest_run_finished_last_and_is_no_stand_in(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text("{}")
     assert newest_run(tmp_path) == new
+
+
+def test_default_checkpoint_prefers_as_told_and_falls_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2fpn_lib.provenance.released_names", lambda: [])
+    assert default_checkpoint(tmp_path) is None
+    monkeypatch.setattr("s2fpn_lib.provenance.released_names", lambda: ["shipped"])
+    assert default_checkpoint(tmp_path) == "shipped"
+    run = run_folder(tmp_path, "run", 1)
+    assert default_checkpoint(tmp_path) == run
+    assert default_checkpoint(tmp_path, prefer_released=True) == "shipped"
 
 
 def test_provenance_describes_the_chosen_file(tmp_path):

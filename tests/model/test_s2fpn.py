@@ -74,7 +74,7 @@ class TestEveryModel:
         assert {id(p) for p in groups["encoder"]} == {id(p) for p in model.encoder.parameters()}
 
 
-# SPEC "Facts for the tables": inference-path parameters in millions, GMACs; 19 classes, 512x1024, auxiliary heads removed.
+# SPEC "Facts for the tables": parameters in millions, GMACs; 19 classes, 512x1024, auxiliary heads removed.
 @pytest.mark.parametrize(("name", "revision", "millions", "gigamacs"), [
     ("s2fpn18", "v1", 17.10, 27.81), ("s2fpn34", "v1", 27.20, 47.14), ("s2fpn34m", "v1", 27.20, 184.8),
     ("s2fpn18", "v2", 20.94, 34.56), ("s2fpn34", "v2", 31.04, 53.89), ("s2fpn34m", "v2", 31.04, 214.7),
