@@ -59,6 +59,7 @@ class TrainConfig:
     switches: dict[str, Any] = field(default_factory=dict)  # of build_model, e.g. {"ssam": False}
     normalization: str = ""  # empty: the encoder's own
     encoder_weights: str = ""  # "imagenet" or the path of a state dict; empty: none
+    init_from: str = ""  # weights to start from: a .safetensors file, a run directory or a released name; empty: none
     # optimisation
     optimizer: str = "adam"
     lr: float = 3e-4
@@ -125,6 +126,8 @@ class TrainConfig:
                 'checkpoint_rule "best-val" would choose by images that train_split="trainval" trains on; '
                 'use checkpoint_rule="last"'
             )
+        if self.init_from and self.encoder_weights:
+            raise ValueError("init_from brings the encoder's weights, too: leave encoder_weights empty")
         self.augment()  # checks its own fields
 
     def augment(self) -> Augment:

@@ -17,12 +17,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s2fpn_lib import runs
+from s2fpn_lib.allocator import keep_freed_memory
 from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.config import PRESETS, TrainConfig
 from s2fpn_lib.data import SegmentationDataset, open_dataset
 from s2fpn_lib.devices import choose_device
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked
-from s2fpn_lib.training import Row, Training, TrainingDiverged
+from s2fpn_lib.training import Row, Training, TrainingDiverged, pretraining
 
 __all__ = ["PRESETS", "ConfigChanged", "RunLocked", "TrainConfig", "TrainResult", "TrainingDiverged", "train"]
 
@@ -74,6 +75,8 @@ def train(
         CheckpointError: a state could not be written (disk full); the last good state stays.
     """
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     train_set = open_dataset(config.dataset, config.data_root or None, config.train_split)
     config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
     val_set = None
@@ -165,7 +168,7 @@ def _finish(training: Training) -> Row:
         "val_split": config.val_split,
         "model": config.model,
         "revision": config.revision,
-        "pretraining": config.encoder_weights or "none",
+        "pretraining": pretraining(config),
         "seed": config.seed,
         "device": str(training.device),
         "amp": training.amp or "off",

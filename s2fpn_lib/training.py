@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib import runs
-from s2fpn_lib.checkpoint import load_state, save_state, save_weights
+from s2fpn_lib.checkpoint import find_weights, load_state, load_weights, read_metadata, save_state, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, TrainLoader, train_loader
 from s2fpn_lib.devices import choose_amp
@@ -71,6 +71,8 @@ class Training:
             **({"normalization": config.normalization} if config.normalization else {}),
             **config.switches,
         ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        if config.init_from and not state:
+            load_weights(self.model, find_weights(config.init_from))
         self.network = torch.compile(self.model) if config.compile else self.model
         self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
         self.criterion = DeepSupervisionLoss(
@@ -255,7 +257,7 @@ class Training:
             "train_split": config.train_split,
             "val_split": config.val_split,
             "val_miou": val_miou,
-            "pretraining": config.encoder_weights or "none",
+            "pretraining": pretraining(config),
             "seed": config.seed,
             "epoch": self.epoch,
             "step": self.step,
@@ -263,6 +265,14 @@ class Training:
             "git_sha": self.git_sha,
         }
         save_weights(self.averaged, path, provenance)
+
+
+def pretraining(config: TrainConfig) -> str:
+    """What the weights were before this run, in words: "none", "imagenet", or what `init_from` had been trained on."""
+    if not config.init_from:
+        return config.encoder_weights or "none"
+    earlier = read_metadata(find_weights(config.init_from))
+    return f"{earlier.get('pretraining', 'unstated')}, then {earlier.get('dataset')} {earlier.get('train_split')}"
 
 
 def step_seed(seed: int, step: int) -> int:

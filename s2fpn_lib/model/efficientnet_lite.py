@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2fpn_lib.model.depthwise import depthwise_conv2d
+
 BN_EPS = 1e-3
 # (expansion, channels, repeats, stride, kernel) of the seven stages, EfficientNet paper, table 1.
 STAGES = (
@@ -35,15 +37,15 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        if stride == 1:
-            return super().forward(x)
-        pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]]
-        if all(pad == 2 * (kernel // 2) for pad in pads):  # symmetric, no copy needed
-            return super().forward(x)
-        top, left = pads[0] // 2, pads[1] // 2
-        x = F.pad(x, (left, pads[1] - left, top, pads[0] - top))
-        return F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
+        if stride > 1:
+            pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]]
+            if any(pad != 2 * padding for pad in pads):  # not the same on both sides
+                top, left = pads[0] // 2, pads[1] // 2
+                x, padding = F.pad(x, (left, pads[1] - left, top, pads[0] - top)), 0
+        if self.groups > 1:
+            return depthwise_conv2d(x, self.weight, stride, padding)
+        return F.conv2d(x, self.weight, None, stride, padding)
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -72,13 +74,18 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """(B, 3, H, W) -> four maps with 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32."""
+    """(B, 3, H, W) -> four maps with 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32.
+
+    With `double_resolution` the stem keeps the size (as S²-FPN34M does), and every map has twice the height and width.
+    """
 
     channels = tuple(STAGES[stage][1] for stage in TAPS)
 
-    def __init__(self) -> None:
+    def __init__(self, *, double_resolution: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_bn(3, STEM_CHANNELS, 3, stride=2), nn.ReLU6(inplace=True))
+        self.stem = nn.Sequential(
+            *_conv_bn(3, STEM_CHANNELS, 3, stride=1 if double_resolution else 2), nn.ReLU6(inplace=True)
+        )
         self.stages = nn.ModuleList()
         in_channels = STEM_CHANNELS
         for expansion, channels, repeats, stride, kernel in STAGES:

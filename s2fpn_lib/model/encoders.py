@@ -33,10 +33,12 @@ class EncoderSpec:
     double_resolution: bool = False
     normalization: str = "imagenet"
 
-    def build(self) -> ResNetEncoder | EfficientNetLite0:
+    def build(self, *, double_resolution: bool = False) -> ResNetEncoder | EfficientNetLite0:
+        """The encoder, at twice the resolution where this specification or the caller says so."""
+        double_resolution = double_resolution or self.double_resolution
         if self.architecture == "efficientnet_lite0":
-            return EfficientNetLite0()
-        return ResNetEncoder(self.architecture, double_resolution=self.double_resolution)
+            return EfficientNetLite0(double_resolution=double_resolution)
+        return ResNetEncoder(self.architecture, double_resolution=double_resolution)
 
 
 _BASIC = (64, 128, 256, 512)

@@ -34,7 +34,8 @@ class Switches:
     ssam=False: identity gate. crb=False: plain convolution branch. apf=False: FPN sum of lateral and upsampled.
     gfu=False: upsample and add. deep_supervision=False: no auxiliary heads. strip_axis: the axis that SSAM pools away,
     "height" as published or "width". gfu_pool: global pooling in GFU, as the paper draws it. gamma_init: where SSAM's
-    learned blend starts. dropout: the rate everywhere.
+    learned blend starts. dropout: the rate everywhere. double_resolution: the encoder's stem keeps the resolution that it
+    would halve, as in S²-FPN34M (which is S²-FPN34 with this switch): every level at twice the height and width.
     """
 
     ssam: bool = True
@@ -46,6 +47,7 @@ class Switches:
     gfu_pool: bool = False
     gamma_init: float = 0.0
     dropout: float = DROPOUT
+    double_resolution: bool = False
 
 
 @dataclass
@@ -81,7 +83,7 @@ class S2FPN(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        self.encoder = spec.build()
+        self.encoder = spec.build(double_resolution=switches.double_resolution)
         self.project = nn.ModuleList(
             nn.Identity()
             if channels == width
@@ -141,7 +143,7 @@ class S2FPN(nn.Module):
         """Logits (B, K, H, W); with `aux` also the list of the four auxiliary logits, in the order apf1 to apf4.
 
         `resize=False` leaves all of them at the resolution they were computed at (main at stride 4, auxiliaries at
-        strides 32, 16, 8 and 4; twice that resolution for S²-FPN34M).
+        strides 32, 16, 8 and 4; twice that resolution for S²-FPN34M or with double_resolution).
         """
         result = self.pyramid(x, aux=aux)
         logits, auxiliary = result.logits, result.auxiliary
