@@ -34,8 +34,8 @@ class Switches:
     ssam=False: identity gate. crb=False: plain convolution branch. apf=False: FPN sum of lateral and upsampled.
     gfu=False: upsample and add. deep_supervision=False: no auxiliary heads. strip_axis: the axis that SSAM pools away,
     "height" as published or "width". gfu_pool: global pooling in GFU, as the paper draws it. gamma_init: where SSAM's
-    learned blend starts. dropout: the rate everywhere. double_resolution: the encoder's stem keeps the resolution that it
-    would halve, as in S²-FPN34M (which is S²-FPN34 with this switch): every level at twice the height and width.
+    learned blend starts. dropout: the rate everywhere. double_resolution: the encoder's stem halves the resolution once
+    less, as in S²-FPN34M (which is S²-FPN34 with this switch): every level at twice the height and width.
     """
 
     ssam: bool = True
