@@ -23,6 +23,8 @@ from s2fpn_lib.parameters import Declaration, declarations
 from s2fpn_lib.runs import results_root
 
 PROJECT = Path(__file__).resolve().parent.parent
+# What the main job asks for where its user does not: the notebook's own default takes a minute, in JupyterLab.
+DEFAULTS = {"10_train": {"preset": "quick"}}
 NOTEBOOKS = ("00_quickstart", "10_train", "11_evaluate", "90_report")
 
 
@@ -96,7 +98,7 @@ def distribute(assignments: Sequence[str], declared: dict[str, list[Declaration]
     Text stays text for a parameter declared `str`; for any other type it is read as a Python literal, and the
     notebook's own check complains where that does not fit.
     """
-    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in declared}
+    values = {notebook: dict(DEFAULTS.get(notebook, {})) for notebook in declared}
     every_name = sorted({declaration.name for known in declared.values() for declaration in known})
     for assignment in assignments:
         name, equals, text = assignment.partition("=")

@@ -57,6 +57,7 @@ def train(
     config: TrainConfig,
     *,
     run_dir: str | Path | None = None,
+    results: str | Path | None = None,
     on_epoch: Callable[[Row], None] | None = None,
     progress: bool | None = None,
 ) -> TrainResult:
@@ -64,7 +65,8 @@ def train(
 
     Args:
         config: the whole recipe.
-        run_dir: where; default: results/train/<dataset>-<model>-<revision>-<hash of the recipe>.
+        run_dir: where; default: <results>/train/<dataset>-<model>-<revision>-<hash of the recipe>.
+        results: the folder of all results; default: `runs.results_root()`.
         on_epoch: called with every epoch's row after its state is safe, e.g. to redraw a plot.
         progress: a progress bar; None: on a terminal and in a notebook. An epoch always prints one line.
 
@@ -83,7 +85,7 @@ def train(
     if config.val_split:
         val_set = open_dataset(config.dataset, config.data_root or None, config.val_split)
         _refuse_seen(config, train_set, val_set)
-    run = RunDirectory(run_dir or default_run_dir(config))
+    run = RunDirectory(run_dir or default_run_dir(config, results))
     with run.lock(), torch.random.fork_rng([device] if device.type == "cuda" else []), _tuned_convolutions(device):
         run.claim(config.recipe(), TrainConfig().recipe())
         summary = _finished(run, config)
@@ -94,10 +96,10 @@ def train(
         return TrainResult(run.path, config, load_model(run.path), runs.read_rows(run.metrics), summary)
 
 
-def default_run_dir(config: TrainConfig) -> Path:
-    """results/train/<dataset>-<model>-<revision>-<hash>: the same recipe comes back to the same folder."""
+def default_run_dir(config: TrainConfig, results: str | Path | None = None) -> Path:
+    """<results>/train/<dataset>-<model>-<revision>-<hash>: the same recipe comes back to the same folder."""
     name = f"{config.dataset}-{config.model}-{config.revision}-{runs.config_hash(config.recipe())}"
-    return runs.results_root() / "train" / name
+    return Path(results or runs.results_root()) / "train" / name
 
 
 def _fit(training: Training, on_epoch: Callable[[Row], None] | None, progress: bool | None) -> Row:

@@ -30,6 +30,8 @@ CHEAP = {
     "dataset": "roadscenes",
     "model": "s2fpn_lite",
     "epochs": 1,
+    "max_epochs": 1,
+    "crop": [64, 96],
     "steps_per_epoch": 2,
     "batch_size": 2,
     "limit": 2,

@@ -29,13 +29,13 @@ def write_notebook(folder: Path, name: str, body: str, parameters: str = "word: 
 
 def test_each_notebook_gets_what_it_declares():
     assert distribute(["DATASET=camvid", "epochs=5", "FLIP=False", "LIMIT=None"], DECLARED) == {
-        "10_train": {"dataset": "camvid", "epochs": 5, "flip": False},
+        "10_train": {"preset": "quick", "dataset": "camvid", "epochs": 5, "flip": False},
         "11_evaluate": {"dataset": "camvid", "limit": None},
     }
 
 
 def test_text_stays_text_where_text_is_declared():
-    assert distribute(["DATASET=2024"], DECLARED)["10_train"] == {"dataset": "2024"}
+    assert distribute(["DATASET=2024"], DECLARED)["10_train"] == {"preset": "quick", "dataset": "2024"}
 
 
 @pytest.mark.parametrize(("assignment", "near"), [("EPOCH=5", True), ("EPOCHS", True), ("zzz=1", False)])
