@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from s2fpn_lib.model import build_model, load_published
+from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, build_model, load_published
 from s2fpn_lib.runs import atomic_file, read_json, write_atomic
 
 RELEASED = Path(__file__).resolve().parent / "weights"
@@ -29,15 +29,18 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, or cannot be read; the message names the file."""
 
 
-def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any]) -> None:
+def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *, half: bool = False) -> None:
     """Writes the model's weights to a safetensors file, atomically.
 
     Args:
         model: a model made by `build_model`; its `config` is stored along.
         metadata: JSON-able provenance (dataset, protocol, rule, epoch, seed, ...). Free of times and host names, so
             that equal runs give equal bytes.
+        half: store float16, as released weights are; `load_model` gives float32 parameters either way.
     """
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     document = json.dumps({"config": model.config, **metadata}, sort_keys=True)
     data = safetensors.torch.save(tensors, {METADATA_KEY: document})
     try:
@@ -83,6 +86,21 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
     model = build_model(**read_metadata(path)["config"])
     load_weights(model, path)
     return model.to(device).eval()
+
+
+def published_checkpoint(model: str, revision: str, dataset: str, num_classes: int) -> dict[str, Any]:
+    """What `load_model` must be told of a checkpoint that the published code wrote: the arguments of `build_model`.
+
+    model: a name of `build_model`, or the published command line's (SSFPN). dataset: what it was trained on; the
+    published input of camvid and cityscapes is the image minus that dataset's mean.
+    """
+    normalization = f"{dataset}-mean"
+    return {
+        "name": PUBLISHED_MODELS.get(model, model),
+        "revision": revision,
+        "num_classes": num_classes,
+        "normalization": normalization if normalization in NORMALIZATIONS else None,
+    }
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from s2fpn_lib.data import PUBLISHED_SCALES, Augment
 from s2fpn_lib.losses import AUX_RESOLUTIONS, CRITERIA
+from s2fpn_lib.model import PUBLISHED_MODELS
 
 # What the published train.py calls on its command line, and the field that does it here.
 PUBLISHED_OPTIONS = {
@@ -23,9 +24,6 @@ PUBLISHED_OPTIONS = {
 }
 # Fields that say how a run is carried out, not what it computes: they may change when a run is taken up again.
 OPERATIONAL = ("data_root", "device", "workers", "max_minutes", "checkpoint_every", "checkpoint_minutes")
-
-# What the published code calls the network on its command line.
-PUBLISHED_MODELS = {"SSFPN": "s2fpn18"}
 
 CHOICES = {
     "revision": ("v1", "v2"),

@@ -9,7 +9,15 @@ import safetensors.torch
 import torch
 
 from s2fpn_lib import checkpoint
-from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata, save_state, save_weights
+from s2fpn_lib.checkpoint import (
+    CheckpointError,
+    load_model,
+    load_state,
+    published_checkpoint,
+    read_metadata,
+    save_state,
+    save_weights,
+)
 from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import PROJECT
 
@@ -176,3 +184,21 @@ def test_a_full_disk_keeps_earlier_weights(model, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"could not write .*best\.safetensors .*No space left"):
         save_weights(model, path, {"epoch": 2})
     assert read_metadata(path)["epoch"] == 1
+
+
+@pytest.mark.parametrize(("dataset", "normalization"), [("cityscapes", "cityscapes-mean"), ("roadscenes", "imagenet")])
+def test_a_published_checkpoint_is_described_as_its_author_ran_it(dataset, normalization):
+    described = published_checkpoint("SSFPN", "v2", dataset, 4)
+    model = build_model(**described)
+    assert (model.config["name"], model.config["revision"], model.num_classes) == ("s2fpn18", "v2", 4)
+    assert model.config["normalization"] == normalization
+
+
+def test_half_precision_weights_are_half_the_size_and_nearly_the_same(model, tmp_path):
+    save_weights(model, tmp_path / "full.safetensors", {})
+    save_weights(model, tmp_path / "half.safetensors", {}, half=True)
+    sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
+    assert sizes[0] < 0.51 * sizes[1]
+    loaded = load_model(tmp_path / "half.safetensors")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-6)

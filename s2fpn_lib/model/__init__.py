@@ -1,7 +1,16 @@
 """The network: S²-FPN in both published revisions, its parts, its encoders and the author's checkpoint layout."""
 
 from s2fpn_lib.model.encoders import ENCODERS
-from s2fpn_lib.model.published import load_published
+from s2fpn_lib.model.published import PUBLISHED_MODELS, load_published
 from s2fpn_lib.model.s2fpn import NORMALIZATIONS, S2FPN, Pyramid, Switches, build_model
 
-__all__ = ["ENCODERS", "NORMALIZATIONS", "S2FPN", "Pyramid", "Switches", "build_model", "load_published"]
+__all__ = [
+    "ENCODERS",
+    "NORMALIZATIONS",
+    "PUBLISHED_MODELS",
+    "S2FPN",
+    "Pyramid",
+    "Switches",
+    "build_model",
+    "load_published",
+]

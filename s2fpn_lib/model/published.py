@@ -12,6 +12,9 @@ from torch import Tensor
 
 from s2fpn_lib.model.s2fpn import S2FPN
 
+# What the published command lines call the network, and its name here.
+PUBLISHED_MODELS = {"SSFPN": "s2fpn18"}
+
 # (our name, published name) as regular expressions, the first match wins; \1 is what both have in common.
 _RENAMES = {
     "v1": (
