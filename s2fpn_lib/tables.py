@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from s2fpn_lib.evaluate import Evaluation
+from s2fpn_lib.provenance import STAND_IN
 from s2fpn_lib.runs import read_rows, results_root
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
@@ -79,22 +80,23 @@ def load_published(path: str | Path = PUBLISHED) -> pd.DataFrame:
 def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
     """One row a finished training run under `root` (None: the results folder): its result.json and its folder `run`.
 
-    Read afresh from the run directories at every call; there is no table to edit or to go stale.
+    Read afresh from the run directories at every call; there is no table to edit or to go stale. Stand-ins
+    (`provenance.STAND_IN`), trained for seconds to have something to show, are left out.
     """
     root = Path(root or results_root())
     rows = []
     for path in sorted(root.rglob("result.json")):
-        if (path.parent / "config.json").exists():
+        if (path.parent / "config.json").exists() and path.parent.name != STAND_IN:
             rows.append({"run": path.parent.relative_to(root).as_posix(), **json.loads(path.read_text())})
     return pd.DataFrame(rows)
 
 
 def collect_curves(root: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """{run: rows of its metrics.jsonl} of every run directory under `root`, unfinished runs included."""
+    """{run: rows of its metrics.jsonl} of every run directory under `root`, unfinished runs included, stand-ins left out."""
     root = Path(root or results_root())
     found = {}
     for path in sorted(root.rglob("metrics.jsonl")):
-        if rows := read_rows(path):
+        if path.parent.name != STAND_IN and (rows := read_rows(path)):
             found[path.parent.relative_to(root).as_posix()] = rows
     return found
 
