@@ -14,6 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2fpn_lib.optimize import OptimizedModel, optimize_for_inference
+
+__all__ = [
+    "OptimizedModel",
+    "evaluation_mode",
+    "optimize_for_inference",
+    "predict_logits",
+    "window_starts",
+    "window_weights",
+]
+
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -92,7 +92,7 @@ def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
 
 
 def collect_curves(root: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """{run: rows of its metrics.jsonl} of every run directory under `root`, unfinished runs included, stand-ins left out."""
+    """{run: rows of its metrics.jsonl} of every run directory under `root`: unfinished ones too, stand-ins left out."""
     root = Path(root or results_root())
     found = {}
     for path in sorted(root.rglob("metrics.jsonl")):

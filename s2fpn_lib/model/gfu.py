@@ -23,9 +23,12 @@ class GFUv1(nn.Module):
         self.conv1 = ConvBNAct(channels, channels, 1, revision=self.revision)
         self.conv2 = plain_conv(coarse, channels)
         self.conv3 = ConvBNAct(channels, channels, self.conv3_kernel, revision=self.revision)
+        self.reduce_first = False  # W before the resize: the same values but for rounding, at a quarter of the cost
 
     def context(self, p: Tensor, f: Tensor) -> Tensor:
         """f' = relu(W resize(f)), corners aligned: (B, C, H, W), or (B, C, 1, 1) when pooled."""
+        if self.reduce_first and not self.pool:
+            return torch.relu(resize_aligned(self.conv2(f), p.shape[-2:]))
         f = f.mean(dim=(2, 3), keepdim=True) if self.pool else resize_aligned(f, p.shape[-2:])
         return torch.relu(self.conv2(f))
 

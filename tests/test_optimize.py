@@ -1,0 +1,162 @@
+"""Optimized networks give the original's logits: every backend, revision, switch and size."""
+
+import pytest
+import torch
+from torch import nn
+
+from s2fpn_lib import optimize
+from s2fpn_lib.inference import optimize_for_inference
+from s2fpn_lib.model import build_model
+from s2fpn_lib.optimize import OptimizedModel, fold_batch_norms, simplify
+
+SIZES = [(64, 96), (32, 32), (45, 71)]
+
+
+def lived_in(name="s2fpn_lite", **options):
+    """A model whose batch norms have statistics and scales of their own, as after training."""
+    torch.manual_seed(3)
+    model = build_model(name, num_classes=5, **options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.momentum = 1.0
+        if hasattr(module, "gamma"):
+            nn.init.constant_(module.gamma, 0.4)
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 96, 96))
+    return model.eval()
+
+
+def logits(model, x):
+    with torch.inference_mode():
+        return model(x)
+
+
+def assert_same_logits(model, fast, sizes=SIZES):
+    for height, width in sizes:
+        x = torch.randn(2, 3, height, width)
+        expected = logits(model, x)
+        scale = max(1.0, float(expected.abs().max()))
+        assert float((fast(x) - expected).abs().max()) <= 1e-3 * scale
+
+
+@pytest.mark.parametrize("revision", ["v1", "v2"])
+@pytest.mark.parametrize("name", ["s2fpn18", "s2fpn34m", "s2fpn50", "s2fpn_lite"])
+def test_eager_on_every_kind_of_encoder(name, revision, capsys):
+    model = lived_in(name, revision=revision)
+    fast = optimize_for_inference(model, torch.randn(1, 3, 64, 96))
+    assert "largest difference" in capsys.readouterr().out
+    assert 0 < fast.max_difference < 1e-3
+    assert_same_logits(model, fast)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"ssam": False},
+        {"crb": False},
+        {"apf": False},
+        {"gfu": False},
+        {"gfu_pool": True},
+        {"strip_axis": "width"},
+        {"double_resolution": True},
+        {"deep_supervision": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("revision", ["v1", "v2"])
+def test_eager_with_every_switch(switch, revision):
+    model = lived_in(revision=revision, **switch)
+    assert_same_logits(model, optimize_for_inference(model, torch.randn(1, 3, 64, 96), verbose=False))
+
+
+@pytest.mark.parametrize("revision", ["v1", "v2"])
+def test_onnxruntime(revision):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    model = lived_in(revision=revision)
+    fast = optimize_for_inference(model, torch.randn(1, 3, 64, 96), "onnxruntime", verbose=False)
+    assert_same_logits(model, fast)
+
+
+def test_compile():
+    model = lived_in()
+    fast = optimize_for_inference(model, torch.randn(1, 3, 32, 64), "compile", verbose=False)
+    assert_same_logits(model, fast, sizes=[(32, 64)])
+
+
+def test_folding_leaves_only_the_two_norms_of_each_strip_attention():
+    model = lived_in("s2fpn18")
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    copied = simplify(model)
+    left = [name for name, module in copied.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(left) == 8
+    assert all(".ssam.bn_" in name for name in left)
+    assert norms - 8 - 4 > 0, "four belong to auxiliary heads"
+    assert fold_batch_norms(copied) == 0
+
+
+def test_a_folded_norm_is_the_closed_form():
+    conv, norm = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3).eval()
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    weight = conv.weight * scale[:, None, None, None]
+    bias = norm.bias - norm.running_mean * scale
+    sequence = nn.Sequential(conv, norm).eval()
+    assert fold_batch_norms(sequence) == 1
+    torch.testing.assert_close(sequence[0].weight, weight)
+    torch.testing.assert_close(sequence[0].bias, bias)
+
+
+def test_the_original_is_left_as_it_was():
+    model = lived_in().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimize_for_inference(model, torch.randn(1, 3, 64, 96), verbose=False)
+    assert model.training
+    assert len(model.auxiliary) == 4
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_bf16_states_its_difference():
+    fast = optimize_for_inference(lived_in(), torch.randn(1, 3, 64, 96), precision="bf16", verbose=False)
+    assert fast.max_difference > 1e-4
+    assert fast(torch.randn(1, 3, 64, 96)).dtype == torch.float32
+
+
+def test_preprocess_is_the_originals():
+    model = lived_in()
+    images = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8)
+    fast = optimize_for_inference(model, model.preprocess(images), verbose=False)
+    assert torch.equal(fast.preprocess(images), model.preprocess(images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"backend": "tensorrt"}, "choose one of eager, compile, onnxruntime"),
+        ({"precision": "int4"}, "choose one of float32, bf16, fp16"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "runs float32 on the CPU"),
+    ],
+)
+def test_what_there_is_not(arguments, error):
+    with pytest.raises(ValueError, match=error):
+        optimize_for_inference(lived_in(), torch.randn(1, 3, 64, 96), **arguments)
+
+
+def test_an_optimized_model_is_not_optimized_again():
+    fast = optimize_for_inference(lived_in(), torch.randn(1, 3, 64, 96), verbose=False)
+    assert isinstance(fast, OptimizedModel)
+    with pytest.raises(TypeError, match="made by build_model, got OptimizedModel"):
+        optimize_for_inference(fast, torch.randn(1, 3, 64, 96))
+
+
+def test_a_wrong_transform_is_refused(monkeypatch):
+    def broken(model):
+        copied = simplify(model)
+        nn.init.zeros_(copied.head.weight)
+        return copied
+
+    monkeypatch.setattr(optimize, "simplify", broken)
+    with pytest.raises(RuntimeError, match="gives other logits than the model"):
+        optimize_for_inference(lived_in(), torch.randn(1, 3, 64, 96))
