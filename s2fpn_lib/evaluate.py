@@ -255,11 +255,12 @@ def _batches(
     """(B, 3, H, W) uint8 images at the protocol's size, and their labels as they are."""
     for first in range(0, len(indices), batch_size):
         pairs = [dataset[i] for i in indices[first : first + batch_size]]
-        images = [_at_size(image, dataset.protocol.size) for image, _ in pairs]
+        images = [at_size(image, dataset.protocol.size) for image, _ in pairs]
         yield torch.stack(images), [label for _, label in pairs]
 
 
-def _at_size(image: Tensor, size: tuple[int, int]) -> Tensor:
+def at_size(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 -> (3, *size) uint8, bilinear and smoothed: how an image gets to the size that a network sees."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)
