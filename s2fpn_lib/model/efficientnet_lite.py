@@ -43,9 +43,11 @@ class SameConv2d(nn.Conv2d):
             if any(pad != 2 * padding for pad in pads):  # not the same on both sides
                 top, left = pads[0] // 2, pads[1] // 2
                 x, padding = F.pad(x, (left, pads[1] - left, top, pads[0] - top)), 0
-        if self.groups > 1:
+        if self.groups > 1 and self.bias is None:
             return depthwise_conv2d(x, self.weight, stride, padding)
-        return F.conv2d(x, self.weight, None, stride, padding)
+        return F.conv2d(
+            x, self.weight, self.bias, stride, padding, groups=self.groups
+        )  # a bias: a batch norm folded in
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
