@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2fpn_lib.model.efficientnet_lite import SameConv2d
+
 OPSET = 18
+LITE_MULTIPLE = 32
 
 
-def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor) -> None:
+def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor, *, dynamic: bool = True) -> None:
     """Writes an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` gives it, output `logits` (B, K, H, W).
 
-    Batch, height and width are free, from 32 pixels up. network: `optimize.simplify(model)`, or a model as it is.
+    network: `optimize.simplify(model)`, or a model as it is. dynamic: batch, height and width are free (see
+    `free_sizes`); otherwise they are the example's.
 
     Raises ImportError without the extra [onnx].
     """
@@ -27,7 +32,7 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
         opset_version=OPSET,
         input_names=["image"],
         output_names=["logits"],
-        dynamic_shapes=_free_sizes(),
+        dynamic_shapes=free_sizes(network, example) if dynamic else None,
         verbose=False,
     )
     if isinstance(target, io.BytesIO):
@@ -36,10 +41,30 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
         program.save(target)
 
 
-def export_program(network: nn.Module, path: str | Path, example: Tensor) -> None:
+def export_program(network: nn.Module, path: str | Path, example: Tensor, *, dynamic: bool = True) -> None:
     """Writes a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library."""
-    program = torch.export.export(network.eval(), (example,), dynamic_shapes=_free_sizes())
-    torch.export.save(program, path)
+    shapes = free_sizes(network, example) if dynamic else None
+    # channels_last weights would tie the program to relations between the example's height and width
+    plain = copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)
+    torch.export.save(torch.export.export(plain, (example.contiguous(),), dynamic_shapes=shapes), path)
+
+
+def free_sizes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
+    """Which dimensions of the exported input are free: batch from 1, height and width above 64 pixels.
+
+    s2fpn_lite pads as TensorFlow does, by an amount that depends on whether a size is even at every stride: its
+    exported sizes are multiples of 32. Raises ValueError for an example of it that is not.
+    """
+    if not any(isinstance(module, SameConv2d) for module in network.modules()):
+        dynamic = torch.export.Dim.DYNAMIC
+        return ({0: dynamic, 2: dynamic, 3: dynamic},)
+    if any(size % LITE_MULTIPLE for size in example.shape[-2:]):
+        raise ValueError(
+            f"s2fpn_lite exports with free sizes that are multiples of {LITE_MULTIPLE}, and the example is "
+            f"{tuple(example.shape[-2:])}: give such an example, or dynamic=False for this one size"
+        )
+    height, width = torch.export.Dim("height", min=3, max=128), torch.export.Dim("width", min=3, max=128)
+    return ({0: torch.export.Dim.DYNAMIC, 2: LITE_MULTIPLE * height, 3: LITE_MULTIPLE * width},)
 
 
 def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:
@@ -53,10 +78,6 @@ def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
     )
-
-
-def _free_sizes() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
 
 
 def _needs_onnx() -> None:

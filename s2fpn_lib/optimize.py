@@ -13,6 +13,7 @@ import copy
 import io
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -181,16 +182,20 @@ class _CudaGraphs:
 
 
 def _onnxruntime(network: S2FPN, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """One session an input size: with a size that it knows onnxruntime plans its memory and layouts better."""
     from s2fpn_lib.export import export_onnx, onnx_session
 
-    file = io.BytesIO()
-    export_onnx(network, file, example)
-    session = onnx_session(file.getvalue(), threads=torch.get_num_threads())
+    sessions: dict[torch.Size, Any] = {}
 
     def run(x: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"image": x.contiguous().numpy()})
+        if x.shape not in sessions:
+            file = io.BytesIO()
+            export_onnx(network, file, x, dynamic=False)
+            sessions[x.shape] = onnx_session(file.getvalue(), threads=torch.get_num_threads())
+        (logits,) = sessions[x.shape].run(None, {"image": x.contiguous().numpy()})
         return torch.from_numpy(logits)
 
+    run(example)
     return run
 
 

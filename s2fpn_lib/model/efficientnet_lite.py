@@ -39,7 +39,7 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
         if stride > 1:
-            pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]]
+            pads = [kernel - stride + -size % stride for size in x.shape[-2:]]
             if any(pad != 2 * padding for pad in pads):  # not the same on both sides
                 top, left = pads[0] // 2, pads[1] // 2
                 x, padding = F.pad(x, (left, pads[1] - left, top, pads[0] - top)), 0

@@ -105,12 +105,12 @@ class ColumnAttention(StripGate):
         """T = augment(v P): the values of the strip, mixed by every pixel's distribution, (B, C, H, W)."""
         value = self.value(x.mean(self.pooled_dim, keepdim=True))  # (B, C, 1, W)
         mixed = nn.functional.scaled_dot_product_attention(
-            query.flatten(2).transpose(1, 2),  # (B, HW, C)
-            keys.flatten(2).transpose(1, 2),  # (B, L, C)
-            value.flatten(2).transpose(1, 2),  # (B, L, C)
+            query.flatten(2).transpose(1, 2)[:, None],  # (B, 1, HW, C): one head, which ONNX wants to see
+            keys.flatten(2).transpose(1, 2)[:, None],  # (B, 1, L, C)
+            value.flatten(2).transpose(1, 2)[:, None],  # (B, 1, L, C)
             scale=1.0,
         )
-        return self.augment(mixed.transpose(1, 2).reshape(x.shape))  # (B, HW, C) -> (B, C, H, W)
+        return self.augment(mixed[:, 0].transpose(1, 2).reshape(x.shape))  # (B, HW, C) -> (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
         query, keys = self.query(x), self.max_strip(x)
