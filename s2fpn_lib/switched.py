@@ -5,9 +5,11 @@ That is not an ablation. A network trained without a part learns to do without i
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from s2fpn_lib.model import S2FPN, build_model
+from s2fpn_lib.model.ssam import StripGate
 
 
 def switched(model: S2FPN, **switches: Any) -> S2FPN:
@@ -27,3 +29,15 @@ def switched(model: S2FPN, **switches: Any) -> S2FPN:
         )
     other.load_state_dict({name: state[name] for name in wanted})
     return other.to(next(model.parameters()).device).eval()
+
+
+def without_strips(model: S2FPN) -> S2FPN:
+    """A copy of `model` with gamma 0 at every level, in eval mode: SSAM stays, but no strip reaches the prediction.
+
+    Between this and `switched(model, ssam=False)` lies what else SSAM holds; in v1 that is nothing.
+    """
+    silent = copy.deepcopy(model).eval()
+    for module in silent.modules():
+        if isinstance(module, StripGate):
+            module.gamma.data.zero_()
+    return silent
