@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ ROWS = {
     "columns": "attention\nover {entries}s",
     "gfu": "share from the\ncoarser level",
 }
-LEFT, GAP, TITLE = 1.1, 0.3, 0.27  # inches: room for row names, between cells, above each row
+LEFT, GAP, TITLE = 1.1, 0.36, 0.27  # inches: room for row names, between cells, above each row
 
 
 @styled
@@ -62,7 +63,8 @@ def attention_figure(
     flat = {"strips", "columns"} | ({"gate1", "gate2"} if capture.revision == "v1" else set())
     heights = [picture, *(0.42 * cell if row in flat else picture for row in rows)]
     extra = [0.2 if row in ("strips", "columns") else 0 for row in ("", *rows)]  # tick labels below
-    head = 0.3 if warning else 0.05
+    warning = textwrap.fill(warning, 110)
+    head = 0.05 + (0.1 + 0.16 * len(warning.splitlines()) if warning else 0)
     total = head + sum(heights) + sum(extra) + TITLE * len(heights) + 0.6
     figure = plt.figure(figsize=(width, total))
 
@@ -71,7 +73,7 @@ def attention_figure(
         return figure.add_axes([left / width, (total - top - height) / total, cell / width, height / total])
 
     if warning:
-        figure.text(0.5, 1 - 0.18 / total, warning, color=BAD, weight="bold", ha="center", va="center", fontsize=9)
+        figure.text(0.5, 1 - 0.08 / total, warning, color=BAD, weight="bold", ha="center", va="top", fontsize=9)
     top = head + TITLE
     drawn = pixels if "columns" in rows else ()
     _top_row([place(column, top, picture) for column in range(4)], image, capture, protocol, index, label, drawn)
@@ -214,7 +216,7 @@ def _top_row(
         axis.set_facecolor("none")
     if any(level.gates is not None for level in capture.levels):
         note = f"revision {capture.revision}\n" + _NOTES[capture.revision].format(entry=_entries(capture)) + _BLEND
-        axes[-1].text(0, 1, note, va="top", fontsize=7.8, color=MUTED)
+        axes[-1].text(0, 1, note, va="top", fontsize=7.2, color=MUTED)
 
 
 _NOTES = {
@@ -303,4 +305,5 @@ def _profile_axes(axis: Axes, level: LevelCapture) -> None:
     axis.get_xticklabels()[0].set_ha("left")
     axis.get_xticklabels()[2].set_ha("right")
     axis.yaxis.set_major_locator(plt.MaxNLocator(2))
-    axis.tick_params(axis="y", labelsize=7)
+    axis.yaxis.set_major_formatter("{x:.2g}")
+    axis.tick_params(axis="y", labelsize=6.8)

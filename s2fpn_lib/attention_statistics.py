@@ -186,7 +186,7 @@ def _influence(level: LevelCapture, share: float) -> str:
         return "none: gamma is 0, the maps do not reach the prediction"
     if share < HARDLY_ANY:
         return f"hardly any: the strips make up less than {HARDLY_ANY:.0%} of the blend"
-    return f"the strips make up {share:.0%} of the blend"
+    return f"the strips make up {share:.1%} of the blend"
 
 
 def _normalised_entropy(p: Tensor) -> Tensor:

@@ -157,5 +157,5 @@ def test_the_statement_about_gamma():
     assert list(statement.index) == ["apf1", "apf2", "apf3"]
     assert statement.loc["apf1", "influence"].startswith("none: gamma is 0")
     assert statement.loc["apf2", "influence"].startswith("hardly any")
-    assert statement.loc["apf3", "influence"] == "the strips make up 30% of the blend"
+    assert statement.loc["apf3", "influence"] == "the strips make up 30.0% of the blend"
     assert statement["attended_share"].tolist() == pytest.approx([0, 0.002, 0.3])
