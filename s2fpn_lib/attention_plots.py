@@ -186,10 +186,11 @@ def _entries(capture: Capture) -> str:
 
 
 def _title_level(axis: Axes, level: LevelCapture, index: int) -> None:
-    axis.set_title(f"{level.name}, {level.size[0]}x{level.size[1]}")
+    facts = f"{level.size[0]}x{level.size[1]}"
     if level.gamma is not None:
-        blend = f"γ {level.gamma:.3f}, strips {level.attended_share[index]:.1%}".replace("-", "−")
-        axis.set_title(blend, loc="right", **_SMALL)
+        facts += f", γ {level.gamma:.3f}, strips {level.attended_share[index]:.1%}".replace("-", "−")
+    axis.set_title(level.name)
+    axis.set_title(facts, loc="right", **_SMALL)
 
 
 def _top_row(

@@ -49,9 +49,7 @@ def test_gates_of_v2_are_drawn_with_their_range_around_zero():
             assert high == pytest.approx(np.abs(gate).max())
             expected = f"{gate.min():.2g} to {gate.max():.2g}".replace("-", "−")
             assert drawn.axes.get_title(loc="left") == expected
-    assert "apf4, 16x24" in texts(figure)
-    assert "γ 0.250" in texts(figure)
-    assert f"strips {capture.levels[0].attended_share[1]:.1%}" in texts(figure)
+    assert f"16x24, γ 0.250, strips {capture.levels[3].attended_share[1]:.1%}" in texts(figure)
 
 
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
@@ -104,7 +102,8 @@ def test_what_is_switched_off_has_no_row(switches, lacking):
     figure = attention_figure(image, capture, PROTOCOL)
     assert lacking not in texts(figure)
     assert lacking in texts(attention_figure(*recorded(), PROTOCOL))
-    assert "apf1, 2x3" in texts(figure)
+    assert "apf1" in texts(figure)
+    assert "2x3" in texts(figure)
 
 
 def test_a_network_without_any_of_it_still_predicts():
