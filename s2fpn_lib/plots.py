@@ -28,6 +28,7 @@ __all__ = [
     "per_class_bars",
     "show_predictions",
     "show_samples",
+    "speed_growth",
     "training_curves",
 ]
 
@@ -164,6 +165,25 @@ def class_shares_bars(shares: Sequence[float] | Mapping[str, Sequence[float]], p
     if len(named) > 1:
         axis.set_title(f"bars: {next(iter(named))}")
         axis.legend(loc="lower right", fontsize=8.5)
+    return figure
+
+
+@styled
+def speed_growth(rows: pd.DataFrame) -> Figure:
+    """Milliseconds against megapixels, one line a network, revision, backend and precision.
+
+    rows: of `speed.measure_rows`, of one stage.
+    """
+    figure, axis = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
+    frame = rows.assign(megapixels=rows["batch"] * rows["height"] * rows["width"] / 1e6)
+    for i, (key, line) in enumerate(frame.groupby(["network", "revision", "backend", "precision"], sort=False)):
+        line = line.sort_values("megapixels")
+        name = " ".join(word for word in key if word and word != "float32")
+        axis.plot(
+            line["megapixels"], line["p50_ms"], color=COLOURS[i % 6], marker=MARKERS[i % 6], linestyle="-", label=name
+        )
+    axis.set(xlabel="megapixels (all images of the batch)", ylabel="ms (median)", xlim=(0, None), ylim=(0, None))
+    axis.legend(fontsize=8.5)
     return figure
 
 

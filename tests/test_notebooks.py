@@ -38,6 +38,8 @@ CHEAP = {
     "images": 2,
     "seed": 1,
     "repeats": 1,
+    "seconds": 0.1,
+    "sizes": [[64, 96]],
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
