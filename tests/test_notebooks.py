@@ -18,7 +18,17 @@ from s2fpn_lib.parameters import declarations
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-REQUIRED = {"00_quickstart", "01_data", "02_model", "10_train", "11_evaluate", "90_report"}
+REQUIRED = {
+    "00_quickstart",
+    "01_data",
+    "02_model",
+    "10_train",
+    "11_evaluate",
+    "12_speed",
+    "13_predict",
+    "30_attention",
+    "90_report",
+}
 GOLDEN = {"02_model"}
 SANITIZE = PROJECT / "tests" / "nbval_sanitize.cfg"
 LONGEST_CELL = 40
