@@ -82,6 +82,7 @@ class TrainConfig:
     aux_resolution: str = "label"  # or own, cheaper
     ohem_threshold: float = 0.7
     ohem_min_kept: float = 1 / 16
+    lovasz_weight: float = 0.0  # of the Lovász-softmax term beside the criterion; 0: none
     # how it is carried out
     amp: str = "off"  # off, bf16, fp16; auto: what the device is fast at
     channels_last: bool = True
@@ -109,7 +110,16 @@ class TrainConfig:
         for name in ("lr", "epochs", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0")
-        for name in ("encoder_lr", "weight_decay", "warmup", "clip", "aux_weight", "workers", "eval_images"):
+        for name in (
+            "encoder_lr",
+            "weight_decay",
+            "warmup",
+            "clip",
+            "aux_weight",
+            "lovasz_weight",
+            "workers",
+            "eval_images",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must not be negative")
         if not 0 <= self.ema < 1:

@@ -1,6 +1,6 @@
 """The training loss: class-weighted cross-entropy on the main logits and on every auxiliary logits map, summed.
 
-    loss = L(logits, label) + aux_weight * sum_i L(aux_i, label)
+    loss = L(logits, label) + aux_weight * sum_i L(aux_i, label) + lovasz_weight * lovasz_softmax(logits, label)
 
 Published: L is cross-entropy weighted by 1 / ln(1.10 + share), five terms of weight 1, every map resized to the label.
 """
@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2fpn_lib.data import SegmentationDataset, label_counts
+from s2fpn_lib.lovasz import lovasz_softmax
 
 PUBLISHED_WEIGHT_CONSTANT = 1.10
 CRITERIA = ("cross_entropy", "ohem")
 AUX_RESOLUTIONS = ("label", "own")
+LOVASZ_STRIDE = 2  # of the label pixels that the Lovász term sorts, in both directions
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -41,6 +43,8 @@ class DeepSupervisionLoss(nn.Module):
             "own" takes every k-th label pixel instead, which costs a fraction of the time and memory.
         ohem_threshold: probability above which a pixel counts as easy.
         ohem_min_kept: least share of all pixels of the batch to keep, in [0, 1].
+        lovasz_weight: weight of the Lovász-softmax term of the main logits, taken at every second label pixel and row
+            because it sorts the pixels once a class.
     """
 
     class_weights: Tensor | None
@@ -55,6 +59,7 @@ class DeepSupervisionLoss(nn.Module):
         aux_resolution: str = "label",
         ohem_threshold: float = 0.7,
         ohem_min_kept: float = 1 / 16,
+        lovasz_weight: float = 0.0,
     ):
         super().__init__()
         if criterion not in CRITERIA:
@@ -69,6 +74,7 @@ class DeepSupervisionLoss(nn.Module):
         self.aux_resolution = aux_resolution
         self.ohem_threshold = ohem_threshold
         self.ohem_min_kept = ohem_min_kept
+        self.lovasz_weight = lovasz_weight
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -79,7 +85,11 @@ class DeepSupervisionLoss(nn.Module):
         """
         logits, auxiliary = (outputs, ()) if isinstance(outputs, Tensor) else outputs
         target, poison = self._target(label, num_classes=logits.shape[1])
+        logits = _resized(logits, target)
         loss = self._term(logits, target) + poison
+        if self.lovasz_weight:
+            thin = (..., slice(None, None, LOVASZ_STRIDE), slice(None, None, LOVASZ_STRIDE))
+            loss = loss + self.lovasz_weight * lovasz_softmax(logits[thin], target[thin], self.ignore_index)
         for aux in auxiliary:
             aux_target = target if self.aux_resolution == "label" else _subsample(target, aux.shape[-2:])
             loss = loss + self.aux_weight * self._term(aux, aux_target)
@@ -106,9 +116,7 @@ class DeepSupervisionLoss(nn.Module):
 
     def _term(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of one logits map (B,K,h,w) against labels (B,H,W), resized to them where the sizes differ."""
-        logits = logits.float()
-        if logits.shape[-2:] != target.shape[-2:]:
-            logits = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
+        logits = _resized(logits, target)
         valid = target != self.ignore_index
         if self.criterion == "ohem":
             error = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
@@ -134,6 +142,14 @@ class DeepSupervisionLoss(nn.Module):
         if k := int(self.ohem_min_kept * error.numel()):
             threshold = torch.maximum(threshold, probability.flatten().kthvalue(k).values)
         return probability <= threshold
+
+
+def _resized(logits: Tensor, target: Tensor) -> Tensor:
+    """float32 logits (B,K,H,W) at the size of labels (B,H,W)."""
+    logits = logits.float()
+    if logits.shape[-2:] == target.shape[-2:]:
+        return logits
+    return F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def _positive(total: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ class Training:
             aux_resolution=config.aux_resolution,
             ohem_threshold=config.ohem_threshold,
             ohem_min_kept=config.ohem_min_kept,
+            lovasz_weight=config.lovasz_weight,
         ).to(device)
         self.optimizer = build_optimizer(self.model, config)
         self.schedule = warmup_poly_schedule(
