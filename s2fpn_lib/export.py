@@ -24,7 +24,7 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
 
     Raises ImportError without the extra [onnx].
     """
-    _needs_onnx()
+    needs_onnx()
     program = torch.onnx.export(
         network.eval(),
         (example.contiguous(),),
@@ -69,7 +69,7 @@ def free_sizes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
 
 def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:
     """An onnxruntime session on the CPU. threads: 0 takes all cores."""
-    _needs_onnx()
+    needs_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -80,7 +80,8 @@ def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:
     )
 
 
-def _needs_onnx() -> None:
+def needs_onnx() -> None:
+    """ImportError that names the extra where a package of [onnx] is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

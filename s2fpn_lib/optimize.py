@@ -1,19 +1,17 @@
-"""The network made ready to run: batch norms folded, auxiliary heads gone, and one of three backends.
+"""The network made ready to run: batch norms folded, auxiliary heads gone, and one of four backends.
 
     fast = optimize_for_inference(model, example, backend="compile")
     logits = fast(fast.preprocess(images))
 
 Every change is exact in real arithmetic; what rounding makes of it is measured on the example and kept as
-`max_difference`. bfloat16 is the exception, which is why it has to be asked for.
+`max_difference`. Precisions below float32 are the exception, which is why they have to be asked for.
 """
 
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.gfu import GFUv1
+from s2fpn_lib.runtimes import RUNTIMES, runtime_runner
 
-BACKENDS = ("eager", "compile", "onnxruntime")
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions
+PRECISIONS = (*TORCH_PRECISIONS, "int8")
 TOLERANCE = 1e-3  # of float32 logits, the promise of optimize_for_inference
 
 
@@ -65,9 +65,10 @@ def optimize_for_inference(
         model: made by `build_model`, on the device where it shall run.
         example: (B, 3, H, W) float input as it will come, from `model.preprocess`; the check is made on it.
         backend: "eager" needs nothing; "compile" takes a minute once for every input size (and a C++ compiler on a
-            CPU); "onnxruntime" needs the extra [onnx] and runs on the CPU.
-        precision: "float32"; "bf16" or "fp16" run convolutions in half precision, with a difference that
-            `max_difference` states and nothing bounds.
+            CPU); "onnxruntime" needs the extra [onnx], "openvino" the extra [openvino], and both run on the CPU.
+        precision: "float32"; "bf16" or "fp16" run convolutions in half precision; "int8" (onnxruntime, openvino)
+            quantizes with the ranges of activations that `example` gives, which should then be a few real images.
+            Below float32 the difference is stated by `max_difference` and bounded by nothing.
         verbose: print the largest difference.
 
     Raises:
@@ -78,18 +79,18 @@ def optimize_for_inference(
     """
     if not isinstance(model, S2FPN):
         raise TypeError(f"optimize_for_inference takes a model made by build_model, got {type(model).__name__}")
+    device = next(model.parameters()).device
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    device = next(model.parameters()).device
-    if backend == "onnxruntime" and (device.type != "cpu" or precision != "float32"):
-        raise ValueError(f"backend 'onnxruntime' runs float32 on the CPU here, not {precision} on {device}")
+    if precision not in BACKENDS[backend]:
+        raise ValueError(f"precision is {precision!r}; backend {backend!r} has {', '.join(BACKENDS[backend])}")
+    if backend in RUNTIMES and device.type != "cpu":
+        raise ValueError(f"backend {backend!r} runs on the CPU here, and the model is on {device}")
     network = simplify(model)
-    if backend == "onnxruntime":
-        run = _onnxruntime(network, example)
+    if backend in RUNTIMES:
+        run = runtime_runner(network, example, backend, precision)
     else:
-        run = _torch_runner(network, PRECISIONS[precision], compiled=backend == "compile")
+        run = _torch_runner(network, TORCH_PRECISIONS[precision], compiled=backend == "compile")
         if device.type == "cuda":
             run = _CudaGraphs(run)
     optimized = OptimizedModel(model, run, backend, precision)
@@ -179,24 +180,6 @@ class _CudaGraphs:
         with torch.cuda.graph(graph):
             result = self.run(source)
         return graph, source, result
-
-
-def _onnxruntime(network: S2FPN, example: Tensor) -> Callable[[Tensor], Tensor]:
-    """One session an input size: with a size that it knows onnxruntime plans its memory and layouts better."""
-    from s2fpn_lib.export import export_onnx, onnx_session
-
-    sessions: dict[torch.Size, Any] = {}
-
-    def run(x: Tensor) -> Tensor:
-        if x.shape not in sessions:
-            file = io.BytesIO()
-            export_onnx(network, file, x, dynamic=False)
-            sessions[x.shape] = onnx_session(file.getvalue(), threads=torch.get_num_threads())
-        (logits,) = sessions[x.shape].run(None, {"image": x.contiguous().numpy()})
-        return torch.from_numpy(logits)
-
-    run(example)
-    return run
 
 
 def _check(model: S2FPN, optimized: OptimizedModel, example: Tensor) -> float:

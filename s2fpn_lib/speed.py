@@ -21,7 +21,7 @@ from s2fpn_lib import runs
 from s2fpn_lib.complexity import measure_complexity
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import ENCODERS, build_model
-from s2fpn_lib.optimize import OptimizedModel, optimize_for_inference
+from s2fpn_lib.optimize import BACKENDS, OptimizedModel, optimize_for_inference
 
 # Plain baselines: torchvision's segmentation networks, untrained, with their one output.
 BASELINES = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50")
@@ -135,7 +135,7 @@ def _ways(name: str, backends: Sequence[str], precisions: Sequence[str]) -> list
     ways = [(PUBLISHED, "float32")] if PUBLISHED in backends else []  # first: the others' ratios need it
     for backend in backends:
         if backend != PUBLISHED:
-            ways += [(backend, each) for each in precisions if backend != "onnxruntime" or each == "float32"]
+            ways += [(backend, each) for each in precisions if each in BACKENDS[backend]]
     return ways
 
 

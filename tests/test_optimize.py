@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from s2fpn_lib import optimize
+from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.inference import optimize_for_inference
 from s2fpn_lib.model import build_model
@@ -90,11 +91,29 @@ def test_eager_with_every_switch(switch, revision):
 
 
 @pytest.mark.parametrize("revision", ["v1", "v2"])
-def test_onnxruntime(revision):
-    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes(runtime, revision):
+    pytest.importorskip(runtime, reason=f"needs the extra [{runtime}]")
     model = lived_in(revision=revision)
-    fast = optimized(model, "onnxruntime")
+    fast = optimized(model, runtime)
     assert_same_logits(model, fast)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("onnxruntime", "int8"), ("openvino", "int8"), ("openvino", "bf16")]
+)
+def test_lower_precisions_decide_as_float32_does(runtime, precision):
+    package = pytest.importorskip(runtime, reason=f"needs the extra [{runtime}]")
+    model = load_model("s2fpn_lite-camvid")
+    x = model.preprocess(scenes()[:5, :, :192, :256])
+    if precision == "bf16" and "BF16" not in package.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ValueError, match="no bfloat16"):
+            optimize_for_inference(model, x, runtime, precision=precision)
+        return
+    fast = optimize_for_inference(model, x[:4], runtime, precision=precision, verbose=False)
+    assert fast.max_difference > 1e-2, "computed in float32"
+    unseen = x[4:]  # another batch size, too
+    assert (fast(unseen).argmax(1) == logits(model, unseen).argmax(1)).float().mean() > 0.95
 
 
 def test_compile():
@@ -153,8 +172,8 @@ def test_preprocess_is_the_originals():
     ("arguments", "error"),
     [
         ({"backend": "tensorrt"}, "choose one of eager, compile, onnxruntime"),
-        ({"precision": "int4"}, "choose one of float32, bf16, fp16"),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "runs float32 on the CPU"),
+        ({"precision": "int4"}, "backend 'eager' has float32, bf16, fp16"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "'onnxruntime' has float32, int8"),
     ],
 )
 def test_what_there_is_not(arguments, error):
