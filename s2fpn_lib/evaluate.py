@@ -185,7 +185,7 @@ def evaluate(
         )
     if device is not None:
         model = model.to(device)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = getattr(model, "device", None) or next((p.device for p in model.parameters()), torch.device("cpu"))
     indices = spread(len(dataset), limit)
     confusion = ConfusionMatrix(protocol.num_classes, protocol.ignore_id)
     boundary = BoundaryScore(protocol.num_classes, protocol.ignore_id, boundary_tolerance)

@@ -27,17 +27,20 @@ PRECISIONS = (*TORCH_PRECISIONS, "int8")
 TOLERANCE = 1e-3  # of float32 logits, the promise of optimize_for_inference
 
 
-class OptimizedModel:
+class OptimizedModel(nn.Module):
     """A network that only predicts: `fast(x)` gives the logits (B, K, H, W) that `model(x)` gave.
 
     Attributes:
         backend, precision: as asked for.
+        device: the original's, where inputs have to be.
         max_difference: largest |difference| of its logits to the original's, on the example.
         config, num_classes: of the original.
     """
 
     def __init__(self, model: S2FPN, run: Callable[[Tensor], Tensor], backend: str, precision: str):
+        super().__init__()
         self.config, self.num_classes = model.config, model.num_classes
+        self.device = next(model.parameters()).device
         self.backend, self.precision = backend, precision
         self.max_difference = float("nan")
         self._preprocess, self._run = model.preprocess, run
@@ -50,7 +53,7 @@ class OptimizedModel:
         """As the original's: uint8 RGB (B, 3, H, W) -> the float32 input."""
         return self._preprocess(images)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H, W), float32. Any size works; a size seen for the first time may compile first."""
         with torch.inference_mode():
             return self._run(x)
@@ -160,7 +163,7 @@ class _CudaGraphs:
         self.run = run
         self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if x.shape not in self.graphs:
             self.graphs[x.shape] = self._record(x)
         graph, source, result = self.graphs[x.shape]

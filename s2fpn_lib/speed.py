@@ -98,7 +98,7 @@ def measure_rows(
     point operations), peak_mb (of the whole process on a CPU), max_difference (of logits, by optimisation).
     """
     device = device or torch.device("cpu")
-    session = _session(device)
+    common = session(device)
     for name in names:
         if name not in ENCODERS and name not in BASELINES:
             raise ValueError(f"unknown network {name!r}. Known: {', '.join([*ENCODERS, *BASELINES])}")
@@ -126,7 +126,7 @@ def measure_rows(
                             if backend == PUBLISHED:
                                 published[stage] = p50
                             ratio = round(published[stage] / p50, 3) if stage in published else None
-                            yield {**row, **measured, "ratio": ratio, **session}
+                            yield {**row, **measured, "ratio": ratio, **common}
 
 
 def _ways(name: str, backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
@@ -207,7 +207,7 @@ def _cuda_seconds(call: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3  # events count milliseconds
 
 
-def _session(device: torch.device) -> dict[str, Any]:
+def session(device: torch.device) -> dict[str, Any]:
     """What all rows of one call share: the machine and the software."""
     environment = runs.environment()
     gpu = environment["gpus"][device.index or 0] if device.type == "cuda" else ""
