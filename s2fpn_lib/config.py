@@ -274,8 +274,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **LITE_CAMVID_DOUBLE,
         "train_split": "trainval",
         "checkpoint_rule": "last",  # trained on val, so there is nothing to choose by
-        "lr": 4e-4,
-        "encoder_lr": 1.5e-4,
+        "epochs": 22,
+        "lovasz_weight": 0.5,
     },
     # Two minutes on two CPU cores.
     "quick": QUICK,
