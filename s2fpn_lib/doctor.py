@@ -20,7 +20,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "s2fpn-workbench"
-REINSTALL = f"{sys.executable} -m pip install -e '{PROJECT}[lite,openvino,test]'"
+REINSTALL = f"{sys.executable} -m pip install -e '{PROJECT}[lite,openvino,studies,test]'"
 MIN_PYTHON = (3, 11)
 GIB = 2**30
 
