@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where everything goes")
     parser.add_argument("--parameters", type=json.loads, default={}, help="JSON object")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of the kernel")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier attempt that did not finish")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to reserve for it")
     given = parser.parse_args(arguments)
     source = Path(given.notebook)
@@ -148,6 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         with reserved_gpus(given.gpus) as gpus:
             if gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            if given.fresh:  # rows of two attempts would stand in one file, and their ratios are only good within one
+                shutil.rmtree(given.folder / source.stem, ignore_errors=True)
             run_notebook(source, given.folder, given.parameters)
     except PipelineError as error:
         print(error, file=sys.stderr)

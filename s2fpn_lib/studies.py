@@ -66,7 +66,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook run of a study. threads None: all cores, so that nothing runs beside it."""
+    """One notebook run of a study. threads None: it measures time and takes all cores, so that nothing runs beside it."""
 
     study: str
     name: str
@@ -78,6 +78,10 @@ class Job:
     def folder(self, results: str | Path | None = None) -> Path:
         """Where it keeps everything, under `results` (None: `results_root()`)."""
         return Path(results or results_root()) / "studies" / self.study / self.name
+
+    def arguments(self, results: str | Path) -> dict[str, Any]:
+        """The notebook's parameters with its `results`: a variant finds its folder itself, a measurement is told it."""
+        return {**self.parameters, "results": str(results if self.threads else self.folder(results))}
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,16 @@ def make_variant(
     return Variant(study, name, preset, config.replace(dataset=_resolved(config)), split, limit)
 
 
-def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Job]:
-    """The jobs of a study file, in the order in which they should start: all variants of a seed before the next seed.
+def read_studies(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, list[Job]]:
+    """{name: jobs} of every study file in a folder. overrides as in `read_study`; raises StudyError."""
+    _check_names("the command line", overrides or {}, {**TRAINING, **MEASURING}, "field")
+    return {path.stem: read_study(path, overrides) for path in sorted(Path(folder).glob("*.yaml"))}
 
-    overrides: fields that replace the file's, e.g. {"seeds": [0]}. Raises StudyError.
+
+def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Job]:
+    """The jobs of a study file: all variants of a seed, then of the next seed.
+
+    overrides: fields that replace the file's where its kind of study has them, e.g. {"seeds": [0]}. Raises StudyError.
     """
     path = Path(path)
     try:
@@ -160,15 +170,15 @@ def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         raise StudyError(f"{path} is no YAML: {error}") from error
     if not isinstance(given, dict):
         raise StudyError(f"{path} holds no fields; a study has {', '.join(TRAINING)}")
-    given |= overrides or {}
     known = MEASURING if "parameters" in given else TRAINING
+    given |= {name: value for name, value in (overrides or {}).items() if name in known}
     _check_names(str(path), given, known, "field")
     missing = [name for name, default in known.items() if default is None and not given.get(name)]
     if missing:
         raise StudyError(f"{path} does not say {', '.join(missing)}")
     values = {**known, **given}
-    for name, default in TRAINING.items():
-        if name in given and default is not None and not isinstance(given[name], type(default)):
+    for name, default in known.items():
+        if default is not None and not isinstance(values[name], type(default)):
             raise StudyError(f"{path}: {name} is {given[name]!r}; it takes a {type(default).__name__}")
     try:
         return _measuring_jobs(path.stem, values) if known is MEASURING else _training_jobs(path.stem, values)
@@ -222,7 +232,7 @@ def failures(results: str | Path | None = None) -> list[dict[str, Any]]:
 
 def failure_listing(failed: list[dict[str, Any]]) -> str:
     """Failures as the lines that end a study: folder, notebook and cell, error."""
-    lines = [f"{len(failed)} of the study's notebooks failed; the others are not affected."]
+    lines = [f"{len(failed)} notebooks of the studies failed; the others are not affected:"]
     for each in failed:
         lines += [f"  {each['folder']}", f"    {each['notebook']}, cell: {each['cell']}", f"    {each['error']}"]
     return "\n".join(lines)

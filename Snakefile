@@ -1,0 +1,101 @@
+# Studies: which notebooks must run. What one of them does is the notebook's business, how it runs
+# s2fpn_lib/run_notebook.py's.
+#
+#   snakemake -n ablation            what would run
+#   snakemake ablation --cores 2     runs it; after any interruption the same command goes on
+#   snakemake all --cores 16 --resources gpu=4
+#
+# Every file notebooks/studies/<name>.yaml is a target <name>; `report` makes the report of what there is, `all` runs
+# ablation, sizes and speed and then the report. Fields of the studies can be changed on the command line, e.g.
+# --config seeds=[0] datasets=[roadscenes]: another configuration runs in folders of its own.
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+PROJECT = Path(workflow.basedir)
+sys.path.insert(0, str(PROJECT))
+
+from s2fpn_lib import studies
+from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
+
+RESULTS = results_root().resolve()
+STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
+JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
+RUN = f"cd {PROJECT} && {sys.executable} -m s2fpn_lib.run_notebook"
+REPORT = f"{RUN} 90_report {RESULTS}/studies/report --parameters '{json.dumps({'results': str(RESULTS)})}'"
+HELD = contextlib.ExitStack()  # of the lock; a process that ends, however it ends, lets go
+
+
+def job_of(wildcards):
+    return JOBS[wildcards.study, wildcards.job]
+
+
+def done(*names):
+    return [job.folder(RESULTS) / "done.json" for name in names for job in STUDIES[name]]
+
+
+wildcard_constraints:
+    study="[^/]+",
+    job="[^/]+",
+
+
+rule all:
+    input:
+        RESULTS / "studies" / "report" / "done.json",
+
+
+for name in STUDIES:
+
+    rule:
+        name:
+            name
+        input:
+            done(name),
+
+
+# A training's folder is no output: Snakemake removes outputs of an interrupted job, and a training goes on from there.
+rule notebook:
+    output:
+        RESULTS / "studies" / "{study}" / "{job}" / "done.json",
+    params:
+        notebook=lambda wildcards: job_of(wildcards).notebook,
+        folder=lambda wildcards: job_of(wildcards).folder(RESULTS),
+        parameters=lambda wildcards: json.dumps(job_of(wildcards).arguments(RESULTS)),
+        fresh=lambda wildcards: "" if job_of(wildcards).threads else "--fresh",
+    threads: lambda wildcards: job_of(wildcards).threads or workflow.cores or 16
+    resources:
+        gpu=lambda wildcards: job_of(wildcards).gpus,
+    shell:
+        RUN + " {params.notebook} {params.folder:q} --parameters {params.parameters:q} {params.fresh}"
+        " --threads {threads} --gpus {resources.gpu}"
+
+
+rule paper:
+    input:
+        done("ablation", "sizes", "speed"),
+    output:
+        RESULTS / "studies" / "report" / "done.json",
+    shell:
+        REPORT
+
+
+# Always made anew, from whatever there is
+rule report:
+    shell:
+        REPORT
+
+
+# Snakemake's own lock outlives a killed Snakemake, so the profile turns it off and this one, which does not, is held.
+onstart:
+    try:
+        HELD.enter_context(RunDirectory(RESULTS / "studies").lock())
+    except RunLocked as locked:
+        raise WorkflowError(f"another study is at work in {RESULTS}: {locked}")
+
+
+onerror:
+    planned = {f"studies/{study}/{job}" for study, job in JOBS}
+    failed = [each for each in studies.failures(RESULTS) if each["folder"] in planned]
+    if failed:
+        print(studies.failure_listing(failed), file=sys.stderr)
