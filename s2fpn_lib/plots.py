@@ -69,7 +69,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
                     series["epoch"],
                     series[column],
                     color=COLOURS[(i if len(frames) > 1 else j) % len(COLOURS)],
-                    linestyle=("-", "--", ":")[j % 3] if len(frames) > 1 else "-",
+                    linestyle=("-", "--", ":")[(j + i // len(COLOURS)) % 3] if len(frames) > 1 else "-",
                     marker=MARKERS[j % len(MARKERS)] if len(series) < 15 else None,
                     markersize=4,
                     label=label or None,
@@ -197,7 +197,8 @@ def accuracy_speed(
 ) -> Figure:
     """mIoU against frames per second, one colour and marker a device.
 
-    published: rows of `tables.load_published()`; ours (optional): the same columns, drawn large and filled black.
+    published: rows of `tables.load_published()`; ours (optional): rows of `own_points.own_points`, drawn as stars,
+    black for the first device and then in the palette's colours.
     dataset, protocol: which published rows (protocol None: all of the dataset). Speeds on different devices and sizes
     cannot be compared by position, which is why each point names its input.
     """
@@ -224,19 +225,30 @@ def accuracy_speed(
             twice = ((rows["model"] == row.model) & (rows["revision"] == row.revision)).sum() > 1
             source = f" ({row.protocol})" if twice else ""
             points.append((row.fps, row.miou_percent, f"{row.model}{revision}, {row.input}{source}"))
-    if has_ours:
-        axis.scatter(ours["fps"], ours["miou_percent"], s=110, color=INK, marker="*", label="this workbench", zorder=4)
-        points += [(row.fps, row.miou_percent, f"{row.model}, {row.input}") for row in ours.itertuples()]
+    for i, (device, group) in enumerate(ours.groupby("device", sort=True) if has_ours else []):
+        axis.scatter(
+            group["fps"],
+            group["miou_percent"],
+            s=130,
+            color=(INK, *COLOURS)[i % len(COLOURS)],
+            marker="*",
+            label=f"{device} (measured here)",
+            zorder=4,
+        )
+        for row in group.itertuples():
+            text = f"{row.model} {row.revision}, {row.split}, {row.input} ({row.way})"
+            points.append((row.fps, row.miou_percent, text))
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")
     axis.tick_params(axis="x", which="both", labelsize=8.5)
     axis.margins(x=0.14, y=0.12)
-    axis.set(
-        xlabel="frames per second as published (log scale)", ylabel="mIoU in %", title=f"{dataset}: accuracy and speed"
-    )
-    figure.legend(loc="lower center", ncols=4, fontsize=8.5, title="device the speed was measured on")
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.93, bottom=0.235)
+    speeds = f"frames per second{'' if has_ours else ' as published'} (log scale)"
+    axis.set(xlabel=speeds, ylabel="mIoU in %", title=f"{dataset}: accuracy and speed")
+    columns = 2 if has_ours else 4  # a processor's name is long
+    devices = len(axis.get_legend_handles_labels()[0])
+    figure.legend(loc="lower center", ncols=columns, fontsize=8.5, title="device the speed was measured on")
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.93, bottom=0.18 + 0.036 * -(-devices // columns))
     _label_points(axis, points)
     return figure
 

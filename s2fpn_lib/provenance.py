@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from s2fpn_lib.checkpoint import find_weights, read_metadata, released_names
-from s2fpn_lib.runs import results_root
+from s2fpn_lib.model import Switches
+from s2fpn_lib.runs import config_hash, read_json, results_root
 
 STAND_IN = "stand-in"
 
@@ -35,12 +37,14 @@ def default_checkpoint(root: str | Path | None = None, *, prefer_released: bool 
     return (released or run) if prefer_released else (run or released)
 
 
-def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
+def checkpoint_provenance(path_or_name: str | Path, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Where a checkpoint that `load_model` takes comes from, as columns for a result row.
 
     checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
     ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and
-    what the file records of `RECORDED`. A foreign .pth records nothing but its content.
+    what the file records of `RECORDED`; in a run folder also recipe_without_seed (see `hash_without_seed`).
+
+    config: the network's (`model.config`), for a foreign .pth, which records nothing but its content.
     """
     path = find_weights(path_or_name)
     row: dict[str, Any] = {
@@ -50,14 +54,30 @@ def checkpoint_provenance(path_or_name: str | Path) -> dict[str, Any]:
     }
     result = path.parent / "result.json"
     if result.exists():
-        row["checkpoint_rule"] = json.loads(result.read_text()).get("checkpoint_rule", "unstated")
-    if path.suffix == ".safetensors":
-        metadata = read_metadata(path)
-        config = dict(metadata["config"])
+        row["checkpoint_rule"] = read_json(result).get("checkpoint_rule", "unstated")
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    config = dict(metadata.get("config") or config or {})
+    if config:
         row["model"] = config.pop("name")
         row |= {key: config.pop(key, None) for key in ("revision", "normalization")}
         config.pop("num_classes", None)
-        row["switches"] = " ".join(f"{key}={value}" for key, value in sorted(config.items())) or "none"
+        row["switches"] = describe_switches(config)
+    if metadata:
         row["trained_on"] = metadata.get("dataset")
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
+    recipe = path.parent / "config.json"
+    if recipe.exists():
+        row["recipe_without_seed"] = hash_without_seed(read_json(recipe))
     return row
+
+
+def hash_without_seed(recipe: Mapping[str, Any]) -> str:
+    """`config_hash` of a run's config.json but for its seed: the same for repetitions of one recipe."""
+    return config_hash({name: value for name, value in recipe.items() if name != "seed"})
+
+
+def describe_switches(switches: Mapping[str, Any]) -> str:
+    """What differs from the published network, as tables show it: "none", or "crb=False ssam=False"."""
+    default = asdict(Switches())
+    changed = {name: value for name, value in switches.items() if value != default.get(name)}
+    return " ".join(f"{name}={value}" for name, value in sorted(changed.items())) or "none"

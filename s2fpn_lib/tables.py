@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.provenance import STAND_IN
-from s2fpn_lib.runs import read_rows, results_root
+from s2fpn_lib.data import get_protocol
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
 # What must agree for two runs to be repetitions of each other; a frame's missing columns are passed over.
 REPETITION = (
+    "study",
+    "variant",
     "dataset",
     "trained_on",
     "protocol",
@@ -24,8 +22,9 @@ REPETITION = (
     "images",
     "model",
     "revision",
+    "switches",
     "pretraining",
-    "recipe",
+    "recipe_without_seed",
     "checkpoint_rule",
     "convention",
     "scales",
@@ -77,56 +76,6 @@ def load_published(path: str | Path = PUBLISHED) -> pd.DataFrame:
     return frame.assign(revision=frame["revision"].fillna(""))
 
 
-def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
-    """One row a finished training run under `root` (None: the results folder): its result.json and its folder `run`.
-
-    Read afresh from the run directories at every call; there is no table to edit or to go stale. Stand-ins
-    (`provenance.STAND_IN`), trained for seconds to have something to show, are left out.
-    """
-    root = Path(root or results_root())
-    rows = []
-    for path in sorted(root.rglob("result.json")):
-        if (path.parent / "config.json").exists() and path.parent.name != STAND_IN:
-            rows.append({"run": path.parent.relative_to(root).as_posix(), **json.loads(path.read_text())})
-    return pd.DataFrame(rows)
-
-
-def collect_curves(root: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """{run: rows of its metrics.jsonl} of every run directory under `root`: unfinished ones too, stand-ins left out."""
-    root = Path(root or results_root())
-    found = {}
-    for path in sorted(root.rglob("metrics.jsonl")):
-        if path.parent.name != STAND_IN and (rows := read_rows(path)):
-            found[path.parent.relative_to(root).as_posix()] = rows
-    return found
-
-
-def collect_evaluations(root: str | Path | None = None) -> dict[str, Evaluation]:
-    """{folder: evaluation} of every evaluation.json under `root`."""
-    root = Path(root or results_root())
-    return {
-        path.parent.relative_to(root).as_posix(): Evaluation.load(path)
-        for path in sorted(root.rglob("evaluation.json"))
-    }
-
-
-def collect_speed(root: str | Path | None = None) -> pd.DataFrame:
-    """Every row of the files speed*.jsonl and speed*.csv under `root`, with the file in `file`."""
-    root = Path(root or results_root())
-    rows: list[dict[str, Any]] = []
-    for path in sorted(root.rglob("speed*.jsonl")):
-        rows += [{"file": path.relative_to(root).as_posix(), **row} for row in read_rows(path)]
-    for path in sorted(root.rglob("speed*.csv")):
-        found = pd.read_csv(path).to_dict("records")
-        rows += [{"file": path.relative_to(root).as_posix(), **row} for row in found]
-    return pd.DataFrame(rows)
-
-
-def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """One row an evaluation, its folder in `evaluation`."""
-    return pd.DataFrame([{"evaluation": name, **evaluation.row()} for name, evaluation in evaluations.items()])
-
-
 def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES, by: Sequence[str] | None = None) -> pd.DataFrame:
     """Mean and sample standard deviation of repetitions: rows that agree in `by` (None: `REPETITION`) but for the seed.
 
@@ -165,14 +114,37 @@ def score_table(frame: pd.DataFrame, scores: Sequence[str] = SCORES, by: Sequenc
     Columns that are the same in every row are left out; `constants` names them for the line under the table.
     """
     table = over_seeds(frame, scores, by)
-    keys = [c for c in table.columns if c in (by or REPETITION)]
-    shown = [c for c in keys if table[c].nunique(dropna=False) > 1 or c in ("model", "revision")]
-    out = table[[*shown, "runs"]].copy()
+    out = table[[*_telling(table, by), "runs"]].copy()
     for score in scores:
         if score in table:
             pairs = zip(table[score], table[f"{score}_std"], strict=True)
             out[f"{SCORE_NAMES.get(score, score)} %"] = [percent(mean, std) for mean, std in pairs]
     return out
+
+
+def class_score_table(frame: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFrame:
+    """IoU in percent, mean ± std over seeds: one line a class and one for their mean, one column a network.
+
+    frame: evaluation rows of one protocol. A class in neither labels nor predictions has empty cells.
+    """
+    scores = {f"iou_{name}": name for name in get_protocol(one_protocol(frame)).classes} | {"miou": "mean IoU"}
+    table = over_seeds(frame, list(scores), by)
+    telling = _telling(table, by)
+    out = pd.DataFrame({"class": list(scores.values())})
+    for row in table.to_dict("records"):
+        name = network_name(str(row.get("model", "")), str(row.get("revision", "")))
+        words = [name, *(str(row[c]) for c in telling if c not in ("model", "revision") and not pd.isna(row[c]))]
+        cells = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
+        out[", ".join(word for word in words if word)] = cells
+    return out
+
+
+def _telling(table: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
+    """Key columns by which the rows differ, and the network's name in any case. Hashes only where nothing else does."""
+    keys = [c for c in table.columns if c in (by or REPETITION)]
+    shown = [c for c in keys if c in ("model", "revision") or table[c].nunique(dropna=False) > 1]
+    readable = [c for c in shown if c != "recipe_without_seed"]
+    return shown if table.duplicated(readable).any() else readable
 
 
 SCORE_NAMES = {
@@ -192,11 +164,14 @@ def constants(frame: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
     return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shared if not pd.isna(value))
 
 
-def beside_published(ours: pd.DataFrame, published: pd.DataFrame | None = None) -> pd.DataFrame:
+def beside_published(
+    ours: pd.DataFrame, published: pd.DataFrame | None = None, by: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Our mean mIoU per network beside the published ones, each protocol and source in a column of its own.
 
     ours: rows of one protocol with model, revision, split, miou. Columns: network, "ours: <protocol>, <split>", and one
-    for each (published protocol, split, input) of the same dataset. Empty: not measured or not published.
+    for each (published protocol, split, input) of the same dataset. Empty: not measured or not published. Different
+    recipes of one network are not averaged: each has its mean and the number of its runs.
     """
     protocol = one_protocol(ours)
     dataset = protocol.split("-")[0]
@@ -205,11 +180,12 @@ def beside_published(ours: pd.DataFrame, published: pd.DataFrame | None = None) 
     table: dict[str, dict[str, str]] = {}
     for split, rows in ours.groupby("split"):
         for (model, revision), group in rows.groupby(["model", "revision"], dropna=False):
-            text = percent(group["miou"].mean(), group["miou"].std())
-            table.setdefault(_network(model, revision), {})[f"ours: {protocol}, {split}"] = text
+            recipes = over_seeds(group, ["miou"], by).itertuples()
+            text = "; ".join(f"{percent(each.miou, each.miou_std)} (n {each.runs})" for each in recipes)
+            table.setdefault(network_name(model, revision), {})[f"ours: {protocol}, {split}"] = text
     for row in published.itertuples():
         column = f"{row.protocol}, {row.split}, {row.input}"
-        table.setdefault(_network(row.model, row.revision), {})[column] = _published(row.miou_percent)
+        table.setdefault(network_name(row.model, row.revision), {})[column] = _published(row.miou_percent)
     frame = pd.DataFrame(table).T.fillna("").rename_axis("network").reset_index()
     ours_first = sorted(frame.columns[1:], key=lambda c: not c.startswith("ours"))
     return frame[["network", *ours_first]]
@@ -222,7 +198,7 @@ def published_tables(published: pd.DataFrame | None = None) -> dict[str, pd.Data
     for key, rows in split_by_protocol(published.sort_values("dataset", kind="stable", ascending=False)).items():
         out[key] = pd.DataFrame(
             {
-                "network": [_network(row.model, row.revision) for row in rows.itertuples()],
+                "network": [network_name(row.model, row.revision) for row in rows.itertuples()],
                 "split": rows["split"].to_numpy(),
                 "mIoU %": [_published(value) for value in rows["miou_percent"]],
                 "FPS": ["" if pd.isna(value) else f"{value:g}" for value in rows["fps"]],
@@ -238,7 +214,7 @@ def _published(value: float) -> str:
     return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
 
 
-def _network(model: str, revision: str) -> str:
+def network_name(model: str, revision: str = "") -> str:
     """s2fpn18, v1 and S2-FPN18, v1 are the same network."""
     name = model
     if model.startswith("s2fpn"):

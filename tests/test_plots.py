@@ -60,18 +60,26 @@ def test_class_shares():
 @pytest.mark.parametrize("dataset", ["cityscapes", "camvid"])
 def test_accuracy_speed_has_every_point_and_no_text_over_text(dataset):
     published = load_published()
-    ours = pd.DataFrame([{"model": "s2fpn_lite", "fps": 60.0, "miou_percent": 72.0, "input": "360x480"}])
+    ours = {
+        "model": "s2fpn_lite",
+        "revision": "v1",
+        "split": "val",
+        "input": "360x480",
+        "way": "eager float32, network",
+    }
+    points = [{"fps": 60.0, "miou_percent": 72.0, "device": "CPU A"}, {"fps": 9.0, "miou_percent": 72.0, "device": "B"}]
+    ours = pd.DataFrame([{**ours, **point} for point in points])
     figure = accuracy_speed(published, ours, dataset=dataset)
     axis = figure.axes[0]
     points = np.concatenate([c.get_offsets() for c in axis.collections])
     wanted = published[(published["dataset"] == dataset) & published["fps"].notna()]
-    assert len(points) == len(wanted) + 1
+    assert len(points) == len(wanted) + 2
     figure.canvas.draw()
     boxes = [plt.Text.get_window_extent(text) for text in axis.texts]
     assert len(boxes) >= len(wanted)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [*sorted(wanted["device"].unique()), "this workbench"]
+    assert labels == [*sorted(wanted["device"].unique()), "B (measured here)", "CPU A (measured here)"]
 
 
 def test_figures_are_not_left_open():

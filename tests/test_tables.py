@@ -1,15 +1,11 @@
 """Tables: provenance, protocols kept apart, repetitions, published numbers, LaTeX."""
 
-import json
 import statistics
 
 import pandas as pd
 import pytest
-import torch
 
 from s2fpn_lib import tables
-from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.metrics import ConfusionMatrix, class_totals
 
 
 def row(seed=0, miou=0.5, **changes):
@@ -22,23 +18,6 @@ def row(seed=0, miou=0.5, **changes):
         "miou": miou,
         **changes,
     }
-
-
-@pytest.fixture
-def evaluation():
-    confusion = ConfusionMatrix(11, 11)
-    pred = torch.randint(0, 11, (4, 30, 30), generator=torch.Generator().manual_seed(0))
-    each = confusion.update(pred, pred.roll(1, 1))
-    return Evaluation(
-        confusion,
-        class_totals(each),
-        torch.full((11,), 0.5, dtype=torch.float64),
-        0.5,
-        [0, 1, 2, 3],
-        list("abcd"),
-        {"protocol": "roadscenes", "split": "val"},
-        provenance={"model": "s2fpn_lite", "seed": 3},
-    )
 
 
 def test_two_protocols_never_share_a_column():
@@ -93,37 +72,11 @@ def test_partial_evaluations_are_no_repetitions_of_whole_ones():
 def test_beside_published_has_one_column_for_each_protocol():
     table = tables.beside_published(pd.DataFrame([row(0, 0.701), row(0, 0.4, model="s2fpn_lite")]))
     line = table.set_index("network").loc["S2-FPN18 v1"]
-    assert line["ours: camvid-segnet-360x480, val"] == "70.10"
+    assert line["ours: camvid-segnet-360x480, val"] == "70.10 (n 1)"
     assert line["paper abstract, test, 360x480"] == "69.6"
     assert line["author README, test, 360x480"] == "70.1"
     assert line["720x960, test, 720x960"] == ""
     assert table["network"].tolist().count("S2-FPN-Lite v1") == 1
-
-
-def test_runs_are_collected_from_their_folders(tmp_path):
-    for seed in (0, 1):
-        folder = tmp_path / "train" / f"seed{seed}"
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        (folder / "result.json").write_text(json.dumps(row(seed)))
-        (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "lo')
-    (tmp_path / "result.json").write_text('{"of": "something else"}')
-    runs = tables.collect_runs(tmp_path)
-    assert runs["run"].tolist() == ["train/seed0", "train/seed1"]
-    assert runs["seed"].tolist() == [0, 1]
-    assert tables.collect_curves(tmp_path)["train/seed1"] == [{"epoch": 1, "loss": 2.0}]
-    assert tables.collect_runs(tmp_path / "train" / "none").empty
-
-
-def test_evaluations_and_speed_rows_are_collected(tmp_path, evaluation):
-    evaluation.save(tmp_path / "11_evaluate" / "evaluation.json")
-    (tmp_path / "12_speed").mkdir()
-    (tmp_path / "12_speed" / "speed.jsonl").write_text('{"fps": 12.5}\n')
-    found = tables.collect_evaluations(tmp_path)
-    frame = tables.evaluation_rows(found)
-    assert frame.loc[0, ["evaluation", "model", "seed"]].tolist() == ["11_evaluate", "s2fpn_lite", 3]
-    assert frame["miou"][0] == evaluation.confusion.miou()
-    assert tables.collect_speed(tmp_path)["fps"].tolist() == [12.5]
 
 
 def test_latex_escapes_and_keeps_the_numbers():
