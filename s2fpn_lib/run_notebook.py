@@ -79,16 +79,20 @@ def _waiting_for(run: RunDirectory) -> Iterator[None]:
 def reserved_gpus(count: int) -> Iterator[list[str]]:
     """Names of `count` GPUs that no other notebook on this machine has reserved; waits until so many are free.
 
-    They are chosen among those that CUDA_VISIBLE_DEVICES allows. A lock belongs to its process, so none outlives it.
+    They are chosen among those that CUDA_VISIBLE_DEVICES allows; where it allows just so many, a cluster has allotted
+    them and knows better. A lock belongs to its process, so none outlives it.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     if count > len(names):
         raise PipelineError(f"{count} GPUs were asked for, and there are {len(names)}: {', '.join(names) or 'none'}")
+    if not count or (visible and len(names) == count):
+        yield names[:count]
+        return
     while True:
         with contextlib.ExitStack() as held:
             free = []
-            for name in names if count else []:
+            for name in names:
                 path = Path(tempfile.gettempdir()) / f"s2fpn-gpu-{os.getuid()}-{name}.lock"
                 file = path.open("w")
                 try:
@@ -139,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where everything goes")
     parser.add_argument("--parameters", type=json.loads, default={}, help="JSON object")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of the kernel")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier attempt that did not finish")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of an unfinished attempt")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to reserve for it")
     given = parser.parse_args(arguments)
     source = Path(given.notebook)

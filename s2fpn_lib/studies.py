@@ -7,7 +7,7 @@ What must run is Snakemake's business (Snakefile), how a notebook runs `s2fpn_li
     <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/
         variant.json       study, variant, dataset, model, revision, seed, switches, preset, recipe (hash of the whole
                            recipe), split, limit (images scored, 0: all), hash (the folder's)
-        run/               the training run: config.json, metrics.jsonl, last.pt, result.json, ...
+        run/               the training run: config.json, metrics.jsonl, result.json, ...; last.pt until it is finished
         evaluation.json    the scores; its provenance is that of 11_evaluate (model, revision, switches, seed,
                            checkpoint_rule, pretraining, recipe, git_sha, ...) with the keys "study" and "variant"
         predictions.png, 20_ablation.ipynb (as executed)
@@ -66,7 +66,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook run of a study. threads None: it measures time and takes all cores, so that nothing runs beside it."""
+    """One notebook run of a study. threads None: it measures time, on all cores, so that nothing runs beside it."""
 
     study: str
     name: str
@@ -189,7 +189,7 @@ def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 def _measuring_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
     notebook, parameters = values["notebook"], values["parameters"]
     name = f"{notebook}-{config_hash(parameters)}"
-    return [Job(study, name, notebook, parameters, None, _gpus(parameters.get("device", "auto")))]
+    return [Job(study, name, notebook, parameters, None, _gpus(parameters.get("device", "auto"), 1))]
 
 
 def _training_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
@@ -215,7 +215,7 @@ def _training_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
             study, name, values["preset"], changes | values["changes"], split=values["split"], limit=values["limit"]
         )
         parameters["dataset"] = variant.config.dataset
-        gpus = _gpus(values["device"])
+        gpus = _gpus(values["device"], variant.config.devices)
         jobs.append(Job(study, variant.folder_name, values["notebook"], parameters, values["threads"], gpus))
     twice = {job.name for job in jobs if sum(other.name == job.name for other in jobs) > 1}
     if twice:
@@ -248,9 +248,9 @@ def _resolved(config: TrainConfig) -> str:
         return "roadscenes"
 
 
-def _gpus(device: str) -> int:
+def _gpus(device: str, devices: int) -> int:
     """GPUs that a job takes on this machine; a cluster's profile sets its own."""
-    return 0 if device == "cpu" or not torch.cuda.is_available() else 1
+    return 0 if device == "cpu" or not torch.cuda.is_available() else devices
 
 
 def _check_names(where: str, given: Mapping[str, Any], known: Any, what: str) -> None:
