@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.provenance import STAND_IN, describe_switches, hash_without_seed
+from s2fpn_lib.provenance import STAND_IN, describe_switches, recipe_hashes
 from s2fpn_lib.runs import read_json, read_rows, results_root
 
 
@@ -33,7 +33,7 @@ def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
                     "run": path.parent.relative_to(root).as_posix(),
                     **read_json(path),
                     "switches": describe_switches(recipe.get("switches", {})),
-                    "recipe_without_seed": hash_without_seed(recipe),
+                    **recipe_hashes(recipe),
                     **{key: named[key] for key in ("study", "variant") if key in named},
                 }
             )

@@ -6,7 +6,7 @@ either score: the table gives the mean of these differences over the seeds that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,21 @@ from s2fpn_lib.tables import REPETITION, one_protocol, percent
 
 FULL = "full"
 VARYING = ("variant", "switches", "recipe_without_seed")  # what may differ between a variant and the full network
+
+
+PART = ("study", "protocol", "split", "images", "device", "amp", "training_recipe")
+
+
+def comparable_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of studies in parts that belong into one table: one study and protocol, trained and scored alike.
+
+    Of a seed that was trained twice from one recipe only the last row is kept.
+    """
+    frame = frame[frame["study"].notna()] if "study" in frame else frame.iloc[:0]
+    keys = [c for c in (*REPETITION, "seed") if c in frame]
+    frame = frame[~frame.duplicated(keys, keep="last")]
+    for _, part in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False):
+        yield part
 
 
 def reference_variant(group: pd.DataFrame) -> str | None:

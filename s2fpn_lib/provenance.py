@@ -42,7 +42,7 @@ def checkpoint_provenance(path_or_name: str | Path, config: Mapping[str, Any] | 
 
     checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
     ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and
-    what the file records of `RECORDED`; in a run folder also recipe_without_seed (see `hash_without_seed`).
+    what the file records of `RECORDED`; in a run folder also the hashes of `recipe_hashes`.
 
     config: the network's (`model.config`), for a foreign .pth, which records nothing but its content.
     """
@@ -67,13 +67,20 @@ def checkpoint_provenance(path_or_name: str | Path, config: Mapping[str, Any] | 
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
     recipe = path.parent / "config.json"
     if recipe.exists():
-        row["recipe_without_seed"] = hash_without_seed(read_json(recipe))
+        row |= recipe_hashes(read_json(recipe))
     return row
 
 
-def hash_without_seed(recipe: Mapping[str, Any]) -> str:
-    """`config_hash` of a run's config.json but for its seed: the same for repetitions of one recipe."""
-    return config_hash({name: value for name, value in recipe.items() if name != "seed"})
+def recipe_hashes(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of parts of a run's config.json.
+
+    recipe_without_seed: the same for repetitions. training_recipe: without seed and network as well (model, revision,
+    switches), the same for networks that were trained alike.
+    """
+    network = ("model", "revision", "switches")
+    repeated = {name: value for name, value in recipe.items() if name != "seed"}
+    alike = {name: value for name, value in repeated.items() if name not in network}
+    return {"recipe_without_seed": config_hash(repeated), "training_recipe": config_hash(alike)}
 
 
 def describe_switches(switches: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from s2fpn_lib.ablation_plots import ablation_bars
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.export_table import export_table
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.paired import ablation_table, reference_variant, seed_differences
+from s2fpn_lib.paired import ablation_table, comparable_parts, reference_variant, seed_differences
 from s2fpn_lib.plots import confusion_heatmap, training_curves
 from s2fpn_lib.report import Report
 from s2fpn_lib.report_scores import class_scores, compare_samples, repetition_keys, versions
@@ -27,17 +28,19 @@ COMPARED = 5  # variants in one row of pictures
 
 def study_sections(page: Report, frame: pd.DataFrame, evaluations: Mapping[str, Evaluation], root: Path) -> None:
     """frame: of `report_scores.scored_rows`, with its rows that belong to a study; one section a study."""
-    for study, rows in frame.groupby("study", sort=False):
+    parts = list(comparable_parts(frame))
+    for study in dict.fromkeys(part["study"].iloc[0] for part in parts):
         page.section(f"Study: {study}")
         page.text(
             "Every variant is trained alike but for what its name says. The difference is paired: the variant's mIoU"
             " minus the full network's of the same seed, averaged over the seeds that both have; ± is the sample"
             " standard deviation over seeds. A difference smaller than its spread shows nothing."
         )
-        for protocol, part in tables.split_by_protocol(rows).items():
-            # a split, an image count or a device of its own is a table of its own, too
-            for _, same in part.groupby([c for c in ("split", "images", "device", "amp") if c in part]):
-                _study_tables(page, study, protocol, same, evaluations, root)
+        own = [part for part in parts if part["study"].iloc[0] == study]
+        places = Counter(_place(part) for part in own)
+        for part in own:
+            recipe = f", recipe {part['training_recipe'].iloc[0]}" if places[_place(part)] > 1 else ""
+            _study_tables(page, part, f"{_place(part)}{recipe}", evaluations, root)
 
 
 def failure_section(page: Report, root: Path) -> None:
@@ -56,12 +59,20 @@ def failure_section(page: Report, root: Path) -> None:
     export_table(table, root / "tables", "failures", "Notebooks of studies whose last attempt failed")
 
 
+def _place(part: pd.DataFrame) -> str:
+    """ "ablation: roadscenes, val, 40 images": what a table's title says."""
+    row = part.iloc[0]
+    images = f", {row['images']} images" * bool(row["images"] < row["images_in_split"])
+    return f"{row['study']}: {row['protocol']}, {row['split']}{images}"
+
+
 def _study_tables(
-    page: Report, study: str, protocol: str, rows: pd.DataFrame, evaluations: Mapping[str, Evaluation], root: Path
+    page: Report, rows: pd.DataFrame, title: str, evaluations: Mapping[str, Evaluation], root: Path
 ) -> None:
+    """One table and its figures: rows are of one part of `comparable_parts`."""
     scored = rows.iloc[0]
-    name = f"study-{study}-{protocol}-{scored['split']}"
-    page.heading(f"{study}: {protocol}, {scored['split']}")
+    name = f"study-{title.replace(':', '')}"
+    page.heading(title)
     if scored["images"] < scored["images_in_split"]:
         page.note(f"Only {scored['images']} of the {scored['images_in_split']} images of the split were scored.")
     table = ablation_table(rows)
@@ -71,11 +82,9 @@ def _study_tables(
     seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].unique()))
     note = f"{tables.constants(rows)}; seeds {seeds}; code {versions(rows)}"
     page.table(table, f"{note}. {NO_PUBLISHED_ABLATION}" if compared else note)
-    export_table(table, root / "tables", name, f"Study {study}. {note}")
+    export_table(table, root / "tables", name, f"Study {title}. {note}")
     if compared:
-        page.figure(
-            ablation_bars(rows), f"{study}, {protocol}: bars are means of paired differences, every dot is a seed"
-        )
+        page.figure(ablation_bars(rows), f"{title}: bars are means of paired differences, every dot is a seed")
     class_scores(page, rows, f"{name}-classes", repetition_keys(rows), root)
     _curves(page, rows, root)
     _full_network(page, rows, evaluations)

@@ -50,6 +50,7 @@ COLUMNS = {
     "checkpoint_rule": TEXT,
     "config_hash": TEXT,
     "config_hash_without_seed": TEXT,  # the same for repetitions
+    "training_recipe": TEXT,  # hash of the config without seed and network: the same for networks trained alike
     "git_sha": TEXT,  # of the code that trained
     "device": TEXT,  # that the score was computed on
     "amp": TEXT,

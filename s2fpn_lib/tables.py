@@ -25,6 +25,7 @@ REPETITION = (
     "switches",
     "pretraining",
     "recipe_without_seed",
+    "training_recipe",
     "checkpoint_rule",
     "convention",
     "scales",
@@ -143,7 +144,7 @@ def _telling(table: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
     """Key columns by which the rows differ, and the network's name in any case. Hashes only where nothing else does."""
     keys = [c for c in table.columns if c in (by or REPETITION)]
     shown = [c for c in keys if c in ("model", "revision") or table[c].nunique(dropna=False) > 1]
-    readable = [c for c in shown if c != "recipe_without_seed"]
+    readable = [c for c in shown if c not in ("recipe_without_seed", "training_recipe")]
     return shown if table.duplicated(readable).any() else readable
 
 
