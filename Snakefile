@@ -10,6 +10,7 @@
 # --config seeds=[0] datasets=[roadscenes]: another configuration runs in folders of its own.
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,8 +24,14 @@ RESULTS = results_root().resolve()
 STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
 JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
 RUN = f"cd {PROJECT} && {sys.executable} -m s2fpn_lib.run_notebook"
-REPORT = f"{RUN} 90_report {RESULTS}/studies/report --parameters '{json.dumps({'results': str(RESULTS)})}'"
+REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q}"
+REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
 HELD = contextlib.ExitStack()  # of the lock; a process that ends, however it ends, lets go
+
+
+# What a job elsewhere must see as it is here
+envvars:
+    *[name for name in ("S2FPN_RESULTS", "S2FPN_DATA", "S2FPN_CACHE") if name in os.environ],
 
 
 def job_of(wildcards):
@@ -76,12 +83,18 @@ rule paper:
         done("ablation", "sizes", "speed"),
     output:
         RESULTS / "studies" / "report" / "done.json",
+    params:
+        folder=RESULTS / "studies" / "report",
+        parameters=REPORT_PARAMETERS,
     shell:
         REPORT
 
 
 # Always made anew, from whatever there is
 rule report:
+    params:
+        folder=RESULTS / "studies" / "report",
+        parameters=REPORT_PARAMETERS,
     shell:
         REPORT
 

@@ -153,8 +153,12 @@ def make_variant(
 
 
 def read_studies(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, list[Job]]:
-    """{name: jobs} of every study file in a folder. overrides as in `read_study`; raises StudyError."""
-    _check_names("the command line", overrides or {}, {**TRAINING, **MEASURING}, "field")
+    """{name: jobs} of every study file in a folder; raises StudyError.
+
+    overrides: as in `read_study`, also as `snakemake --config` hands them over: lists and mappings of texts.
+    """
+    overrides = _as_yaml_reads(overrides or {})
+    _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
     return {path.stem: read_study(path, overrides) for path in sorted(Path(folder).glob("*.yaml"))}
 
 
@@ -246,6 +250,15 @@ def _resolved(config: TrainConfig) -> str:
         return open_dataset("camvid", config.data_root or None, config.train_split, cache=False).name
     except DatasetNotFound:
         return "roadscenes"
+
+
+def _as_yaml_reads(value: Any) -> Any:
+    """`value` with every text in it read as YAML: "0" is a number, "false" a bool, "camvid" stays text."""
+    if isinstance(value, Mapping):
+        return {key: _as_yaml_reads(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_yaml_reads(each) for each in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _gpus(device: str, devices: int) -> int:
