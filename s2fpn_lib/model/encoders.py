@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
+from s2fpn_lib.model.foreign import read_tensors
 
 DOWNLOAD_TIMEOUT_S = 10
 
@@ -90,11 +91,12 @@ class ResNetEncoder(nn.Module):
     def load_imagenet(self, path: str | Path | None = None) -> None:
         """Load torchvision's ImageNet weights, downloaded and cached by torch.hub, or a state dict from `path`.
 
-        Raises RuntimeError at once when the download fails, with the file's address and where to put it.
+        Raises RuntimeError at once when the download fails, with the file's address and where to put it, and the errors
+        of `read_tensors` for a file from `path`.
         """
         weights = torchvision.models.get_model_weights(self.architecture).IMAGENET1K_V1
         if path is not None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_tensors(path)
         else:
             cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             try:
@@ -104,7 +106,7 @@ class ResNetEncoder(nn.Module):
                 raise RuntimeError(
                     f"the ImageNet weights of {self.architecture} could not be loaded ({error}). Without a network, "
                     f"fetch {weights.url} elsewhere and put it at {cached}, or give its path as encoder_weights; "
-                    "or train from scratch with encoder_weights=None"
+                    "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
                 ) from error
         missing, _ = self.load_state_dict(state, strict=False)
         if missing:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from s2fpn_lib.model.foreign import read_tensors
 from s2fpn_lib.model.s2fpn import S2FPN
 
 # What the published command lines call the network, and its name here.
@@ -71,8 +71,8 @@ def published_name(name: str, revision: str) -> str:
 def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FPN:
     """Load a checkpoint in the author's layout into `model` and return it (in the mode it was in).
 
-    source: a path, read with `weights_only=True`; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a bare
-    state dict. Keys may carry a `module.` prefix. Entries that the published code stores without using them are
+    source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
+    bare state dict. Keys may carry a `module.` prefix. Entries that the published code stores without using them are
     ignored. Raises KeyError naming what is missing or foreign, ValueError for a shape that does not fit, RuntimeError
     for a file that cannot be read; the model is then unchanged.
 
@@ -105,23 +105,12 @@ def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FP
 
 def _state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(source, Mapping):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint at {path}")
-        try:
-            source = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise RuntimeError(
-                f"{path} could not be read as a checkpoint of plain tensors ({type(error).__name__}: {error}). It is "
-                "damaged, or holds pickled objects, which are never executed here: save its state dict anew"
-            ) from error
-        if not isinstance(source, Mapping):
-            raise RuntimeError(f"{path} holds a {type(source).__name__}, not a checkpoint dict or state dict")
+        source = read_tensors(source)
     if isinstance(source.get("model"), Mapping):
         source = source["model"]
-    strangers = [key for key, value in source.items() if not isinstance(value, Tensor)]
+    strangers = [key for key, value in source.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strangers:
-        raise KeyError(f"not a state dict: {strangers[0]!r} is no tensor (and there is no 'model' entry)")
+        raise KeyError(f"not a state dict: {strangers[0]!r} is no name of a tensor (and there is no 'model' entry)")
     return {key.removeprefix("module."): value for key, value in source.items()}
 
 
@@ -144,6 +133,6 @@ def _is_dead(key: str, state: Mapping[str, Tensor], wanted: Mapping[str, str]) -
     )
 
 
-def _named(what: str, keys: list[str], shown: int = 6) -> str:
+def _named(what: str, keys: list[str], shown: int = 20) -> str:
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return f"{what} {', '.join(keys[:shown])}{more}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,13 @@ class Switches:
     gamma_init: float = 0.0
     dropout: float = DROPOUT
     double_resolution: bool = False
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            value, kind = getattr(self, declared.name), type(declared.default)
+            fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise TypeError(f"switch {declared.name} is {value!r}; it takes {kind.__name__}")
 
 
 @dataclass
@@ -188,7 +195,8 @@ def build_model(
     into the finished network, after every initialisation. normalization: a key of NORMALIZATIONS, by default the one
     that the encoder was trained with. switches: the fields of `Switches`.
 
-    Raises ValueError for an unknown name or value and TypeError for an unknown switch, with the nearest known one.
+    Raises ValueError for an unknown name or value, TypeError for an unknown switch, each with the nearest known one, or
+    for a switch of the wrong type, and FileNotFoundError for encoder weights that are not there.
     """
     spec = ENCODERS.get(name)
     if spec is None:
@@ -196,8 +204,8 @@ def build_model(
     normalization = normalization or spec.normalization
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"unknown normalization {normalization!r}. Known: {', '.join(NORMALIZATIONS)}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
     known = Switches.__dataclass_fields__
     for switch in switches:
         if switch not in known:
@@ -205,10 +213,12 @@ def build_model(
     config = {
         "name": name,
         "revision": check_revision(revision),
-        "num_classes": int(num_classes),
+        "num_classes": num_classes,
         "normalization": normalization,
         **switches,
     }
+    if encoder_weights not in (None, "imagenet") and not Path(encoder_weights).is_file():
+        raise FileNotFoundError(f'encoder_weights is {encoder_weights!r}: neither "imagenet" nor a state dict\'s path')
     model = S2FPN(
         spec,
         revision=revision,

@@ -187,6 +187,22 @@ class TestErrors:
         with pytest.raises(ValueError, match="unknown normalization"):
             build_model("s2fpn18", num_classes=2, normalization="zero")
 
+    @pytest.mark.parametrize(
+        ("wrong", "error", "message"),
+        [
+            ({"ssam": "off"}, TypeError, "ssam is 'off'; it takes bool"),  # a text that would count as true
+            ({"crb": 0}, TypeError, "crb is 0; it takes bool"),
+            ({"dropout": True}, TypeError, "dropout is True; it takes float"),
+            ({"num_classes": "11"}, ValueError, "whole number of at least 1, got '11'"),
+            ({"num_classes": 0}, ValueError, "whole number of at least 1, got 0"),
+            ({"encoder_weights": "imagnet"}, FileNotFoundError, 'neither "imagenet" nor a state'),
+        ],
+        ids=str,
+    )
+    def test_values_that_do_not_fit(self, wrong, error, message):
+        with pytest.raises(error, match=message):
+            build_model("s2fpn18", **{"num_classes": 2, **wrong})
+
     def test_inputs_that_do_not_fit(self):
         model = build_model("s2fpn_lite", num_classes=2).eval()
         with pytest.raises(ValueError, match="at least 32x32 pixels, got 31x64"):
@@ -211,3 +227,9 @@ class TestErrors:
         torch.save(donor.state_dict(), tmp_path / "resnet18.pth")
         model = build_model("s2fpn18", num_classes=2, encoder_weights=tmp_path / "resnet18.pth")
         assert torch.equal(model.encoder.layer3[1].conv2.weight, donor.layer3[1].conv2.weight)
+
+    @pytest.mark.parametrize("name", ["s2fpn18", "s2fpn_lite"])
+    def test_encoder_weights_run_no_code(self, name, tmp_path):
+        torch.save({"weights": torch.nn.ReLU()}, tmp_path / "pickled.pth")
+        with pytest.raises(RuntimeError, match=r"pickled\.pth holds pickled objects"):
+            build_model(name, num_classes=2, encoder_weights=tmp_path / "pickled.pth")
