@@ -129,7 +129,11 @@ def _unfinished_cell(executed: Path) -> str:
         cells = nbformat.read(executed, as_version=4).cells
     except Exception:  # not written, or torn by what went wrong
         return ""
-    stopped = [cell for cell in cells if cell.metadata.get("papermill", {}).get("status") in ("failed", "running")]
+    reached = {"failed": [], "completed": []}
+    for cell in cells:
+        reached.setdefault(cell.metadata.get("papermill", {}).get("status"), []).append(cell)
+    # papermill calls a cell completed, too, in which the kernel died
+    stopped = reached["failed"] or reached["completed"][-1:]
     return stopped[0].source.strip().split("\n")[0] if stopped else ""
 
 

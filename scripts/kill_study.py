@@ -1,0 +1,293 @@
+"""Kills a study at random moments, lets it finish, and compares it with one that was left alone. Kept outside CI.
+
+    python scripts/kill_study.py --kills 20 --log results/kill-study/log.txt
+
+Each time Snakemake's process group gets SIGKILL; every second time its kernels, which are sessions of their own, get
+it as well, as when the machine goes down; the other times they are left to notice it themselves. After every kill no
+finished run may be lost and no file torn. Then, on a small file system of its own where the system permits: a disk
+that is full, and one that becomes read-only; and two studies started at once. At the end weights must be equal to the
+bit and scores equal to those of a study that ran through. The exit status is 0 if all of it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from s2fpn_lib.checkpoint import load_state
+from s2fpn_lib.runs import PROJECT, read_json, read_rows
+
+SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+# What two runs of one recipe may differ in: time, and the commit of a checkout that is worked in
+TIMES = ("seconds", "images_per_s", "data_s", "step_s", "git_sha")
+
+
+class Log:
+    """Lines with their time, on the screen and in a file."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("w")
+
+    def __call__(self, text: str) -> None:
+        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}"
+        print(line, flush=True)
+        self.file.write(line + "\n")
+        self.file.flush()
+
+
+def start(results: Path, seeds: int, output: Path) -> subprocess.Popen:
+    """A tiny study in a process group of its own, with everything it says appended to `output`."""
+    command = [SNAKEMAKE, "tiny", "--cores", "2", "--config", f"seeds={list(range(seeds))}"]
+    with output.open("a") as file:
+        return subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, "S2FPN_RESULTS": str(results), "S2FPN_CACHE": str(output.parent / "cache")},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def run(results: Path, seeds: int, output: Path) -> int:
+    return start(results, seeds, output).wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that `pid` started, and those that they started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def kill(process: subprocess.Popen, *, kernels: bool) -> int:
+    """SIGKILL to the process group, and to every descendant with `kernels`; how many processes there were."""
+    others = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    for pid in others if kernels else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return 1 + len(others)
+
+
+def folders(results: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted((results / "studies" / "tiny").glob("*")) if path.is_dir()}
+
+
+def finished(results: Path) -> dict[Path, bytes]:
+    """The files that say what a finished run found, with their contents."""
+    names = ("result.json", "last.safetensors", "best.safetensors")
+    runs = [path / "run" for path in folders(results).values() if (path / "run" / "result.json").exists()]
+    return {run / name: (run / name).read_bytes() for run in runs for name in names}
+
+
+def damaged(results: Path) -> list[str]:
+    """Files that cannot be read; a state that was just replaced may be found in previous.pt."""
+    found = []
+    for folder in folders(results).values():
+        for path in folder.rglob("*.json"):
+            try:
+                read_json(path)
+            except ValueError as error:
+                found.append(str(error))
+        try:
+            read_rows(folder / "run" / "metrics.jsonl")
+            if (folder / "run" / "last.pt").exists():
+                load_state(folder / "run" / "last.pt")
+        except Exception as error:
+            found.append(f"{folder.name}: {error}")
+    return found
+
+
+def progress(results: Path) -> str:
+    """Steps of each run so far, "done" for a finished one."""
+    words = []
+    for folder in folders(results).values():
+        state = load_state(folder / "run" / "last.pt") if (folder / "run" / "last.pt").exists() else None
+        done = (folder / "done.json").exists()
+        words.append("done" if done else f"step {state['step']}" if state else "begun")
+    return ", ".join(words) or "nothing yet"
+
+
+def differences(ours: Path, reference: Path) -> list[str]:
+    """What differs between two finished studies of the same seeds."""
+    found = []
+    if set(folders(ours)) != set(folders(reference)):
+        return [f"folders {sorted(folders(ours))} and {sorted(folders(reference))}"]
+    for name, folder in folders(ours).items():
+        other = folders(reference)[name]
+        for file in ("last.safetensors", "best.safetensors"):
+            a, b = load_file(folder / "run" / file), load_file(other / "run" / file)
+            if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
+                found.append(f"{name}: {file} has other weights")
+        for what, rows in {
+            "result.json": [[read_json(each / "run" / "result.json")] for each in (folder, other)],
+            "metrics.jsonl": [read_rows(each / "run" / "metrics.jsonl") for each in (folder, other)],
+        }.items():
+            a, b = ([{k: v for k, v in row.items() if k not in TIMES} for row in side] for side in rows)
+            if a != b:
+                found.append(f"{name}: {what} {a} instead of {b}")
+        a, b = (json.loads((each / "evaluation.json").read_text()) for each in (folder, other))
+        if a["matrix"] != b["matrix"]:
+            found.append(f"{name}: another confusion matrix")
+        left = [
+            path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".pt")) or "failure" in path.name
+        ]
+        if left:
+            found.append(f"{name}: left over {left}")
+    return found
+
+
+def killed_study(log: Log, work: Path, kills: int, seeds: int, moments: random.Random) -> tuple[int, list[str]]:
+    """Kills until it has done so `kills` times, with another seed whenever the study was faster; then finishes it.
+
+    Returns how many seeds it took, and what went wrong.
+    """
+    results, output, faults, count = work / "killed", work / "killed.log", [], 0
+    while count < kills:
+        before = finished(results)
+        process = start(results, seeds, output)
+        delay = moments.uniform(2, 40)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            count += 1
+            number = kill(process, kernels=count % 2 == 0)
+            how = "all processes" if count % 2 == 0 else "process group"
+            log(f"kill {count:2d} ({how}, {number} running) after {delay:4.1f} s: {progress(results)}")
+        else:
+            if process.returncode:
+                faults.append(f"Snakemake ended with status {process.returncode}, see {output}")
+                return seeds, faults
+            seeds += 1
+            log(f"the study was done before the next kill; it gets seed {seeds - 1}")
+        for path, content in before.items():
+            if not path.exists() or path.read_bytes() != content:
+                faults.append(f"{path} of a finished run was changed")
+        faults += damaged(results)
+    status = run(results, seeds, output)
+    log(f"finished after {count} kills with status {status}: {progress(results)}")
+    return seeds, [*faults, *([f"the last start ended with status {status}, see {output}"] if status else [])]
+
+
+def bad_disk(log: Log, work: Path) -> list[str] | None:
+    """A disk too small for a training, then a read-only one, each mended; None where nothing may be mounted."""
+    results, output = work / "disk", work / "disk.log"
+    results.mkdir()
+
+    def mount(options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "s2fpn-kill-study", results]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    if not mount("size=40m"):
+        return None
+    faults = []
+    try:
+        for what, spoil, mend in (
+            ("full disk", "remount,size=40m", "remount,size=900m"),
+            ("read-only disk", "remount,ro", "remount,rw,size=900m"),
+        ):
+            seeds = 1 if what == "full disk" else 2
+            before = finished(results)
+            if not mount(spoil):
+                faults.append(f"{what}: cannot be mounted with {spoil}")
+            status = run(results, seeds, output)
+            log(f"{what}: Snakemake ends with status {status} and says: {_told(output)}")
+            if not status:
+                faults.append(f"{what}: the study did not notice")
+            faults += [
+                f"{what}: {path} was changed" for path, content in before.items() if path.read_bytes() != content
+            ]
+            faults += damaged(results)
+            mount(mend)
+            status = run(results, seeds, output)
+            log(f"{what}: mended, the same command ends with status {status}: {progress(results)}")
+            if status:
+                faults.append(f"{what}: does not go on once mended, see {output}")
+        shutil.copytree(results, work / "disk-copy")
+    finally:
+        subprocess.run(["umount", results], check=True)
+    return faults
+
+
+def _told(output: Path) -> str:
+    """The newest line that names the trouble, as a person would look for it."""
+    words = ("No space left", "Read-only file system")
+    lines = [line.strip() for line in output.read_text().splitlines() if any(word in line for word in words)]
+    return lines[-1][:200] if lines else "nothing about it"
+
+
+def two_at_once(log: Log, work: Path) -> list[str]:
+    """Two studies started together on one folder: one works, the other says so; nothing is lost."""
+    results, outputs = work / "two", [work / "two-a.log", work / "two-b.log"]
+    processes = [start(results, 2, output) for output in outputs]
+    statuses = [process.wait() for process in processes]
+    told = ["another study is at work" in output.read_text() for output in outputs]
+    log(f"two at once: statuses {statuses}, refused with a message: {told}")
+    right = all(message == (status != 0) for status, message in zip(statuses, told, strict=True)) and 0 in statuses
+    return [] if right else [f"two at once: statuses {statuses}, messages {told}"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--log", type=Path, default=PROJECT / "results" / "kill-study" / "log.txt")
+    given = parser.parse_args()
+    log, moments, faults = Log(given.log), random.Random(given.seed), []
+    with tempfile.TemporaryDirectory(prefix="kill-study-") as folder:
+        work = Path(folder)
+        log(f"{given.kills} kills of `snakemake tiny --cores 2`, moments from seed {given.seed}")
+        seeds, found = killed_study(log, work, given.kills, 2, moments)
+        faults += found
+        status = run(work / "reference", max(seeds, 2), work / "reference.log")
+        log(f"reference, not interrupted: status {status}, {progress(work / 'reference')}")
+        found = differences(work / "killed", work / "reference")
+        log(f"killed against reference: {len(found)} differences in {len(folders(work / 'killed'))} runs")
+        faults += found
+        shutil.rmtree(work / "killed", ignore_errors=True)
+        found = bad_disk(log, work)
+        log(
+            "full and read-only disk: "
+            + ("not tried, mounting is not permitted" if found is None else f"{len(found)} faults")
+        )
+        faults += found or []
+        faults += two_at_once(log, work)
+        for name in ("disk-copy", "two"):
+            if (work / name).exists():
+                part = [each for each in folders(work / "reference").values() if each.name in folders(work / name)]
+                shutil.rmtree(work / "part", ignore_errors=True)
+                for each in part:
+                    shutil.copytree(each, work / "part" / "studies" / "tiny" / each.name)
+                found = differences(work / name, work / "part")
+                log(f"{name} against reference: {len(found)} differences in {len(part)} runs")
+                faults += found
+    for fault in faults:
+        log(f"FAULT {fault}")
+    log("no run was lost or damaged, all weights equal to the bit" if not faults else f"{len(faults)} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
