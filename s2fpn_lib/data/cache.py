@@ -116,14 +116,14 @@ def _open_or_build(dataset: SegmentationDataset, root: Path) -> SegmentationData
     content = _digest([str(FORMAT), recipe, *dataset.names, *sample_keys])
     folder = root / f"{dataset.name}-{dataset.split}-{content}"
     before = root / index["content"] if index["content"] not in ("", folder.name) else None
+    present = folder.is_dir()  # renamed into place whole: what is incomplete was damaged later
     try:
         Folder(folder)
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if present:
+            warnings.warn(f"{folder}: the cache is damaged ({error}); building it again.", stacklevel=4)
+            shutil.rmtree(folder, ignore_errors=True)
         build(dataset, folder, sample_keys, earlier=_open_quietly(before))
-    except (ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{folder}: the cache is damaged ({error}); building it again.", stacklevel=4)
-        shutil.rmtree(folder, ignore_errors=True)
-        build(dataset, folder, sample_keys)
     if place and (index["content"] != folder.name or files != index["files"]):
         _save_index(place, {"content": folder.name, "files": files})
         if before:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, FileDataset, Sample
+from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, FileDataset, Sample, list_lines
 from s2fpn_lib.data.protocols import PROTOCOLS
 
 PROTOCOL = PROTOCOLS["camvid-segnet-360x480"]
@@ -89,11 +89,9 @@ def _read_list(listing: Path, folder: Path, labels: Path) -> Iterator[tuple[Path
     SegNet's lists carry the prefix of the machine they were made on (``/SegNet/CamVid/train/x.png``), so only the last
     two parts of a path count. A bare file name is looked for in the split's folder.
     """
-    for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in list_lines(listing):
         # a prefix may hold spaces: keep the words that end like a picture
         words = [word for word in line.replace(",", " ").split() if word.lower().endswith(_SUFFIXES)]
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
         if len(words) not in (1, 2):
             raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
         image = _inside(folder, words[0], default=labels.name.removesuffix("annot"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, FileDataset, Sample
+from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, FileDataset, Sample, list_lines
 from s2fpn_lib.data.protocols import CITYSCAPES_LABELS, PROTOCOLS
 
 PROTOCOL = PROTOCOLS["cityscapes-fine-1024x2048"]
@@ -71,10 +71,8 @@ def open_cityscapes(folder: Path, split: str, labels: str | None = None) -> File
 
 def _read_list(listing: Path, folder: Path) -> list[tuple[Path, Path | None]]:
     entries = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        words = line.replace(",", " ").replace("\t", " ").split()
-        if not words:
-            continue
+    for number, line in list_lines(listing):
+        words = line.replace(",", " ").split()
         if len(words) > 2 or not words[0].endswith(".png"):
             raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
         # whatever prefix the list was written with, the tree starts at leftImg8bit/ or gtFine/

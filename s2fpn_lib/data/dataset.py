@@ -112,11 +112,23 @@ class FileDataset(SegmentationDataset):
         return image, label
 
 
+def list_lines(listing: Path) -> list[tuple[int, str]]:
+    """(number, text) of a list file's lines, empty ones and comments left out; DatasetError where it is no text."""
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{listing}: no text file ({error}); expected `image label` a line") from None
+    return [
+        (number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
 def _decode(path: Path, mode: str | None) -> np.ndarray:
     """Pixels of one file; palette images give their indices, ``DatasetError`` names a file that cannot be read."""
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert(mode) if mode and picture.mode != mode else picture)
+            # a copy: torch warns of arrays that cannot be written
+            return np.array(picture.convert(mode) if mode and picture.mode != mode else picture)
     except FileNotFoundError:
         raise DatasetError(f"{path}: file is missing") from None
     except (OSError, SyntaxError, ValueError) as error:  # PIL's errors for truncated or foreign files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def open_dataset(
 
     Args:
         name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), or ``auto``: CamVid where its split is
-            found, else RoadScenes.
+            found, else RoadScenes, with a warning where ``root`` or ``S2FPN_DATA`` named a place or CamVid lacks the
+            split.
         root: the folder that holds ``camvid/`` or ``cityscapes/``, or that folder itself. None: the environment
             variable ``S2FPN_DATA``, else the project's ``data/``.
         split: ``train``, ``val``, ``trainval`` or ``test``, with an optional choice of drives:
@@ -37,7 +39,10 @@ def open_dataset(
     if name == "auto":
         try:
             return open_dataset("camvid", root, split, cache=cache)
-        except DatasetNotFound:
+        except DatasetNotFound as missing:
+            base = data_root(root)
+            if base != PROJECT_DATA or camvid.find_camvid(base):  # somebody meant to have CamVid
+                warnings.warn(f"The built-in RoadScenes stand in for CamVid: {missing}", stacklevel=2)
             return open_dataset("roadscenes", None, split, cache=cache)
     parts = [_open_part(name, root, each) for each in SPLITS[part]]
     if cache:

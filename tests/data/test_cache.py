@@ -117,6 +117,8 @@ def test_added_and_removed_files(camvid_tree, write_pair):
 DAMAGE = {
     "pixels cut short": lambda folder: os.truncate(folder / "pixels.bin", 100),
     "pixels gone": lambda folder: (folder / "pixels.bin").write_bytes(b""),
+    "pixels removed": lambda folder: (folder / "pixels.bin").unlink(),
+    "manifest removed": lambda folder: (folder / "manifest.json").unlink(),
     "manifest cut short": lambda folder: os.truncate(folder / "manifest.json", 200),
     "manifest edited": lambda folder: (folder / "manifest.json").write_text(
         (folder / "manifest.json").read_text().replace('"offset": 3072', '"offset": 3073')

@@ -22,6 +22,11 @@ def test_items_are_the_files_pixels(camvid_tree):
     assert dataset.drives == ["0001TP"] * 2 + ["0006R0"] * 2 + ["0016E5"] * 2
 
 
+def test_decoded_arrays_can_be_written(camvid_tree):
+    """torch.from_numpy warns of those that cannot, and an uncached training would show that."""
+    assert all(array.flags.writeable for array in opened(camvid_tree, "train").arrays(0))
+
+
 LISTS = {
     "image and label": "{split}/{name}.png {split}annot/{name}.png",
     "SegNet's prefix": "/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png",
@@ -91,6 +96,14 @@ def test_a_list_that_is_no_list(camvid_tree):
     (camvid_tree / "camvid" / "test.txt").write_text("three words here\n")
     with pytest.raises(DatasetError, match=r"test.txt, line 1"):
         opened(camvid_tree, "test")
+    (camvid_tree / "camvid" / "test.txt").write_bytes(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(DatasetError, match=r"test.txt: no text file"):
+        opened(camvid_tree, "test")
+
+
+def test_comments_and_empty_lines_do_not_count(camvid_tree):
+    (camvid_tree / "camvid" / "test.txt").write_text("# image label\n\n  \ntest/0001TP_000009.png\n")
+    assert opened(camvid_tree, "test").names == ["0001TP_000009"]
 
 
 def test_a_colour_label_is_named(camvid_tree):

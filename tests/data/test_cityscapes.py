@@ -74,6 +74,16 @@ def test_a_list_decides_whatever_its_prefix(tree):
     assert dataset[1][1].shape == (16, 32)
 
 
+def test_a_list_that_is_no_list(tree):
+    folder, _ = tree
+    (folder / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetError, match=r"train.txt: no text file"):
+        open_dataset("cityscapes", folder, cache=False)
+    (folder / "train.txt").write_text("# fine\na b c\n")
+    with pytest.raises(DatasetError, match=r"train.txt, line 2"):
+        open_dataset("cityscapes", folder, cache=False)
+
+
 def test_filter_by_city(tree):
     assert len(open_dataset("cityscapes", tree[0], "train:drive!=aachen", cache=False)) == 1
 

@@ -1,6 +1,11 @@
+import sys
+import warnings
+
 import pytest
 
 from s2fpn_lib.data import DatasetNotFound, open_dataset
+
+open_module = sys.modules[open_dataset.__module__]
 
 
 def test_choice_of_drives(camvid_tree):
@@ -44,11 +49,26 @@ def test_root_comes_from_the_environment(camvid_tree, monkeypatch):
     assert open_dataset("auto", split="val").name == "camvid"
 
 
-def test_auto_without_camvid_is_roadscenes(tmp_path):
-    dataset = open_dataset("auto", tmp_path, "val", cache=False)
+def test_auto_without_camvid_is_roadscenes(tmp_path, monkeypatch):
+    monkeypatch.delenv("S2FPN_DATA", raising=False)
+    monkeypatch.setattr(open_module, "PROJECT_DATA", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset("auto", split="val", cache=False)
     assert dataset.name == "roadscenes"
     image, label = dataset[0]
     assert image.shape[1:] == label.shape == dataset.protocol.size
+
+
+def test_auto_says_so_where_a_folder_was_named_or_camvid_lacks_the_split(camvid_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("S2FPN_DATA", str(tmp_path / "typo"))
+    with pytest.warns(UserWarning, match=r"RoadScenes stand in for CamVid: .*typo/camvid"):
+        assert open_dataset("auto", cache=False).name == "roadscenes"
+    monkeypatch.delenv("S2FPN_DATA")
+    monkeypatch.setattr(open_module, "PROJECT_DATA", camvid_tree)
+    (camvid_tree / "camvid" / "test").rename(camvid_tree / "hidden")
+    with pytest.warns(UserWarning, match=r"its test split is not"):
+        assert open_dataset("auto", split="test", cache=False).name == "roadscenes"
 
 
 @pytest.mark.parametrize("name", ["camvid", "cityscapes"])
