@@ -4,7 +4,7 @@
 # make doctor says what is wrong with this installation, and how to mend it
 # make clean  removes .venv and caches; data/ and results/ stay
 #
-# Any parameter of the main notebooks can be given: make run DATASET=roadscenes EPOCHS=5
+# Any parameter of the main notebooks can be given: make run DATASET=roadscenes MAX_EPOCHS=5
 
 PYTHON ?= python3
 VENV := .venv

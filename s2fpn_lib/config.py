@@ -1,5 +1,6 @@
 """What a training run is made of: one flat, frozen configuration, and named presets for it."""
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 from s2fpn_lib.data import PUBLISHED_SCALES, Augment
 from s2fpn_lib.losses import AUX_RESOLUTIONS, CRITERIA
 from s2fpn_lib.model import PUBLISHED_MODELS
+from s2fpn_lib.model.blocks import REVISIONS
+from s2fpn_lib.parameters import as_float
 
 # What the published train.py calls on its command line, and the field that does it here.
 PUBLISHED_OPTIONS = {
@@ -26,7 +29,7 @@ PUBLISHED_OPTIONS = {
 OPERATIONAL = ("data_root", "device", "workers", "max_minutes", "checkpoint_every", "checkpoint_minutes")
 
 CHOICES = {
-    "revision": ("v1", "v2"),
+    "revision": REVISIONS,
     "optimizer": ("adam", "adamw", "sgd"),
     "criterion": CRITERIA,
     "aux_resolution": AUX_RESOLUTIONS,
@@ -117,11 +120,22 @@ class TrainConfig:
             "clip",
             "aux_weight",
             "lovasz_weight",
+            "poly_power",
             "workers",
+            "seed",
+            "max_minutes",
+            "checkpoint_minutes",
             "eval_images",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must not be negative")
+        for name in ("lr", "encoder_lr", "weight_decay", "clip"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it is a share below 1, such as 0.9, or 0 for none")
+        if not 0 < self.warmup_start <= 1:
+            raise ValueError(f"warmup_start is {self.warmup_start}; it is a factor above 0 and at most 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it is a decay below 1, such as 0.999, or 0 for none")
         if self.class_weights and self.class_weights <= 1:
@@ -312,8 +326,8 @@ def _as_declared(name: str, value: Any, declared: Any) -> Any:
         if items[-1] is Ellipsis or len(items) == len(value):
             return tuple(_as_declared(name, item, items[0]) for item in value)
         raise TypeError(f"{name} is {value!r}; it takes {len(items)} numbers")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float:
+        value = as_float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(
             f"{name} is {value!r} ({type(value).__name__}); it takes {getattr(declared, '__name__', declared)}"

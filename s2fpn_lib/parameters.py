@@ -19,6 +19,7 @@ import ast
 import difflib
 import io
 import linecache
+import re
 import tokenize
 import types
 import typing
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from typing import Any
 
 INJECTED_HEADING = "# Parameters"
+# YAML 1.1, which papermill's -y and -f read, takes 3e-4 for text: it wants 3.0e-4
+_FLOAT_THAT_YAML_MISSES = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
 
 
 class ParameterError(ValueError):
@@ -87,13 +90,20 @@ def injected_names(source: str) -> list[str] | None:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
+def as_float(value: Any) -> Any:
+    """An int, or text that YAML should have read as a number (`3e-4`), as float; anything else as it is."""
+    if type(value) is int or (isinstance(value, str) and _FLOAT_THAT_YAML_MISSES.fullmatch(value)):
+        return float(value)
+    return value
+
+
 def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: value in force}, in the order of their declaration.
 
     Call it in the cell after the one tagged `parameters`. Values are the notebook's variables as they are
-    now, after papermill's or the reader's changes. An int given for a float parameter becomes a float, and a
-    list (all that YAML can write) given for a tuple becomes a tuple; the variable is set to the converted
-    value, so that it and the returned one agree.
+    now, after papermill's or the reader's changes. An int given for a float parameter becomes a float (and so
+    does the text "3e-4", as which YAML reads that number), a list given for a tuple becomes a tuple; the variable
+    is set to the converted value, so that it and the returned one agree.
 
     Raises `ParameterError` for a name that the parameters cell does not declare (with the nearest declared
     name), for a value of another type than declared, and outside of a notebook.
@@ -193,8 +203,8 @@ def _as_type(value: Any, annotation: Any) -> Any:
     kind = origin or annotation
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float:
+        value = as_float(value)
     # bool is a subclass of int, yet `epochs = True` is a slip
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError

@@ -1,6 +1,6 @@
 """`make run`: executes the main notebooks in order and ends with the report.
 
-    python -m s2fpn_lib.pipeline DATASET=roadscenes EPOCHS=5
+    python -m s2fpn_lib.pipeline DATASET=roadscenes MAX_EPOCHS=5
 
 Every NAME=value goes to each notebook that declares a parameter of that name (in lower case). The executed notebooks
 are kept in results/main/, the report is results/report.html.

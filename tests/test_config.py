@@ -57,12 +57,19 @@ def test_values_are_stored_as_declared():
     config = TrainConfig(crop=[64, 96], lr=1, scales=[1, 2])
     assert (config.crop, config.lr, config.scales) == ((64, 96), 1.0, (1.0, 2.0))
     assert config == TrainConfig(crop=(64, 96), lr=1.0, scales=(1.0, 2.0))
+    assert TrainConfig(lr="3e-4", scale_range=["5e-1", 2]) == TrainConfig(lr=3e-4, scale_range=(0.5, 2.0))  # from YAML
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"lr": "3e-4"}, TypeError, "lr is '3e-4'"),
+        ({"lr": "fast"}, TypeError, "lr is 'fast'"),
+        ({"lr": float("nan")}, ValueError, "lr is nan"),
+        ({"momentum": 1.0}, ValueError, "momentum is 1.0"),
+        ({"warmup_start": 0.0}, ValueError, "warmup_start is 0.0"),
+        ({"poly_power": -1.0}, ValueError, "poly_power is -1.0"),
+        ({"seed": -1}, ValueError, "seed is -1"),
+        ({"max_minutes": -1.0}, ValueError, "max_minutes is -1.0"),
         ({"epochs": 2.5}, TypeError, "epochs is 2.5"),
         ({"epochs": True}, TypeError, "epochs is True"),
         ({"flip": 1}, TypeError, "flip is 1"),

@@ -79,7 +79,8 @@ def test_unknown_name_without_a_near_match_guesses_nothing(notebook):
         ("epochs = True", "'epochs' must be int"),
         ("epochs = '3'", "'epochs' must be int"),
         ("epochs = None", "'epochs' must be int"),
-        ("lr = '3e-4'", "'lr' must be float"),
+        ("lr = 'fast'", "'lr' must be float"),
+        ("lr = '3'", "'lr' must be float"),
         ("lr = False", "'lr' must be float"),
         ("flip = 'true'", "Write True or False"),
         ("flip = 1", "'flip' must be bool"),
@@ -101,6 +102,11 @@ def test_int_for_float_and_list_for_tuple_are_converted_in_the_notebook_too(note
     assert isinstance(notebook.namespace["lr"], float)
     assert found["crop"] == notebook.namespace["crop"] == (96, 128)
     assert found["limit"] == 5
+
+
+@pytest.mark.parametrize("text", ["3e-4", "3E-4", "3.0e-4", "+30e-5"])
+def test_a_number_that_yaml_takes_for_text_is_one(notebook, text):
+    assert notebook(CELL, f"# Parameters\nlr = {text!r}\n", CALL)["lr"] == pytest.approx(3e-4)
 
 
 @pytest.mark.parametrize(
