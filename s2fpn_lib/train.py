@@ -20,7 +20,7 @@ from s2fpn_lib import runs
 from s2fpn_lib.allocator import keep_freed_memory
 from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.config import PRESETS, TrainConfig
-from s2fpn_lib.data import SegmentationDataset, open_dataset
+from s2fpn_lib.data import SegmentationDataset, check_dataset, open_dataset
 from s2fpn_lib.devices import choose_device
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked
 from s2fpn_lib.training import Row, Training, TrainingDiverged, pretraining
@@ -71,6 +71,7 @@ def train(
         progress: a progress bar; None: on a terminal and in a notebook. An epoch always prints one line.
 
     Raises:
+        DatasetError: a file of either split is broken; all of them are named, and nothing has been written.
         ConfigChanged: run_dir holds a run with another recipe.
         RunLocked: another process trains in run_dir.
         TrainingDiverged: NaN or infinite loss; the last good state stays.
@@ -80,10 +81,12 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     train_set = open_dataset(config.dataset, config.data_root or None, config.train_split)
+    check_dataset(train_set).raise_for_errors()
     config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
     val_set = None
     if config.val_split:
         val_set = open_dataset(config.dataset, config.data_root or None, config.val_split)
+        check_dataset(val_set).raise_for_errors()
         _refuse_seen(config, train_set, val_set)
     run = RunDirectory(run_dir or default_run_dir(config, results))
     with run.lock(), torch.random.fork_rng([device] if device.type == "cuda" else []), _tuned_convolutions(device):

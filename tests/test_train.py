@@ -20,7 +20,7 @@ from torch import nn
 from s2fpn_lib import checkpoint, runs
 from s2fpn_lib import train as train_module
 from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
-from s2fpn_lib.data import DatasetNotFound
+from s2fpn_lib.data import DatasetError, DatasetNotFound
 from s2fpn_lib.data.roadscenes import RoadScenes
 from s2fpn_lib.losses import class_weights_from
 from s2fpn_lib.model import build_model
@@ -191,6 +191,23 @@ def test_a_damaged_state_costs_steps_but_not_the_result(finished, tmp_path):
     with pytest.warns(UserWarning, match="continuing from the state before it"):
         train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("spoilt", ["train", "val"])
+def test_a_broken_file_of_either_split_stops_the_run_before_it_starts(tmp_path, spoilt):
+    def broken(name, root=None, split="train"):
+        scenes = few_scenes(name, root, split)
+        if split == spoilt:
+            image, label = scenes.pairs[1]
+            scenes.pairs[1] = image, label.clip(40)
+        return scenes
+
+    with (
+        mock.patch.object(train_module, "open_dataset", broken),
+        pytest.raises(DatasetError, match=rf"(?s)roadscenes {spoilt} has 1 broken.*: label holds 40"),
+    ):
+        train(tiny(), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_callers_random_stream_is_left_alone(tmp_path):
