@@ -5,7 +5,7 @@ from s2fpn_lib.data.augment import NO_AUGMENT, PUBLISHED_SCALES, Augment
 from s2fpn_lib.data.cache import CachedDataset
 from s2fpn_lib.data.cache_folder import CacheSpaceError
 from s2fpn_lib.data.counts import class_shares, label_counts
-from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset
+from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset, View
 from s2fpn_lib.data.loader import TrainLoader, train_loader
 from s2fpn_lib.data.open import open_dataset
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol
@@ -23,6 +23,7 @@ __all__ = [
     "Protocol",
     "SegmentationDataset",
     "TrainLoader",
+    "View",
     "check_dataset",
     "class_shares",
     "drive_overlap",

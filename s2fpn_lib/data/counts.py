@@ -11,11 +11,16 @@ def label_counts(dataset: SegmentationDataset) -> np.ndarray:
     """Pixels of every label value in every sample, (len, 256) int64; read from the cache where there is one."""
     if hasattr(dataset, "label_counts"):
         return dataset.label_counts()
-    if isinstance(dataset, View):
-        parts = {id(part): label_counts(part) for part in dataset.parts}
-        return np.stack([parts[id(part)][index] for part, index in dataset.items])
-    rows = (read_arrays(dataset, index)[1].reshape(-1) for index in range(len(dataset)))  # (H, W) -> (H * W,)
-    return np.stack([np.bincount(row, minlength=256) for row in rows])
+    items = dataset.items if isinstance(dataset, View) else [(dataset, index) for index in range(len(dataset))]
+    parts = {id(part): part for part, _ in items}
+    stored = {key: part.label_counts() for key, part in parts.items() if hasattr(part, "label_counts")}
+
+    def row(part: SegmentationDataset, index: int) -> np.ndarray:
+        if id(part) in stored:
+            return stored[id(part)][index]
+        return np.bincount(read_arrays(part, index)[1].reshape(-1), minlength=256)  # (H, W) -> (H * W,)
+
+    return np.stack([row(part, index) for part, index in items])
 
 
 def class_shares(dataset: SegmentationDataset) -> np.ndarray:

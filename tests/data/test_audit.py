@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2fpn_lib.data import DatasetError, check_dataset, class_shares, drive_overlap, label_counts, open_dataset
+from s2fpn_lib.data import DatasetError, View, check_dataset, class_shares, drive_overlap, label_counts, open_dataset
 from s2fpn_lib.data import dataset as dataset_module
+from s2fpn_lib.pipeline import PROJECT, PipelineError, execute
 
 
 def spoil(folder, kind):
@@ -70,6 +71,26 @@ def test_all_broken_files_are_named_at_once(camvid_tree):
     assert [error.split(": ")[0] for error in report.errors] == [str(path) for path in broken]
     assert report.sizes.count(None) == 2
     assert "2 errors" in str(report)
+
+
+@pytest.mark.filterwarnings("ignore:No cache")
+def test_a_view_without_the_broken_files_is_counted_without_reading_them(camvid_tree):
+    spoil(camvid_tree / "camvid", "truncated label")
+    dataset = open_dataset("camvid", camvid_tree, "val")
+    sizes = check_dataset(dataset).sizes
+    readable = View([(dataset, index) for index, size in enumerate(sizes) if size], "val", like=dataset)
+    assert [index for _, index in readable.items] == [0, 2]
+    labels = [label.reshape(-1).numpy() for _, label in readable]
+    assert np.array_equal(label_counts(readable), [np.bincount(label, minlength=256) for label in labels])
+
+
+def test_the_notebook_shows_what_can_be_read_names_the_broken_file_and_stops(camvid_tree, tmp_path, monkeypatch):
+    broken = spoil(camvid_tree / "camvid", "truncated label")
+    monkeypatch.setenv("S2FPN_DATA", str(camvid_tree))
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "results"))
+    with pytest.raises(PipelineError, match=rf"folder = (?s:.*){broken.name}: cannot be decoded"):
+        execute(PROJECT / "notebooks" / "01_data.ipynb", tmp_path / "01_data.ipynb", {"splits": "val", "images": 2})
+    assert broken.name in (tmp_path / "results" / "01_data" / "errors.txt").read_text()
 
 
 def test_a_file_named_in_a_list_but_missing(camvid_tree):
