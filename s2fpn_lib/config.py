@@ -26,7 +26,16 @@ PUBLISHED_OPTIONS = {
     "cuda": "device",
 }
 # Fields that say how a run is carried out, not what it computes: they may change when a run is taken up again.
-OPERATIONAL = ("data_root", "device", "workers", "max_minutes", "checkpoint_every", "checkpoint_minutes")
+OPERATIONAL = (
+    "data_root",
+    "device",
+    "devices",
+    "nodes",
+    "workers",
+    "max_minutes",
+    "checkpoint_every",
+    "checkpoint_minutes",
+)
 
 CHOICES = {
     "revision": REVISIONS,
@@ -43,7 +52,9 @@ class TrainConfig:
     """A training run. `TrainConfig()` is the published CamVid recipe on whatever data there is; see `PRESETS`.
 
     Every field is a plain value that a notebook, a YAML file or JSON can hold; 0 and "" mean off or default where the
-    comment says so. Equal configurations give bit-equal weights on one CPU, whatever `OPERATIONAL` fields say.
+    comment says so. Equal configurations give bit-equal weights on one CPU, whatever `OPERATIONAL` fields say; split
+    over several processes (`devices`, `nodes`) the same up to rounding, to the masks that dropout draws and to what
+    `DeepSupervisionLoss` takes from each process's own part of the batch.
     """
 
     # data
@@ -75,7 +86,7 @@ class TrainConfig:
     warmup: int = 500  # iterations, at most a tenth of the run (schedule.fit_warmup)
     warmup_start: float = 1 / 3  # factor on the learning rate at the first iteration
     poly_power: float = 0.9
-    batch_size: int = 8
+    batch_size: int = 8  # of a step, over all processes together
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: float = 0.0  # decay of the averaged weights that are validated and saved; 0: no averaging
     # loss
@@ -92,7 +103,9 @@ class TrainConfig:
     compile: bool = False
     seed: int = 0
     device: str = "auto"  # cpu, cuda, cuda:1; auto: cuda where there is one
-    workers: int = 0  # loader processes
+    devices: int = 1  # processes on each node: one a GPU, or CPU processes; each takes an equal part of every batch
+    nodes: int = 1  # machines that train together, see train
+    workers: int = 0  # loader processes (of each training process)
     max_minutes: float = 0.0  # stop at the last epoch's end that fits into this training time; 0: no limit
     eval_every: int = 1  # epochs; the last epoch is always validated
     eval_images: int = 0  # images of the validation split, evenly spread; 0: all
@@ -110,7 +123,7 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
-        for name in ("lr", "epochs", "batch_size", "eval_every", "checkpoint_every"):
+        for name in ("lr", "epochs", "batch_size", "eval_every", "checkpoint_every", "devices", "nodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0")
         for name in (
@@ -129,6 +142,11 @@ class TrainConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must not be negative")
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which {self.processes} processes (devices={self.devices}, "
+                f"nodes={self.nodes}) cannot share equally: choose a multiple of {self.processes}"
+            )
         for name in ("lr", "encoder_lr", "weight_decay", "clip"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
@@ -155,6 +173,11 @@ class TrainConfig:
         if self.init_from and self.encoder_weights:
             raise ValueError("init_from brings the encoder's weights, too: leave encoder_weights empty")
         self.augment()  # checks its own fields
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.devices * self.nodes
 
     def augment(self) -> Augment:
         """The augmentation that the fields describe."""

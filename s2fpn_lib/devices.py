@@ -3,17 +3,28 @@
 import torch
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device of that name ("cpu", "cuda", "cuda:1"); "auto" is CUDA where there is one, else the CPU.
 
-    Raises ValueError for a device that torch does not see.
+    local_rank: which of this node's processes asks; each gets the GPU of that number.
+
+    Raises ValueError for a device that torch does not see, or that several processes cannot share.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f'device is {name!r}; use "auto", "cpu", "cuda" or "cuda:1"') from error
+    if local_rank and device.type == "cuda":
+        if device.index is not None:
+            raise ValueError(f'device is {name!r}, one GPU for several processes; use "cuda", which gives each its own')
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"{local_rank + 1} processes on this node need as many GPUs, but torch sees "
+                f'{torch.cuda.device_count()}: lower devices, or use device="cpu"'
+            )
+        return torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f'device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use "auto"')
     return device

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from s2fpn_lib.boundary import BoundaryScore
 from s2fpn_lib.data import SegmentationDataset, get_protocol
+from s2fpn_lib.distributed import rank, sum_over_processes, world_size
 from s2fpn_lib.inference import predict_logits
 from s2fpn_lib.metrics import ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.runs import write_atomic
@@ -161,6 +162,7 @@ def evaluate(
     amp: str | None = None,
     limit: int | None = None,
     boundary_tolerance: float | None = None,
+    shared: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Score `model` on `dataset` under its protocol, at every label's own size.
@@ -173,6 +175,8 @@ def evaluate(
         device: where to run; None leaves the model where it is. The model is moved there.
         limit: score only so many images, spread evenly over the split (neighbouring video frames are near copies).
         boundary_tolerance: pixels; None: 0.75 % of the image diagonal.
+        shared: every process of a distributed training calls this, scores its share of the batches and gets the whole
+            split's evaluation. The batches are those of one process, so the counts are, too, exactly.
         progress: a progress bar on a terminal and in a notebook, one line at the end elsewhere.
 
     Memory does not grow with the split except for 3 K numbers an image.
@@ -189,7 +193,9 @@ def evaluate(
     indices = spread(len(dataset), limit)
     confusion = ConfusionMatrix(protocol.num_classes, protocol.ignore_id)
     boundary = BoundaryScore(protocol.num_classes, protocol.ignore_id, boundary_tolerance)
-    totals: list[Tensor] = []
+    batches = [range(len(indices))[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    mine = batches[rank() :: world_size()] if shared else batches
+    per_image = torch.zeros(len(indices), protocol.num_classes, 3, dtype=torch.int64, device=device)
     start = time.perf_counter()
     what = f"{protocol.name} {dataset.split}"
     watched = sys.stdout.isatty() or "ipykernel" in sys.modules
@@ -200,8 +206,10 @@ def evaluate(
         "file": sys.stdout,
         "disable": not (progress and watched),
     }
-    with tqdm(total=len(indices), **options) as bar:
-        for images, labels in _batches(dataset, indices, batch_size):
+    with tqdm(total=sum(map(len, mine)), **options) as bar:
+        for positions in mine:
+            images, labels = _batch(dataset, [indices[i] for i in positions])
+            totals: list[Tensor] = []
             scores = predict_logits(
                 model, images.to(device), scales=scales, flip=flip, window=window, overlap=overlap, amp=amp
             )
@@ -210,13 +218,19 @@ def evaluate(
                 pred = class_ids(some)
                 totals.append(class_totals(confusion.update(pred, label)))
                 boundary.update(pred, label)
+            per_image[positions.start : positions.stop] = torch.cat(totals)
             bar.update(len(images))
+    if shared:
+        confusion.counts = sum_over_processes(confusion.counts.to(device))
+        boundary.class_sums = sum_over_processes(boundary.class_sums.to(device))
+        boundary.image_sums = sum_over_processes(boundary.image_sums.to(device))
+        per_image = sum_over_processes(per_image)  # each image's row is 0 in all processes but one
     seconds = time.perf_counter() - start
     if progress and not watched:
         print(f"{what}: {len(indices)} images in {seconds:.1f} s, mIoU {100 * confusion.miou():.2f} %")
     return Evaluation(
         confusion=confusion,
-        per_image=torch.cat(totals).cpu(),
+        per_image=per_image.cpu(),
         boundary_f=boundary.per_class().cpu(),
         boundary_mean=boundary.mean(),
         indices=indices,
@@ -249,14 +263,11 @@ def spread(length: int, limit: int | None) -> list[int]:
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
-def _batches(
-    dataset: SegmentationDataset, indices: Sequence[int], batch_size: int
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
+def _batch(dataset: SegmentationDataset, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """(B, 3, H, W) uint8 images at the protocol's size, and their labels as they are."""
-    for first in range(0, len(indices), batch_size):
-        pairs = [dataset[i] for i in indices[first : first + batch_size]]
-        images = [at_size(image, dataset.protocol.size) for image, _ in pairs]
-        yield torch.stack(images), [label for _, label in pairs]
+    pairs = [dataset[i] for i in indices]
+    images = [at_size(image, dataset.protocol.size) for image, _ in pairs]
+    return torch.stack(images), [label for _, label in pairs]
 
 
 def at_size(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2fpn_lib.data import SegmentationDataset, label_counts
+from s2fpn_lib.distributed import mean_over_processes
 from s2fpn_lib.lovasz import lovasz_softmax
 
 PUBLISHED_WEIGHT_CONSTANT = 1.10
@@ -27,6 +28,10 @@ class DeepSupervisionLoss(nn.Module):
     Each term is the weighted mean that torch's cross-entropy takes, sum(w[y] * ce) / sum(w[y]), over the pixels that
     are not ignored; it is 0 with a zero gradient, not NaN, where every pixel is ignored. The arithmetic is float32
     under any autocast.
+
+    Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights: the
+    mean of the processes' losses, and of their gradients, is then what one process finds on the whole batch, however
+    the ignored pixels lie. OHEM's k-th hardest pixel and the Lovász term are those of each process's own part.
 
     A label id that is neither a class nor `ignore_index` raises a ValueError on the CPU. On CUDA raising would need a
     host sync (and the kernel's own assert would take the process's context with it), so there the loss becomes NaN: the
@@ -121,9 +126,9 @@ class DeepSupervisionLoss(nn.Module):
         if self.criterion == "ohem":
             error = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
             weight = self._pixel_weights(target, valid & self._hard(error.detach(), valid))
-            return (weight * error).sum() / _positive(weight.sum())
+            return (weight * error).sum() / _divisor(weight.sum())
         total = F.cross_entropy(logits, target, self.class_weights, ignore_index=self.ignore_index, reduction="sum")
-        return total / _positive(self._pixel_weights(target, valid).sum())
+        return total / _divisor(self._pixel_weights(target, valid).sum())
 
     def _pixel_weights(self, target: Tensor, kept: Tensor) -> Tensor:
         """w[y] where kept, else 0: (B, H, W)."""
@@ -152,8 +157,9 @@ def _resized(logits: Tensor, target: Tensor) -> Tensor:
     return F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
 
 
-def _positive(total: Tensor) -> Tensor:
-    """The divisor of a weighted mean; 1 for an empty one, whose numerator is 0."""
+def _divisor(total: Tensor) -> Tensor:
+    """The divisor of a weighted mean, from this process's sum of weights; 1 for an empty one, whose numerator is 0."""
+    total = mean_over_processes(total)
     return torch.where(total > 0, total, 1.0)
 
 

@@ -4,11 +4,14 @@
 
 Batch k of a run, and the dropout of step k, are pure functions of (seed, k). A training state therefore holds weights,
 optimizer, averages and a position, and no random state; the same run cut anywhere gives the same weights on one CPU.
+
+`config.devices` processes on each of `config.nodes` machines train together: DistributedDataParallel over equal parts
+of every batch, BatchNorm over all of it. A run may go on with another number of them than it began with.
 """
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +25,21 @@ from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.config import PRESETS, TrainConfig
 from s2fpn_lib.data import SegmentationDataset, check_dataset, open_dataset
 from s2fpn_lib.devices import choose_device
+from s2fpn_lib.distributed import from_first, local_rank, rank
+from s2fpn_lib.launch import WorkerFailed, launch, node_rank
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked
 from s2fpn_lib.training import Row, Training, TrainingDiverged, pretraining
 
-__all__ = ["PRESETS", "ConfigChanged", "RunLocked", "TrainConfig", "TrainResult", "TrainingDiverged", "train"]
+__all__ = [
+    "PRESETS",
+    "ConfigChanged",
+    "RunLocked",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingDiverged",
+    "WorkerFailed",
+    "train",
+]
 
 
 @dataclass
@@ -63,11 +77,16 @@ def train(
 ) -> TrainResult:
     """Trains, or takes up an interrupted run, or returns a finished one without touching it.
 
+    With `config.devices` above 1 the training runs in new processes; a script then calls this under
+    `if __name__ == "__main__":`. With `config.nodes` above 1 the same call is made on every node, with a run_dir (or
+    results) on a disk that all share, and the environment says where they meet: MASTER_ADDR, MASTER_PORT, NODE_RANK.
+
     Args:
         config: the whole recipe.
         run_dir: where; default: <results>/train/<dataset>-<model>-<revision>-<hash of the recipe>.
         results: the folder of all results; default: `runs.results_root()`.
-        on_epoch: called with every epoch's row after its state is safe, e.g. to redraw a plot.
+        on_epoch: called with every epoch's row after its state is safe, e.g. to redraw a plot. With several processes
+            the first of them calls it, so it must be a function of a module that can be imported there.
         progress: a progress bar; None: on a terminal and in a notebook. An epoch always prints one line.
 
     Raises:
@@ -76,10 +95,12 @@ def train(
         RunLocked: another process trains in run_dir.
         TrainingDiverged: NaN or infinite loss; the last good state stays.
         CheckpointError: a state could not be written (disk full); the last good state stays.
+        WorkerFailed: of several processes one was killed or raised an error, such as the two above; the message names
+            it. The last good state stays, and the same call goes on from there.
+        ValueError: more devices than this machine has, or nodes that do not know where to meet.
     """
-    device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    device = choose_device(config.device, config.devices - 1)  # of the node's last process: there must be so many
+    first_node = node_rank(config.nodes) == 0
     train_set = open_dataset(config.dataset, config.data_root or None, config.train_split)
     check_dataset(train_set).raise_for_errors()
     config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
@@ -89,13 +110,19 @@ def train(
         check_dataset(val_set).raise_for_errors()
         _refuse_seen(config, train_set, val_set)
     run = RunDirectory(run_dir or default_run_dir(config, results))
-    with run.lock(), torch.random.fork_rng([device] if device.type == "cuda" else []), _tuned_convolutions(device):
-        run.claim(config.recipe(), TrainConfig().recipe())
+    progress = _someone_watches() if progress is None else progress
+    with run.lock() if first_node else nullcontext():
+        if first_node:
+            run.claim(config.recipe(), TrainConfig().recipe())
         summary = _finished(run, config)
-        if summary is None:
-            summary = _fit(Training(config, train_set, val_set, device, run), on_epoch, progress)
-        else:
+        if summary is not None:
             print(f"{run.path} is already finished; returning it")
+        elif config.processes == 1:
+            summary = _fit(config, train_set, val_set, run, on_epoch, progress)
+        else:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            arguments = (config, train_set, val_set, run, on_epoch, progress)
+            summary = launch(_fit, *arguments, devices=config.devices, nodes=config.nodes, backend=backend)
         return TrainResult(run.path, config, load_model(run.path), runs.read_rows(run.metrics), summary)
 
 
@@ -105,12 +132,31 @@ def default_run_dir(config: TrainConfig, results: str | Path | None = None) -> P
     return Path(results or runs.results_root()) / "train" / name
 
 
-def _fit(training: Training, on_epoch: Callable[[Row], None] | None, progress: bool | None) -> Row:
-    """Epoch after epoch until the last one, or the last that fits into the time budget; the summary of the run."""
-    config, run = training.config, training.run
-    run.drop_metrics_after(training.epoch)
-    environment = {"device": str(training.device), "amp": training.amp or "off", "resumed_at_step": training.step}
-    run.record_environment({**runs.environment(), **environment})
+def _fit(
+    config: TrainConfig,
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset | None,
+    run: RunDirectory,
+    on_epoch: Callable[[Row], None] | None,
+    progress: bool,
+) -> Row:
+    """The training of this process, alone or with others; the summary of the run."""
+    device = choose_device(config.device, local_rank())
+    if device.type == "cpu":
+        keep_freed_memory()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _tuned_convolutions(device):
+        training = Training(config, train_set, val_set, device, run)
+        _train_epochs(training, on_epoch, progress)
+        return from_first(_finish(training) if rank() == 0 else None)
+
+
+def _train_epochs(training: Training, on_epoch: Callable[[Row], None] | None, progress: bool) -> None:
+    """Epoch after epoch until the last one, or the last that fits into the time budget of the first process."""
+    config, run, first = training.config, training.run, rank() == 0
+    if first:
+        run.drop_metrics_after(training.epoch)
+        environment = {"device": str(training.device), "amp": training.amp or "off", "processes": config.processes}
+        run.record_environment({**runs.environment(), **environment, "resumed_at_step": training.step})
     budget = 60 * config.max_minutes or float("inf")
     rows = runs.read_rows(run.metrics)
     longest = max((row["seconds"] for row in rows), default=0.0)
@@ -120,7 +166,7 @@ def _fit(training: Training, on_epoch: Callable[[Row], None] | None, progress: b
         initial=training.step,
         unit="step",
         desc=run.path.name,
-        disable=not (_someone_watches() if progress is None else progress),
+        disable=not (progress and first),
     ) as bar:
 
         def after_step() -> None:
@@ -132,7 +178,7 @@ def _fit(training: Training, on_epoch: Callable[[Row], None] | None, progress: b
                 training.save()
                 last_saved = training.seconds
 
-        while training.epoch < config.epochs and (not longest or training.seconds + longest <= budget):
+        while training.epoch < config.epochs and from_first(not longest or training.seconds + longest <= budget):
             row = training.train_epoch(after_step)
             trained = training.seconds
             last = training.epoch == config.epochs
@@ -140,15 +186,16 @@ def _fit(training: Training, on_epoch: Callable[[Row], None] | None, progress: b
                 row["val_miou"] = training.validate()
             row["seconds"] += training.seconds - trained
             longest = max(longest, row["seconds"])
-            runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows that its state does not know
+            if first:
+                runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows its state does not know
             if last or training.epoch % config.checkpoint_every == 0 or training.seconds + longest > budget:
                 training.save()
                 last_saved = training.seconds
-            bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-            bar.write(_epoch_line(row, config.epochs), file=sys.stdout)
-            if on_epoch:
-                on_epoch(row)
-    return _finish(training)
+            if first:
+                bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+                bar.write(_epoch_line(row, config.epochs), file=sys.stdout)
+                if on_epoch:
+                    on_epoch(row)
 
 
 def _finish(training: Training) -> Row:
@@ -177,6 +224,7 @@ def _finish(training: Training) -> Row:
         "seed": config.seed,
         "device": str(training.device),
         "amp": training.amp or "off",
+        "processes": config.processes,
         "recipe": runs.config_hash(config.recipe()),
         "git_sha": training.git_sha,
     }

@@ -1,5 +1,6 @@
 """One step, one epoch and the state of a training run; `train` drives them."""
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from s2fpn_lib import runs
 from s2fpn_lib.checkpoint import find_weights, load_state, load_weights, read_metadata, save_state, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, TrainLoader, train_loader
 from s2fpn_lib.devices import choose_amp
+from s2fpn_lib.distributed import mean_over_processes, rank, refuse_differing, world_size
 from s2fpn_lib.ema import ExponentialMovingAverage
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import DeepSupervisionLoss, class_weights_from
@@ -20,6 +23,7 @@ from s2fpn_lib.model import build_model
 from s2fpn_lib.optimizers import build_optimizer
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.schedule import fit_warmup, warmup_poly_schedule
+from s2fpn_lib.sync_batch_norm import synchronised
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS_BETWEEN_CHECKS = 50  # of the loss on CUDA, where a look at it is a host sync
@@ -36,6 +40,10 @@ class Training:
 
     A fresh object continues from the run directory's last state where there is one. `network` is what the step calls:
     `model` itself, or a wrapper that shares its parameters.
+
+    Where several processes train together each has one of these and its share of every batch; gradients, losses and
+    BatchNorm statistics are those of the whole batch, so all of them hold the same weights after every step, and only
+    the first one writes.
     """
 
     def __init__(
@@ -52,8 +60,10 @@ class Training:
         self.loader = train_loader(
             train_set,
             crop=config.crop or self.protocol.size,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size // world_size(),
             seed=config.seed,
+            rank=rank(),
+            world_size=world_size(),
             workers=config.workers,
             augment=config.augment(),
             pin_memory=device.type == "cuda",
@@ -73,7 +83,12 @@ class Training:
         ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
         if config.init_from and not state:
             load_weights(self.model, find_weights(config.init_from))
+        if world_size() > 1:
+            self.model = synchronised(self.model)
         self.network = torch.compile(self.model) if config.compile else self.model
+        if world_size() > 1:
+            # static_graph: published layouts hold parameters that never get a gradient
+            self.network = DistributedDataParallel(self.network, static_graph=True)
         self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
         self.criterion = DeepSupervisionLoss(
             self.protocol.ignore_id,
@@ -102,6 +117,11 @@ class Training:
         self._begin_epoch()
         if state:
             self.load_state_dict(state)
+        refuse_differing(
+            "recipe and step",
+            (runs.config_hash(config.recipe()), self.step),
+            f"start every node with the same parameters, and with {run.path} on a disk that all nodes share",
+        )
 
     @property
     def epoch(self) -> int:
@@ -119,7 +139,7 @@ class Training:
 
     def optimise(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step on a batch of uint8 (B,3,h,w) images and (B,h,w) labels. On CUDA without any host sync."""
-        torch.manual_seed(step_seed(self.config.seed, self.step))
+        torch.manual_seed(step_seed(self.config.seed, self.step, rank()))
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, AMP_DTYPES.get(self.amp), enabled=self.amp is not None):
@@ -138,7 +158,7 @@ class Training:
         if self.ema:
             self.ema.update(self.step)
 
-        loss = loss.detach()
+        loss = mean_over_processes(loss.detach())
         self.loss_sum += loss
         self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), self.step, self.first_bad)
         self.step += 1
@@ -183,7 +203,13 @@ class Training:
         start = time.perf_counter()
         limit = self.config.eval_images or None
         result = evaluate(
-            self.averaged, self.val_set, batch_size=self.config.batch_size, limit=limit, amp=self.amp, progress=False
+            self.averaged,
+            self.val_set,
+            batch_size=self.config.batch_size,
+            limit=limit,
+            amp=self.amp,
+            shared=True,
+            progress=False,
         )
         miou = result.confusion.miou()
         if self.best is None or miou > self.best:
@@ -200,7 +226,10 @@ class Training:
     def _diverged(self, step: int) -> str:
         epoch, batch = divmod(step, len(self.loader))
         try:
-            self.criterion.check_labels(self.loader.maker.make(epoch, batch)[1], self.protocol.num_classes)
+            for number in range(world_size()):
+                maker = copy.copy(self.loader.maker)
+                maker.rank = number
+                self.criterion.check_labels(maker.make(epoch, batch)[1], self.protocol.num_classes)
             advice = "try a lower lr, clip=1.0 or amp='off'"
         except ValueError as error:
             advice = str(error)
@@ -211,7 +240,7 @@ class Training:
         )
 
     def save(self) -> None:
-        """Writes the training state; never one that has diverged."""
+        """Writes the training state, in the first process; never one that has diverged."""
         self.refuse_bad()
         norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
         if not norms.isfinite().all():
@@ -220,7 +249,8 @@ class Training:
                 f"samples: {', '.join(batch_names(self.loader, self.step - 1))}. "
                 f"{self.run.state} keeps the last good state; try a lower lr, clip=1.0 or amp='off'"
             )
-        save_state(self.run.state, self.state_dict())
+        if rank() == 0:
+            save_state(self.run.state, self.state_dict())
 
     def state_dict(self) -> Row:
         """All that resuming needs. Random numbers are functions of seed and step, so there is no random state in it."""
@@ -250,7 +280,9 @@ class Training:
         self.loss_sum.copy_(loss_sum)
 
     def save_weights(self, path: Path, val_miou: float | None) -> None:
-        """Writes the averaged weights with their provenance."""
+        """Writes the averaged weights with their provenance, in the first process."""
+        if rank() > 0:
+            return
         config = self.config
         provenance = {
             "dataset": config.dataset,
@@ -276,20 +308,19 @@ def pretraining(config: TrainConfig) -> str:
     return f"{earlier.get('pretraining', 'unstated')}, then {earlier.get('dataset')} {earlier.get('train_split')}"
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the random numbers (dropout) of one step: SplitMix64 of both, 32 bits, which is what torch's CPU
-    generator uses of a seed. Adjacent steps and seeds get unrelated streams."""
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of the random numbers (dropout) of one step in one process: SplitMix64 of them, 32 bits, which is what
+    torch's CPU generator uses of a seed. Adjacent steps, seeds and processes get unrelated streams."""
     mask = 2**64 - 1
-    z = ((seed + 1) * 0xD1342543DE82EF95 + (step + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((seed + 1) * 0xD1342543DE82EF95 + (step + 1) * 0x9E3779B97F4A7C15 + rank * 0xA0761D6478BD642F) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return (z ^ (z >> 31)) >> 32
 
 
 def batch_names(loader: TrainLoader, step: int) -> list[str]:
-    """Sample ids of the batch that step `step` (0 is a run's first) trained on."""
+    """Sample ids of the batch, of all processes together, that step `step` (0 is a run's first) trained on."""
     epoch, batch = divmod(step, len(loader))
-    maker = loader.maker
-    order = maker.order(epoch)
-    first = (batch * maker.world_size + maker.rank) * maker.batch_size
-    return [loader.dataset.names[order[(first + row) % len(order)]] for row in range(maker.batch_size)]
+    order = loader.maker.order(epoch)
+    size = loader.maker.world_size * loader.maker.batch_size
+    return [loader.dataset.names[order[(batch * size + row) % len(order)]] for row in range(size)]
