@@ -56,7 +56,7 @@ def start(results: Path, seeds: int, output: Path) -> subprocess.Popen:
         return subprocess.Popen(
             command,
             cwd=PROJECT,
-            env={**os.environ, "S2FPN_RESULTS": str(results), "S2FPN_CACHE": str(output.parent / "cache")},
+            env={**os.environ, "S2FPN_RESULTS": str(results)},
             stdout=file,
             stderr=file,
             start_new_session=True,
