@@ -207,8 +207,8 @@ def _cannot_write(path: str | Path, error: BaseException) -> str:
 def _chosen_checkpoint(run_dir: Path) -> Path:
     """The checkpoint that a finished run's rule chose; of an unfinished run the best so far."""
     result = run_dir / "result.json"
-    if result.exists():
-        return run_dir / read_json(result)["checkpoint"]
+    if result.exists() and (chosen := read_json(result).get("checkpoint")):
+        return run_dir / chosen
     for name in ("best.safetensors", "last.safetensors"):
         if (run_dir / name).exists():
             return run_dir / name
@@ -219,7 +219,8 @@ def _load_foreign(path: Path, config: dict[str, Any]) -> nn.Module:
     if not {"name", "num_classes"} <= config.keys():
         raise CheckpointError(
             f"{path} is in the author's layout, which does not name its model: say which, e.g. "
-            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19)'
+            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19), or in a '
+            "notebook the parameters model and dataset"
         )
     model = build_model(**config)
     load_published(model, path)

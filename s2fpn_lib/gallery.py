@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from s2fpn_lib.data import SegmentationDataset
-from s2fpn_lib.evaluate import Evaluation
+from s2fpn_lib.evaluate import Evaluation, at_size
 from s2fpn_lib.inference import predict_logits
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.pictures import show_predictions
@@ -19,11 +19,7 @@ from s2fpn_lib.pictures import show_predictions
 def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], **views: Any) -> Tensor:
     """(H, W) uint8 ids at the image's own size, predicted as `evaluate` does it. views: see `predict_logits`."""
     size = image.shape[-2:]
-    batch = image[None]
-    if tuple(size) != tuple(protocol_size):
-        resized = F.interpolate(batch.float(), size=protocol_size, mode="bilinear", antialias=True)
-        batch = resized.round().clamp(0, 255).to(torch.uint8)
-    scores = predict_logits(model, batch, **views)
+    scores = predict_logits(model, at_size(image, protocol_size)[None], **views)
     if scores.shape[-2:] != size:
         scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     return class_ids(scores)[0].to("cpu", torch.uint8)

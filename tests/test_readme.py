@@ -1,0 +1,83 @@
+"""The README's calls are ones that work: papermill's parameters are declared and typed so, the scripts' rows run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from papermill.cli import papermill
+from PIL import Image
+
+from s2fpn_lib.model import build_model
+from s2fpn_lib.model.published import published_name
+from s2fpn_lib.parameters import as_float
+from s2fpn_lib.pipeline import PROJECT, notebook_declarations
+from s2fpn_lib.train import TrainConfig
+
+README = (PROJECT / "README.md").read_text()
+CALLS = re.findall(r"papermill notebooks/[^`\n]+", README)
+PUBLISHED = dict(re.findall(r"^\| `([a-z_]+\.py)[^|]*\| `(papermill [^`]+)`", README, re.MULTILINE))
+
+
+def injected(call: str, folder: Path) -> tuple[Path, dict]:
+    """The notebook of a papermill call and the values that papermill itself makes of its words."""
+    words = shlex.split(call)[1:]
+    source, target = PROJECT / words[0], folder / "prepared.ipynb"
+    result = CliRunner().invoke(papermill, [str(source), str(target), *words[2:], "--prepare-only"])
+    assert result.exit_code == 0, result.output
+    cells = nbformat.read(target, as_version=4).cells
+    values: dict = {}
+    exec(next(cell.source for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])), values)
+    del values["__builtins__"]
+    return source, values
+
+
+def test_every_published_script_has_its_call():
+    assert set(PUBLISHED) == {"train.py", "test.py", "eval_fps.py", "predict.py"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_gives_declared_parameters_of_their_types(call, tmp_path):
+    source, values = injected(call, tmp_path)
+    declared = {each.name: each for each in notebook_declarations(source)}
+    assert values
+    for name, value in values.items():
+        kind = type(declared[name].default)
+        assert type(as_float(value) if kind is float else value) is kind, f"{name} of {source.name}"
+
+
+def test_the_published_recipe_is_the_published_command_line(tmp_path):
+    _, values = injected(PUBLISHED["train.py"], tmp_path)
+    names = {"max_epochs": "epochs", "train_type": "train_split"}
+    config = TrainConfig.preset(values.pop("preset"), **{names.get(name, name): values[name] for name in values})
+    found = (config.model, config.epochs, config.train_split, config.lr, config.batch_size, config.dataset)
+    assert found == ("s2fpn18", 150, "trainval", 3e-4, 8, "camvid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "artefact"), [("test.py", "11_evaluate/*/row.csv"), ("predict.py", "13_predict/**/*.png")]
+)
+def test_the_calls_on_a_published_checkpoint_run(script, artefact, tmp_path, monkeypatch):
+    """As the README has them, beside a checkpoint in the author's layout and a CamVid of one picture."""
+    torch.manual_seed(0)
+    state = build_model("s2fpn18", num_classes=11).state_dict()
+    torch.save(
+        {"epoch": 150, "model": {published_name(k, "v1"): v for k, v in state.items()}}, tmp_path / "model_150.pth"
+    )
+    for folder, shape in (("camvid/test", (48, 64, 3)), ("camvid/testannot", (48, 64)), ("pictures", (48, 64, 3))):
+        (tmp_path / folder).mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 11, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / folder / "0001TP_000001.png")
+    monkeypatch.setenv("S2FPN_DATA", str(tmp_path))
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("notebooks/", f"{PROJECT}/notebooks/") for word in shlex.split(PUBLISHED[script])[1:]]
+    images = ["-p", "images", "1"]  # there is but one
+    result = CliRunner().invoke(papermill, [*words, *images, "--no-progress-bar"])
+    assert result.exit_code == 0, result.output[-3000:]
+    assert list((tmp_path / "results").glob(artefact))
