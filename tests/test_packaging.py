@@ -35,10 +35,11 @@ BROUGHT_BY = {
     "nbclient": "papermill",
     "yaml": "papermill",
     "IPython": "ipywidgets",
+    "traitlets": "ipywidgets",
     "jupyter_client": "nbclient",
 }
-# Used by being run, not imported (ipywidgets: JupyterLab draws with it)
-APPLICATIONS = {"jupyterlab", "ipywidgets"}
+# Used without being imported here: JupyterLab draws with ipywidgets, pandas writes Parquet with pyarrow
+APPLICATIONS = {"jupyterlab", "ipywidgets", "pyarrow"}
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:
