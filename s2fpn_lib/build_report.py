@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from s2fpn_lib import collect, tables
-from s2fpn_lib.export_table import export_table
+from s2fpn_lib import tables
+from s2fpn_lib.collect import collect_curves, collect_evaluations, collect_runs, collect_speed
+from s2fpn_lib.export_table import export_table, only_new_files
 from s2fpn_lib.plots import training_curves
 from s2fpn_lib.report import Report
 from s2fpn_lib.report_scores import score_section, scored_rows, versions
@@ -26,11 +27,17 @@ def build_report(root: str | Path | None = None, *, title: str = "S²-FPN workbe
     """
     root = Path(root or results_root())
     version = code_version()
-    changed = " with uncommitted changes" if version["dirty"] else ""
+    code = (version["git_sha"] or "of unknown version")[:18] + " with uncommitted changes" * bool(version["dirty"])
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = Report(title, f"Made {now} from {root.name}/, code {version['git_sha'] or 'of unknown version'}{changed}.")
+    page = Report(title, f"Made {now} from {root.name}/, code {code}.")
+    with only_new_files(root / "tables"):
+        _fill(page, root, curves)
+    return page.write(root / "report.html")
+
+
+def _fill(page: Report, root: Path, curves: int) -> None:
     tidy = write_results(root)
-    runs, evaluations = collect.collect_runs(root), collect.collect_evaluations(root)
+    runs, evaluations, speed = collect_runs(root), collect_evaluations(root), collect_speed(root)
     if runs.empty and not evaluations:
         page.note(
             "Nothing has been measured in this results folder yet: there is no finished run and no evaluation. Run"
@@ -47,18 +54,18 @@ def build_report(root: str | Path | None = None, *, title: str = "S²-FPN workbe
     if not frame[~in_study].empty:
         score_section(page, frame[~in_study], evaluations, root)
     if in_study.any():
-        study_sections(page, frame[in_study], evaluations, root)
-    speed = collect.collect_speed(root)
-    accuracy_speed_section(page, frame[~in_study], speed, root)
+        study_sections(page, frame, evaluations, root)
+    accuracy_speed_section(page, frame, speed, root)
     speed_section(page, speed, root)
-    if not runs.empty:
-        _run_section(page, runs, root, curves)
+    alone = runs[runs["study"].isna()] if "study" in runs else runs
+    if not alone.empty:
+        _run_section(page, alone, root, curves)
     _published_section(page, root)
-    return page.write(root / "report.html")
 
 
 def _run_section(page: Report, runs: pd.DataFrame, root: Path, curves: int) -> None:
     page.section("Training runs")
+    page.text("Outside of studies. val mIoU is what the run itself measured, by which its checkpoint rule chose.")
     shared = [c for c in ("dataset", "protocol", "device", "amp", "train_split", "val_split") if c in runs]
     columns = ["run", "model", "revision", "pretraining", "seed", "epochs", "steps", "seconds", "checkpoint_rule"]
     for protocol, rows in tables.split_by_protocol(runs).items():
@@ -69,9 +76,9 @@ def _run_section(page: Report, runs: pd.DataFrame, root: Path, curves: int) -> N
             table["seconds"] = table["seconds"].round().astype(int)
         table["val mIoU %"] = [tables.percent(value) for value in rows["val_miou"]]
         note = "; ".join(f"{c.replace('_', ' ')} {rows[c].iloc[0]}" for c in shared if c not in varying)
-        page.table(table, f"{note}; val mIoU as the run measured it for its checkpoint rule; code {versions(rows)}")
+        page.table(table, f"{note}; code {versions(rows)}")
         export_table(table, root / "tables", f"runs-{protocol}", f"Training runs under {protocol}. {note}")
-    alone = {run: rows for run, rows in collect.collect_curves(root).items() if not run.startswith("studies/")}
+    alone = {run: rows for run, rows in collect_curves(root).items() if not run.startswith("studies/")}
     drawn = dict(list(alone.items())[-curves:])
     if drawn:
         page.figure(training_curves({Path(k).name: v for k, v in drawn.items()}), "Training curves; mIoU on val_split")

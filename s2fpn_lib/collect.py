@@ -61,12 +61,13 @@ def collect_evaluations(root: str | Path | None = None) -> dict[str, Evaluation]
 
 
 def collect_speed(root: str | Path | None = None) -> pd.DataFrame:
-    """Every row of the files speed*.jsonl and speed*.csv under `root`, with the file in `file`."""
+    """Every row of the files speed*.jsonl and speed*.csv under `root`, with the file in `file`; a report's own tables
+    are no measurements."""
     root = Path(root or results_root())
     rows: list[dict[str, Any]] = []
     for path in sorted(root.rglob("speed*.jsonl")):
         rows += [{"file": path.relative_to(root).as_posix(), **row} for row in read_rows(path)]
-    for path in sorted(root.rglob("speed*.csv")):
+    for path in sorted(path for path in root.rglob("speed*.csv") if path.parent != root / "tables"):
         found = pd.read_csv(path).to_dict("records")
         rows += [{"file": path.relative_to(root).as_posix(), **row} for row in found]
     return pd.DataFrame(rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -23,3 +25,14 @@ def export_table(table: pd.DataFrame, folder: str | Path, name: str, caption: st
     page = Report(name)
     page.table(table, caption)
     page.write(Path(folder) / f"{name}.html")
+
+
+@contextmanager
+def only_new_files(folder: str | Path) -> Iterator[None]:
+    """Removes afterwards what was in `folder` before and was not written again: tables of things that are gone."""
+    folder = Path(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*") if path.is_file()}
+    yield
+    for path, written in before.items():
+        if path.exists() and path.stat().st_mtime_ns == written:
+            path.unlink()

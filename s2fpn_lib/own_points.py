@@ -46,7 +46,9 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> list[dict]:
             plain = plain[plain[column] == value]
     timed = speed[(speed["stage"] == "network") & (speed["batch"] == 1) & (speed["precision"] == "float32")]
     rows = []
-    for (protocol, split, model, revision), group in plain.groupby(["protocol", "split", "model", "revision"]):
+    keys = ["protocol", "split", "model", "revision", *(c for c in ("study", "training_recipe") if c in plain)]
+    for (protocol, split, model, revision, *_), group in plain.groupby(keys, dropna=False):
+        study = f", study {group['study'].iloc[0]}" if "study" in group and group["study"].notna().all() else ""
         height, width = get_protocol(protocol).size
         same = timed[(timed["network"] == model) & (timed["revision"] == revision)]
         same = same[(same["height"] == height) & (same["width"] == width)]
@@ -63,7 +65,7 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> list[dict]:
                     "fps": fastest["fps"],
                     "device": device,
                     "input": f"{height}x{width}",
-                    "way": f"{fastest['backend']} float32, network",
+                    "way": f"{fastest['backend']} float32, network{study}",
                 }
             )
     return rows

@@ -107,7 +107,7 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     out["n"] = table["runs"]
     out["mIoU %"] = [percent(row.miou, row.miou_std) for row in table.itertuples()]
     out["difference to full, points"] = [_difference(row) for row in table.itertuples()]
-    out["seeds lower"] = [f"{r.miou_lower} of {r.pairs}" if r.pairs else "" for r in table.itertuples()]
+    out["seeds lower"] = [f"{r.miou_lower} of {r.pairs}" if r.pairs else "–" for r in table.itertuples()]
     keys = [tuple(row) for row in table[["variant", "model", "revision"]].to_numpy()]
     out["parameters M"] = [f"{cost.loc[key, 'parameters'] / 1e6:.3f}" for key in keys]
     out["GMACs"] = [f"{cost.loc[key, 'gmacs']:.3f}" for key in keys]
@@ -116,10 +116,8 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _difference(row: Any) -> str:
-    """ "-1.23 ± 0.40"; the full network has none."""
-    if row.is_reference:
-        return "reference"
-    if not row.pairs:
-        return ""
+    """ "-1.23 ± 0.40"; "–" for the full network, and where no seed is common."""
+    if row.is_reference or not row.pairs:
+        return "–"
     spread = "" if pd.isna(row.miou_difference_std) else f" ± {100 * row.miou_difference_std:.2f}"
     return f"{100 * row.miou_difference:+.2f}{spread}"

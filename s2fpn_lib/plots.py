@@ -105,7 +105,8 @@ def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], column: st
     axis.set(xlim=(0, 108), xlabel=f"{column.replace('_', ' ').replace('iou', 'IoU')} in %")
     axis.grid(axis="y", visible=False)
     if len(named) > 1:
-        figure.legend(loc="outside lower center", ncols=min(4, len(named)), fontsize=8.5)
+        columns = max(1, min(4, 90 // (6 + max(map(len, named)))))  # as many as fit into the figure's width
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=8.5)
     return figure
 
 

@@ -33,6 +33,7 @@ th { text-align: left; vertical-align: bottom; border-bottom: 1.5px solid var(--
 .columns td { white-space: nowrap; }
 td { border-bottom: 1px solid var(--rule); padding: .28rem .9rem .28rem 0; vertical-align: top; }
 td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
 tbody tr:hover { background: var(--soft); }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; display: block; }
 .provenance { max-width: none; margin: .1rem 0 1.1rem; }
@@ -136,14 +137,14 @@ def _class(numeric: bool) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if pd.isna(value):
         return ""
     return html.escape(f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _is_numeric(column: pd.Series) -> bool:
-    """Whether every filled cell begins as a number does: also "71.2 ± 0.4"."""
+    """Whether every filled cell begins as a number does: also "71.2 ± 0.4" and "+1.3"; "–" counts as not filled."""
     if column.dtype == bool:
         return False
-    first = [str(v).split(" ")[0] for v in column if str(v) and not (isinstance(v, float) and pd.isna(v))]
-    return bool(first) and all(f.lstrip("-").replace(".", "", 1).replace("e-", "", 1).isdigit() for f in first)
+    first = [str(v).split(" ")[0] for v in column if str(v) and not pd.isna(v) and v != "–"]
+    return bool(first) and all(f.lstrip("+-").replace(".", "", 1).replace("e-", "", 1).isdigit() for f in first)

@@ -80,7 +80,7 @@ def sources(rows: pd.DataFrame) -> str:
     """Seeds, checkpoints and code versions of the rows, as the end of the line under a table."""
     checkpoints = list(rows["checkpoint"].astype(str).unique()) if "checkpoint" in rows else ["unstated"]
     shown = ", ".join(checkpoints[:6]) + (f" and {len(checkpoints) - 6} more" if len(checkpoints) > 6 else "")
-    seeds = ", ".join(str(s) for s in rows["seed"].unique()) if "seed" in rows else "unstated"
+    seeds = ", ".join(str(s) for s in sorted(rows["seed"].dropna().unique())) if "seed" in rows else "unstated"
     return f"seeds {seeds}; checkpoints {shown}; code {versions(rows)}"
 
 
@@ -95,7 +95,7 @@ def class_scores(page: Report, rows: pd.DataFrame, name: str, by: list[str], roo
     """The table of IoU class by class, and its files."""
     table = tables.class_score_table(rows, by)
     page.heading("Class by class: IoU in %")
-    page.table(table, f"{tables.constants(rows)}; mean ± standard deviation over seeds where there are several")
+    page.table(table, "of the same runs as the table above; mean ± standard deviation over their seeds")
     export_table(table, root / "tables", name, f"IoU in percent. {tables.constants(rows)}")
 
 
@@ -139,13 +139,13 @@ def _beside_published(page: Report, rows: pd.DataFrame, protocol: str, by: list[
 
 def _pictures(page: Report, rows: pd.DataFrame, evaluations: Mapping[str, Evaluation], root: Path) -> None:
     shown = list(rows["evaluation"])[-DRAWN:]
-    named = {short_name(evaluations[name], name): name for name in shown}
+    named = _short_names(rows[rows["evaluation"].isin(shown)])
     page.figure(
         per_class_bars({short: evaluations[name].per_class() for short, name in named.items()}),
         "IoU of each class, in percent",
     )
     newest = evaluations[shown[-1]]
-    caption = short_name(newest, shown[-1])
+    caption = next(name for name, folder in named.items() if folder == shown[-1])
     page.heading(f"What is taken for what: {caption}")
     page.figure(
         confusion_heatmap(newest.confusion, newest.classes),
@@ -159,9 +159,17 @@ def _pictures(page: Report, rows: pd.DataFrame, evaluations: Mapping[str, Evalua
             page.picture(path, f"{what} of {caption}: image, label, prediction, error")
 
 
-def short_name(evaluation: Evaluation, folder: str) -> str:
-    """Network, seed, split and checkpoint: a chart's legend."""
-    p = evaluation.provenance
-    network = " ".join(str(p[k]) for k in ("model", "revision") if p.get(k))
-    seed = f", seed {p['seed']}" if "seed" in p else ""
-    return f"{network or folder}{seed}, {evaluation.settings['split']} ({p.get('checkpoint', folder)})"
+def _short_names(rows: pd.DataFrame) -> dict[str, str]:
+    """{network and seed, and the checkpoint's hash where that is not enough: evaluation's folder}."""
+    names = []
+    for row in rows.to_dict("records"):
+        known = not pd.isna(row.get("model"))
+        network = tables.network_name(row["model"], row["revision"]) if known else ""
+        seed = f", seed {row['seed']:g}" if not pd.isna(row.get("seed")) else ""
+        names.append(f"{network or row['evaluation']}{seed}")
+    folders = list(rows["evaluation"])
+    hashes = rows["checkpoint_sha"].astype(str) if "checkpoint_sha" in rows else rows["evaluation"]
+    unclear = len(set(names)) < len(names)
+    return {
+        f"{name} ({sha})" if unclear else name: folder for name, sha, folder in zip(names, hashes, folders, strict=True)
+    }

@@ -130,14 +130,24 @@ def class_score_table(frame: pd.DataFrame, by: Sequence[str] | None = None) -> p
     """
     scores = {f"iou_{name}": name for name in get_protocol(one_protocol(frame)).classes} | {"miou": "mean IoU"}
     table = over_seeds(frame, list(scores), by)
-    telling = _telling(table, by)
     out = pd.DataFrame({"class": list(scores.values())})
-    for row in table.to_dict("records"):
-        name = network_name(str(row.get("model", "")), str(row.get("revision", "")))
-        words = [name, *(str(row[c]) for c in telling if c not in ("model", "revision") and not pd.isna(row[c]))]
-        cells = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
-        out[", ".join(word for word in words if word)] = cells
+    for name, row in zip(_names(table, _telling(table, by)), table.to_dict("records"), strict=True):
+        out[name] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
     return out
+
+
+def _names(table: pd.DataFrame, telling: list[str]) -> list[str]:
+    """A short name for each row: its variant where it has one, its network where several differ, what else differs."""
+    several = table[[c for c in ("model", "revision") if c in table]].drop_duplicates().shape[0] > 1
+    told = ("variant", "model", "revision", *(("switches",) if "variant" in telling else ()))
+    others = [c for c in telling if c not in told]
+    names = []
+    for row in table.to_dict("records"):
+        words = [row["variant"]] if "variant" in telling and not pd.isna(row["variant"]) else []
+        if several or not words:
+            words.append(network_name(str(row.get("model", "")), str(row.get("revision", ""))))
+        names.append(", ".join([*words, *(str(row[c]) for c in others if not pd.isna(row[c]))]))
+    return names
 
 
 def _telling(table: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
