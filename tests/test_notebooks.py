@@ -26,6 +26,7 @@ REQUIRED = {
     "11_evaluate",
     "12_speed",
     "13_predict",
+    "20_ablation",
     "30_attention",
     "90_report",
 }
