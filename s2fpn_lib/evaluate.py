@@ -172,6 +172,7 @@ def evaluate(
     size (S²-FPN on Cityscapes: 512 x 1024) takes `scales=(0.5,)`.
 
     Args:
+        dataset: a dataset of `open_dataset`, or anything with a length, [i] and .protocol like one.
         device: where to run; None leaves the model where it is. The model is moved there.
         limit: score only so many images, spread evenly over the split (neighbouring video frames are near copies).
         boundary_tolerance: pixels; None: 0.75 % of the image diagonal.
@@ -190,14 +191,17 @@ def evaluate(
     if device is not None:
         model = model.to(device)
     device = getattr(model, "device", None) or next((p.device for p in model.parameters()), torch.device("cpu"))
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
     indices = spread(len(dataset), limit)
+    split, names = getattr(dataset, "split", "unnamed"), getattr(dataset, "names", range(len(dataset)))
     confusion = ConfusionMatrix(protocol.num_classes, protocol.ignore_id)
     boundary = BoundaryScore(protocol.num_classes, protocol.ignore_id, boundary_tolerance)
     batches = [range(len(indices))[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     mine = batches[rank() :: world_size()] if shared else batches
     per_image = torch.zeros(len(indices), protocol.num_classes, 3, dtype=torch.int64, device=device)
     start = time.perf_counter()
-    what = f"{protocol.name} {dataset.split}"
+    what = f"{protocol.name} {split}"
     watched = sys.stdout.isatty() or "ipykernel" in sys.modules
     options = {
         "desc": what,
@@ -234,10 +238,10 @@ def evaluate(
         boundary_f=boundary.per_class().cpu(),
         boundary_mean=boundary.mean(),
         indices=indices,
-        names=[dataset.names[i] for i in indices],
+        names=[str(names[i]) for i in indices],
         settings={
             "protocol": protocol.name,
-            "split": dataset.split,
+            "split": split,
             "images": len(indices),
             "images_in_split": len(dataset),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

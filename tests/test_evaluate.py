@@ -147,6 +147,23 @@ def test_limits_spread_over_the_split():
         spread(5, 0)
 
 
+def test_a_length_items_and_a_protocol_are_enough(dataset):
+    class Bare:
+        protocol = dataset.protocol
+
+        def __len__(self):
+            return len(dataset)
+
+        def __getitem__(self, index):
+            return dataset[index]
+
+    result = evaluate(ByBrightness(), Bare(), progress=False)
+    assert result.confusion.matrix.equal(evaluate(ByBrightness(), dataset, progress=False).confusion.matrix)
+    assert (result.settings["split"], result.names[:2]) == ("unnamed", ["0", "1"])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        evaluate(ByBrightness(), Bare(), batch_size=0)
+
+
 def test_a_model_with_other_classes_is_refused(dataset):
     model = ByBrightness()
     model.num_classes = 19
