@@ -11,6 +11,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
 RESULTS = results_root().resolve()
 STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
 JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
-RUN = f"cd {PROJECT} && {sys.executable} -m s2fpn_lib.run_notebook"
+RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.run_notebook"
 REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q}"
 REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
 HELD = contextlib.ExitStack()  # of the lock; a process that ends, however it ends, lets go
@@ -105,6 +106,8 @@ onstart:
         HELD.enter_context(RunDirectory(RESULTS / "studies").lock())
     except RunLocked as locked:
         raise WorkflowError(f"another study is at work in {RESULTS}: {locked}")
+    except OSError as error:
+        raise WorkflowError(f"the results folder {RESULTS} cannot be written: {error}")
 
 
 onerror:
@@ -112,3 +115,4 @@ onerror:
     failed = [each for each in studies.failures(RESULTS) if each["folder"] in planned]
     if failed:
         print(studies.failure_listing(failed), file=sys.stderr)
+    print("The same command tries again; `snakemake report` makes the report of what there is.", file=sys.stderr)

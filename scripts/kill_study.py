@@ -159,16 +159,16 @@ def differences(ours: Path, reference: Path) -> list[str]:
     return found
 
 
-def killed_study(log: Log, work: Path, kills: int, seeds: int, moments: random.Random) -> tuple[int, list[str]]:
-    """Kills until it has done so `kills` times, with another seed whenever the study was faster; then finishes it.
+def killed_study(log: Log, work: Path, given: argparse.Namespace, moments: random.Random) -> tuple[int, list[str]]:
+    """Kills until it has done so `given.kills` times, with another seed whenever the study was faster; then finishes it.
 
     Returns how many seeds it took, and what went wrong.
     """
-    results, output, faults, count = work / "killed", work / "killed.log", [], 0
-    while count < kills:
+    results, output, faults, count, seeds = work / "killed", work / "killed.log", [], 0, 2
+    while count < given.kills:
         before = finished(results)
         process = start(results, seeds, output)
-        delay = moments.uniform(2, 40)
+        delay = moments.uniform(2, given.within)
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -252,6 +252,7 @@ def two_at_once(log: Log, work: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--within", type=float, default=40, help="seconds: a kill comes at most so long after a start")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--log", type=Path, default=PROJECT / "results" / "kill-study" / "log.txt")
     given = parser.parse_args()
@@ -259,9 +260,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kill-study-") as folder:
         work = Path(folder)
         log(f"{given.kills} kills of `snakemake tiny --cores 2`, moments from seed {given.seed}")
-        seeds, found = killed_study(log, work, given.kills, 2, moments)
+        seeds, found = killed_study(log, work, given, moments)
         faults += found
-        status = run(work / "reference", max(seeds, 2), work / "reference.log")
+        status = run(work / "reference", seeds, work / "reference.log")
         log(f"reference, not interrupted: status {status}, {progress(work / 'reference')}")
         found = differences(work / "killed", work / "reference")
         log(f"killed against reference: {len(found)} differences in {len(folders(work / 'killed'))} runs")

@@ -1,0 +1,205 @@
+"""The Snakefile as a person uses it: plan, separate processes, a failing variant, a kill, a second start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from s2fpn_lib.checkpoint import load_state
+from s2fpn_lib.evaluate import Evaluation
+from s2fpn_lib.runs import RunDirectory, read_json
+from s2fpn_lib.studies import failures, read_studies
+
+PROJECT = Path(__file__).resolve().parent.parent
+SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+ONE_RUN = ("--config", "seeds=[0]", "variants={full: {}}")
+LONGEST = 600  # seconds; on an idle machine each is done in less than a minute
+
+pytestmark = pytest.mark.timeout(LONGEST + 20)
+
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("S2FPN_DATA", str(tmp_path / "none"))
+
+
+def start(results: Path, *words: str | Path, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [str(word) for word in (SNAKEMAKE, *words)],
+        cwd=PROJECT,
+        env={**os.environ, "S2FPN_RESULTS": str(results)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def snakemake(results: Path, *words: str | Path) -> tuple[int, str]:
+    """Its exit status and everything it says."""
+    process = start(results, *words)
+    said = process.communicate(timeout=LONGEST)[0]
+    return process.returncode, said
+
+
+def test_the_plan_of_the_whole_paper(tmp_path):
+    status, said = snakemake(tmp_path, "-n", "all", "--cores", "3")
+    assert status == 0, said
+    planned = read_studies(PROJECT / "notebooks" / "studies")
+    jobs = [job for study in ("ablation", "sizes", "speed") for job in planned[study]]
+    assert re.search(rf"^notebook +{len(jobs)}$", said, re.MULTILINE)
+    assert all(str(job.folder(tmp_path)) in said for job in jobs)
+    threads = {
+        study: re.search(rf"output: {planned[study][0].folder(tmp_path)}/.*?threads: (\d+)", said, re.DOTALL)[1]
+        for study in ("ablation", "speed")
+    }
+    assert threads == {"ablation": "2", "speed": "3"}, "a measurement takes every core: nothing runs beside it"
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+def test_a_typing_error_ends_with_the_name_that_was_meant(tmp_path):
+    status, said = snakemake(tmp_path, "-n", "tiny", "--config", "variant=full")
+    assert status
+    assert "unknown field 'variant'. Did you mean 'variants'?" in said
+
+
+def test_a_second_study_is_told_who_is_at_work(tmp_path):
+    with RunDirectory(tmp_path / "studies").lock():
+        status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
+    assert status
+    assert f"another study is at work in {tmp_path}" in said
+    assert f"process {os.getpid()}" in said
+    assert [path.name for path in (tmp_path / "studies").iterdir()] == ["lock"]
+
+
+def test_a_results_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    status, said = snakemake(tmp_path / "results", "tiny", "--cores", "1", *ONE_RUN)
+    assert status
+    assert f"the results folder {tmp_path / 'results'} cannot be written" in said
+    assert (tmp_path / "results").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("name", ["default", "slurm", "kubernetes"])
+def test_every_profile_goes_on_after_failures_and_kills(name):
+    profile = yaml.safe_load((PROJECT / "profiles" / name / "config.yaml").read_text())
+    for option in ("keep-going", "rerun-incomplete", "nolock"):
+        assert profile[option] is True
+    assert profile["rerun-triggers"] == ["mtime"]
+    if name == "default":
+        assert profile["resources"] == ["gpu=1"]
+    else:
+        assert profile["executor"] == name
+        assert profile["set-resources"]["notebook"]["gpu"] == 1
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> tuple[Path, int, str, Path]:
+    """A tiny run and one that must fail, as jobs of a cluster: results, exit status, what was said, the jobs."""
+    folder = tmp_path_factory.mktemp("cluster")
+    jobs = folder / "jobs"
+    jobs.mkdir()
+    submit, status = folder / "submit.sh", folder / "status.sh"
+    submit.write_text(
+        f"""#!/usr/bin/env bash
+job=$(mktemp -d {jobs}/XXXXXX)
+( setsid bash "$1" > "$job/log" 2>&1; echo $? > "$job/status" ) > /dev/null 2>&1 &
+echo "$job"
+"""
+    )
+    status.write_text(
+        """#!/usr/bin/env bash
+case $(cat "$1/status" 2> /dev/null) in "") echo running ;; 0) echo success ;; *) echo failed ;; esac
+"""
+    )
+    words = ["tiny", "--executor", "cluster-generic", "--jobs", "2", "--seconds-between-status-checks", "1"]
+    words += ["--cluster-generic-submit-cmd", f"bash {submit}", "--cluster-generic-status-cmd", f"bash {status}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2FPN_DATA", str(folder / "none"))
+        result = snakemake(folder / "results", *words, *ONE_RUN, "datasets=[roadscenes, camvid]")
+    return folder / "results", *result, jobs
+
+
+def run_folder(results: Path, dataset: str = "roadscenes") -> Path:
+    (found,) = (results / "studies" / "tiny").glob(f"full-{dataset}-*")
+    return found
+
+
+@pytest.mark.slow
+def test_separate_processes_of_a_cluster_do_the_work(cluster):
+    results, _, said, jobs = cluster
+    assert len(list(jobs.glob("*/status"))) == 2, said
+    folder = run_folder(results)
+    assert read_json(folder / "done.json")["notebook"] == "20_ablation"
+    assert read_json(folder / "run" / "result.json")["stopped_by"] == "epochs"
+    assert read_json(folder / "run" / "environment.json")["threads"] == 1
+    provenance = Evaluation.load(folder / "evaluation.json").provenance
+    assert (provenance["study"], provenance["variant"], provenance["seed"]) == ("tiny", "full", 0)
+    record = read_json(folder / "variant.json")
+    assert record["recipe"] == provenance["recipe"]
+    assert folder.name.endswith(record["hash"])
+    assert (folder / "predictions.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_failed_variant_stops_no_other_and_is_listed(cluster):
+    results, status, said, _ = cluster
+    assert status
+    assert "1 notebooks of the studies failed; the others are not affected" in said
+    folder = run_folder(results, "camvid")
+    (failure,) = failures(results)
+    assert failure["folder"] == f"studies/tiny/{folder.name}"
+    assert failure["cell"] == "config = chosen.config"
+    assert "DatasetNotFound: camvid was not found" in failure["error"]
+    listing = said[said.index("1 notebooks of the studies failed") :]
+    assert f"20_ablation.ipynb, cell: {failure['cell']}" in listing
+    assert "DatasetNotFound" in listing
+    assert (run_folder(results) / "done.json").exists()
+
+
+@pytest.mark.slow
+def test_killed_inside_a_training_it_goes_on_to_the_same_weights(cluster, tmp_path):
+    reference = run_folder(cluster[0])
+    process = start(tmp_path, "tiny", "--cores", "1", *ONE_RUN, start_new_session=True)
+    limit = time.monotonic() + LONGEST
+    while not list(tmp_path.glob("studies/tiny/*/run/last.pt")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    folder = run_folder(tmp_path)
+    assert not (folder / "run" / "result.json").exists(), "the kill came too late to show anything"
+    steps = load_state(folder / "run" / "last.pt")["step"]
+
+    status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
+    assert status == 0, said
+    environment = read_json(folder / "run" / "environment.json")
+    assert environment["resumed_at_step"] >= steps > 0
+    assert len(environment["earlier_starts"]) == 1
+    ours, theirs = (load_file(each / "run" / "last.safetensors") for each in (folder, reference))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours.keys() == theirs.keys()
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
+    assert (status, "Nothing to be done" in said) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    (folder / "done.json").unlink()
+    status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
+    assert status == 0, said
+    for name in ("run/result.json", "run/last.safetensors", "run/metrics.jsonl", "run/environment.json"):
+        assert (folder / name).stat().st_mtime_ns == before[folder / name], "a finished run is only shown"
+    shown = json.dumps(read_json(folder / "20_ablation.ipynb"))
+    assert "is already finished; returning it" in shown
