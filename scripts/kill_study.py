@@ -160,7 +160,7 @@ def differences(ours: Path, reference: Path) -> list[str]:
 
 
 def killed_study(log: Log, work: Path, given: argparse.Namespace, moments: random.Random) -> tuple[int, list[str]]:
-    """Kills until it has done so `given.kills` times, with another seed whenever the study was faster; then finishes it.
+    """Kills `given.kills` times, with another seed whenever the study was faster than the kill; then lets it finish.
 
     Returns how many seeds it took, and what went wrong.
     """
