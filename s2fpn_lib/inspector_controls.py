@@ -35,13 +35,13 @@ class ImageControls(_Controls):
         self.index = widgets.BoundedIntText(
             0, min=0, max=max(images - 1, 0), description="image", disabled=not images, layout=_wide("150px")
         )
-        self.index.description_tooltip = "Index of the dataset's image"
+        self.index.tooltip = "Index of the dataset's image"
         self.what = widgets.HTML()
         self.path = widgets.Text(placeholder="path of a picture", description="picture", layout=_wide("320px"))
         self.label_path = widgets.Text(
             placeholder="path of its label PNG, if any", description="label", layout=_wide("320px")
         )
-        self.open = _button("Open", "folder-open", "Open the picture at this path")
+        self.open_path = _button("Open", "folder-open", "Open the picture at this path")
         self.upload = widgets.FileUpload(accept="image/*", description="Upload a picture", layout=_wide("auto"))
         self.upload_label = widgets.FileUpload(accept=".png", description="Upload its label", layout=_wide("auto"))
         self.second = widgets.Text(
@@ -51,7 +51,7 @@ class ImageControls(_Controls):
         self.stop = _button("One model", "square-o", "Close the second model")
         own = widgets.VBox(
             [
-                widgets.Box([self.path, self.label_path, self.open], layout=widgets.Layout(**ROW)),
+                widgets.Box([self.path, self.label_path, self.open_path], layout=widgets.Layout(**ROW)),
                 widgets.Box([self.upload, self.upload_label], layout=widgets.Layout(**ROW)),
                 widgets.Box([self.second, self.compare, self.stop], layout=widgets.Layout(**ROW)),
             ]

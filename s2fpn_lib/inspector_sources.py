@@ -80,10 +80,12 @@ def scaled_picture(
 
 
 def dataset_picture(dataset: SegmentationDataset, index: int, size: str | Sequence[int], protocol: Protocol) -> Picture:
-    """The dataset's image `index` from 0; IndexError with the range otherwise."""
+    """The dataset's image `index` from 0, with its label if it has the protocol's classes; IndexError otherwise."""
     if not 0 <= index < len(dataset):
         raise IndexError(f"{dataset.name} {dataset.split} has the images 0 to {len(dataset) - 1}, not {index}")
-    return scaled_picture(dataset.names[index], *dataset[index], size, protocol)
+    image, label = dataset[index]
+    alike = dataset.protocol.classes == protocol.classes
+    return scaled_picture(dataset.names[index], image, label if alike else None, size, protocol)
 
 
 def file_picture(path: str | Path, label: str | Path | None, size: str | Sequence[int], protocol: Protocol) -> Picture:

@@ -223,7 +223,7 @@ class Inspector(widgets.VBox):
         view.save.on_click(self._save)
         view.export.on_click(self._export)
         image.index.observe(self._index_changed, "value")
-        image.open.on_click(self._open_path)
+        image.open_path.on_click(self._open_path)
         image.upload.observe(self._uploaded, "value")
         image.upload_label.observe(self._uploaded_label, "value")
         image.compare.on_click(self._compare)
