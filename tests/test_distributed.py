@@ -61,15 +61,16 @@ class Scenes(RoadScenes):
 
 
 class Breaking(Scenes):
-    """The second process cannot read the epoch's last batch."""
-
-    def arrays(self, index):
-        if rank() == 1 and self.reads == 6:
-            raise OSError("the disk is gone")
-        self.reads += 1
-        return super().arrays(index)
+    """The second process cannot read the fourth step's batch."""
 
     reads = 0
+
+    def arrays(self, index):
+        if rank() == 1:
+            self.reads += 1
+            if self.reads > len(self) + 6:  # every label once for the class weights, then three steps' halves
+                raise OSError("the disk is gone")
+        return super().arrays(index)
 
 
 def few_scenes(name, root=None, split="train"):
@@ -180,11 +181,11 @@ def test_a_failed_process_is_named_and_one_process_goes_on_alone(alone, folder):
     with pytest.raises(WorkerFailed, match=r"process 1 of 2 failed: OSError: the disk is gone"):
         run(folder / "broken", breaking_scenes, devices=2)
     state, whole = (load_state(path / "last.pt") for path in (folder / "broken", alone.run_dir))
-    assert state["step"] == 1
+    assert state["step"] in (2, 3)  # the first process may have been stopped while it was saving the third
     assert list(state) == list(whole)
     assert list(state["model"]) == list(whole["model"])
     again = run(folder / "broken", devices=1)
-    assert json.loads((again.run_dir / "environment.json").read_text())["resumed_at_step"] == 1
+    assert json.loads((again.run_dir / "environment.json").read_text())["resumed_at_step"] == state["step"]
     assert losses(again) == pytest.approx(losses(alone), rel=1e-5)
 
 
@@ -225,7 +226,7 @@ def test_what_two_processes_compute_is_what_one_computes_on_the_whole():
 
 def checks() -> str:
     """What each of two processes checks of itself; a failure of either ends both."""
-    assert_close(torch.tensor(world_size()), torch.tensor(2))
+    assert world_size() == 2
     check_sums()
     check_batch_norm()
     check_loss("cross_entropy")
@@ -243,7 +244,7 @@ def check_sums():
     mine = torch.tensor([1.0, 10.0]) if rank() == 0 else torch.tensor([2.0, 30.0])
     assert_close(sum_over_processes(mine), torch.tensor([3.0, 40.0]))
     assert_close(mean_over_processes(mine), torch.tensor([1.5, 20.0]))
-    assert_close(from_first([rank(), "a"]), [0, "a"])
+    assert from_first([rank(), "a"]) == [0, "a"]
     refuse_differing("nothing", 5, "so nothing is wrong")
     with pytest.raises(ValueError, match=r"differ in step \(\[0, 1\]\): share a disk"):
         refuse_differing("step", rank(), "share a disk")
@@ -259,7 +260,7 @@ def check_batch_norm():
         synced = nn.Sequential(type(plain[0])(5))
         synced.load_state_dict(plain.state_dict())
         synced = synchronised(synced)
-        assert_close(isinstance(synced[0], SyncBatchNorm), True)
+        assert isinstance(synced[0], SyncBatchNorm)
         for _ in range(2):
             whole = (torch.randn(shape) * 3 + 100).requires_grad_()  # far from 0: a variance by E[x^2] - E[x]^2 fails
             half = part(whole.detach()).clone().requires_grad_()
@@ -273,7 +274,7 @@ def check_batch_norm():
             assert_close(half.grad, part(whole.grad), rtol=1e-4, atol=1e-5)
             for mine, theirs in zip(synced.parameters(), plain.parameters(), strict=True):
                 assert_close(sum_over_processes(mine.grad), theirs.grad, rtol=1e-4, atol=1e-5)
-        assert_close(list(synced.state_dict()), list(plain.state_dict()))
+        assert list(synced.state_dict()) == list(plain.state_dict())
         assert_close(synced.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
         assert_close(synced.eval()(half), plain.eval()(half), rtol=1e-5, atol=1e-5)
 
@@ -311,7 +312,7 @@ def check_evaluation():
         assert_close(shared.per_image, whole.per_image, rtol=0, atol=0)
         assert_close(shared.boundary_f, whole.boundary_f, equal_nan=True)
         assert_close(shared.boundary_mean, whole.boundary_mean)
-        assert_close(shared.row()["miou"], whole.row()["miou"], rtol=0, atol=0)
+        assert shared.row() == whole.row() | {"boundary_f": shared.boundary_mean}
 
 
 def test_one_process_is_its_own_world():
