@@ -57,8 +57,8 @@ def _fill(page: Report, root: Path, curves: int) -> None:
         study_sections(page, frame, evaluations, root)
     accuracy_speed_section(page, frame, speed, root)
     speed_section(page, speed, root)
-    alone = runs[runs["study"].isna()] if "study" in runs else runs
-    if not alone.empty:
+    alone = [] if runs.empty else runs[~runs["run"].str.startswith("studies/")]
+    if len(alone):
         _run_section(page, alone, root, curves)
     _published_section(page, root)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import pandas as pd
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.provenance import STAND_IN, describe_switches, recipe_hashes
 from s2fpn_lib.runs import read_json, read_rows, results_root
+
+WHERE = ("device", "height", "width", "batch", "stage")  # speeds compare within these
+WAY = ("network", "revision", "backend", "precision")
 
 
 def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
@@ -45,18 +48,18 @@ def collect_curves(root: str | Path | None = None) -> dict[str, list[dict[str, A
     unfinished ones too, stand-ins left out."""
     root = Path(root or results_root())
     found = {}
-    for path in sorted(root.rglob("metrics.jsonl"), key=lambda path: (path.stat().st_mtime, path)):
+    for path in _oldest_first(root.rglob("metrics.jsonl")):
         if path.parent.name != STAND_IN and (rows := read_rows(path)):
             found[path.parent.relative_to(root).as_posix()] = rows
     return found
 
 
 def collect_evaluations(root: str | Path | None = None) -> dict[str, Evaluation]:
-    """{folder: evaluation} of every evaluation.json under `root`."""
+    """{folder: evaluation} of every evaluation.json under `root`, the one that was written last at the end."""
     root = Path(root or results_root())
     return {
         path.parent.relative_to(root).as_posix(): Evaluation.load(path)
-        for path in sorted(root.rglob("evaluation.json"))
+        for path in _oldest_first(root.rglob("evaluation.json"))
     }
 
 
@@ -73,6 +76,13 @@ def collect_speed(root: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def latest_speed(speed: pd.DataFrame) -> pd.DataFrame:
+    """Of repeated measurements of one thing the last one; with a score and without are two things."""
+    keys = [c for c in (*WHERE, *WAY, "protocol") if c in speed]
+    ordered = speed.sort_values("time", kind="stable") if "time" in speed else speed
+    return ordered.drop_duplicates(keys, keep="last") if keys else ordered
+
+
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """One row an evaluation, its folder in `evaluation`.
 
@@ -85,3 +95,7 @@ def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
         known = frame.get("recipe_without_seed", unknown)
         frame["recipe_without_seed"] = known.where(known.notna(), unknown)
     return frame
+
+
+def _oldest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path))

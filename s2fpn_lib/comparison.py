@@ -6,6 +6,7 @@ networks whose weights, and data whose folder, are not there any more.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def load_samples(folder: str | Path) -> dict[str, Sample]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, or evaluate again") from error
     names = [name.partition(":")[2] for name in arrays if name.startswith("image:")]
     return {

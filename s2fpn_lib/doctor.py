@@ -22,6 +22,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "s2fpn-workbench"
 REINSTALL = f"{sys.executable} -m pip install -e '{PROJECT}[lite,openvino,studies,test]'"
 MIN_PYTHON = (3, 11)
+# CUDA's major version and the oldest build of torch for it that is recent enough, newest first
+TORCH_BUILDS = {13: "cu130", 12: "cu126"}
 GIB = 2**30
 
 
@@ -111,11 +113,14 @@ def check_kernel() -> list[Finding]:
     """The notebooks name the kernel "python3": it must be this environment, or imports fail or, worse, differ."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    mend = f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
+    install = f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
     try:
         spec = KernelSpecManager().get_kernel_spec("python3")
     except NoSuchKernel:
-        return [Finding("error", "Jupyter knows no kernel 'python3'", mend)]
+        return [Finding("error", "Jupyter knows no kernel 'python3'", install)]
+    # A spec from elsewhere (the user's folder, JUPYTER_PATH) goes before this environment's: it has to go
+    own = Path(spec.resource_dir).resolve().is_relative_to(Path(sys.prefix).resolve())
+    mend = install if own else f"{sys.executable} -m jupyter kernelspec remove -f python3"
     # jupyter_client starts a bare "python" with the interpreter that runs it
     interpreter = sys.executable if Path(spec.argv[0]).name == spec.argv[0] else spec.argv[0]
     probe = [interpreter, "-c", "import sys; print(sys.prefix)"]
@@ -141,15 +146,13 @@ def check_gpu() -> list[Finding]:
         return [Finding("note", what)]
     if torch.version.cuda is None:
         what = f"there is an NVIDIA GPU, but torch {torch.__version__} is a build for the CPU"
-        mend = f"choose a build for CUDA {_dotted(driver_cuda)} or older on pytorch.org"
-        return [Finding("error", what, mend)]
+        return [Finding("error", what, _other_torch(driver_cuda))]
     if driver_cuda < tuple(int(part) for part in torch.version.cuda.split(".")[:2]):
         what = (
             f"the NVIDIA driver is too old: it runs CUDA {_dotted(driver_cuda)}, "
             f"torch {torch.__version__} was built for CUDA {torch.version.cuda}"
         )
-        mend = f"update the driver, or choose a build for CUDA {_dotted(driver_cuda)} on pytorch.org"
-        return [Finding("error", what, mend)]
+        return [Finding("error", what, _other_torch(driver_cuda))]
     what = f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not see the GPU that nvidia-smi shows"
     return [Finding("error", what, "unset CUDA_VISIBLE_DEVICES; then restart the kernel, or the machine")]
 
@@ -162,6 +165,16 @@ def _driver_cuda() -> tuple[int, ...] | None:
         return None
     found = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", shown)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def _other_torch(driver_cuda: tuple[int, ...]) -> str:
+    """The command that brings a torch which this driver runs: a driver runs every build of its own major version."""
+    build = next((tag for major, tag in TORCH_BUILDS.items() if driver_cuda[0] >= major), None)
+    update = "update the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install; elsewhere: nvidia.com/drivers)"
+    if build is None:
+        return f"{update}; until then everything runs on the CPU"
+    index = f"https://download.pytorch.org/whl/{build}"
+    return f"{sys.executable} -m pip install --force-reinstall torch torchvision --index-url {index}  (or {update})"
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -80,7 +80,7 @@ class Evaluation:
         """One line a class: iou, precision, recall, boundary_f, and its share of the labelled pixels."""
         m = self.confusion
         columns = {"iou": m.iou(), "precision": m.precision(), "recall": m.recall(), "boundary_f": self.boundary_f}
-        columns["label_share"] = m.matrix.sum(1) / m.matrix.sum()
+        columns["label_share"] = m.matrix.sum(1).double() / m.matrix.sum()
         frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}, index=list(self.classes))
         return frame.rename_axis("class")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from s2fpn_lib.collect import latest_speed
 from s2fpn_lib.data import get_protocol
+from s2fpn_lib.provenance import STAND_IN
 
 COLUMNS = ("dataset", "protocol", "split", "model", "revision", "miou_percent", "fps", "device", "input", "way")
 
@@ -13,19 +15,19 @@ def own_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     """One row a network and device, columns `COLUMNS`; empty where nothing has both numbers.
 
     - Speed rows that carry the mIoU of the timed callable (`speed_accuracy`), as they are.
-    - Evaluations of whole splits in one view (mean over seeds), with the fastest float32 speed row of the same
-      network without switches, network stage, one image of the protocol's size, measured on any device: the point is
-      drawn as that device's.
+    - Evaluations of whole splits in one view (mean over seeds of one recipe), with the fastest of the latest float32
+      speed rows of the same network without switches, network stage, one image of the protocol's size, measured on any
+      device: the point is drawn as that device's. Stand-ins make no point.
 
     evaluations: of `collect.evaluation_rows`; speed: of `collect.collect_speed`. `way` says how the network was run.
     """
     rows: list[dict] = []
+    speed = latest_speed(speed)
     if "miou" in speed:
         rows += [_measured_together(row) for row in speed[speed["miou"].notna()].to_dict("records")]
     if not evaluations.empty and {"model", "revision"} <= set(evaluations) and "stage" in speed:
         rows += _joined(evaluations, speed)
-    points = pd.DataFrame(rows, columns=list(COLUMNS))
-    return points.drop_duplicates([c for c in COLUMNS if c not in ("miou_percent", "fps")], keep="last")
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _measured_together(row: dict) -> dict:
@@ -34,13 +36,15 @@ def _measured_together(row: dict) -> dict:
         "dataset": get_protocol(row["protocol"]).dataset,
         "model": row["network"],
         "miou_percent": 100 * row["miou"],
-        "input": f"{row['height']}x{row['width']}",
+        "input": f"{int(row['height'])}x{int(row['width'])}",
         "way": f"{row['backend']} {row['precision']}, {row['stage']}",
     }
 
 
 def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> list[dict]:
     plain = evaluations[(evaluations["images"] == evaluations["images_in_split"])]
+    if "checkpoint" in plain:
+        plain = plain[~plain["checkpoint"].astype(str).str.startswith(f"{STAND_IN}/")]
     for column, value in {"switches": "none", "scales": "1", "flip": False, "window": "whole image"}.items():
         if column in plain:
             plain = plain[plain[column] == value]

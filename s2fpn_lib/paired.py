@@ -23,11 +23,13 @@ PART = ("study", "protocol", "split", "images", "device", "amp", "training_recip
 def comparable_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The rows of studies in parts that belong into one table: one study and protocol, trained and scored alike.
 
-    Of a seed that was trained twice from one recipe only the last row is kept.
+    The full network comes first. Of a seed that was trained twice from one recipe only the last row is kept.
     """
     frame = frame[frame["study"].notna()] if "study" in frame else frame.iloc[:0]
     keys = [c for c in (*REPETITION, "seed") if c in frame]
     frame = frame[~frame.duplicated(keys, keep="last")]
+    order = [c for c in ("variant", "model", "revision", "seed") if c in frame]
+    frame = frame.sort_values(order, key=lambda column: column.mask(column == FULL, ""), kind="stable")
     for _, part in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False):
         yield part
 

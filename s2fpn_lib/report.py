@@ -23,6 +23,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.3rem; margin: 2.8rem 0 .6rem; padding-top: 1.1rem; border-top: 2px solid var(--ink); }
 h3 { font-size: 1.02rem; margin: 1.6rem 0 .4rem; }
 p { max-width: 75ch; margin: .5rem 0; }
+.subtitle { max-width: none; }
 .subtitle, figcaption, .provenance { color: var(--muted); font-size: .87rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1.1rem 0; font-size: .9rem; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }

@@ -170,6 +170,5 @@ def _short_names(rows: pd.DataFrame) -> dict[str, str]:
     folders = list(rows["evaluation"])
     hashes = rows["checkpoint_sha"].astype(str) if "checkpoint_sha" in rows else rows["evaluation"]
     unclear = len(set(names)) < len(names)
-    return {
-        f"{name} ({sha})" if unclear else name: folder for name, sha, folder in zip(names, hashes, folders, strict=True)
-    }
+    found = zip(names, hashes, folders, strict=True)
+    return dict(sorted((f"{name} ({sha})" if unclear else name, folder) for name, sha, folder in found))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from s2fpn_lib.collect import WAY, WHERE, latest_speed
 from s2fpn_lib.export_table import export_table
 from s2fpn_lib.own_points import own_points
 from s2fpn_lib.plots import accuracy_speed
@@ -15,15 +16,6 @@ from s2fpn_lib.tables import load_published, network_name, percent
 
 COST_NETWORKS = ("s2fpn_lite", "s2fpn18", "s2fpn34", "s2fpn34m")
 COST_SIZE, COST_CLASSES = (512, 1024), 19  # where the published numbers are given
-WHERE = ["device", "height", "width", "batch", "stage"]  # speeds compare within these
-WAY = ["network", "revision", "backend", "precision"]
-
-
-def latest(speed: pd.DataFrame) -> pd.DataFrame:
-    """Of repeated measurements of one thing the last one; measurements with a score and without are two things."""
-    keys = [c for c in (*WHERE, *WAY, "protocol") if c in speed]
-    ordered = speed.sort_values("time", kind="stable") if "time" in speed else speed
-    return ordered.drop_duplicates(keys, keep="last")
 
 
 def speed_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +56,7 @@ def cost_table() -> pd.DataFrame:
 def accuracy_speed_section(page: Report, evaluations: pd.DataFrame, speed: pd.DataFrame, root: Path) -> None:
     """Our points beside the published ones, one figure a dataset, and the table of our points."""
     page.section("Accuracy and speed")
-    points = own_points(evaluations, latest(speed) if _complete(speed) else pd.DataFrame())
+    points = own_points(evaluations, speed)
     page.text(
         "Published points as their authors state them. Ours are stars: the accuracy of our own weights with the speed"
         " of the same network measured here. Positions may only be compared within one device, one input size and one"
@@ -105,9 +97,9 @@ def speed_section(page: Report, speed: pd.DataFrame, root: Path) -> None:
         page.table(speed, "as found in the files named in the first column")
         return
     keys = [*WHERE, *(["protocol"] if "protocol" in speed else [])]
-    for key, rows in latest(speed).groupby(keys, dropna=False, sort=False):
+    for key, rows in latest_speed(speed).groupby(keys, dropna=False, sort=False):
         at = dict(zip(keys, key, strict=True))
-        where = f"{at['height']}x{at['width']}, batch {at['batch']}, {at['stage']}"
+        where = f"{int(at['height'])}x{int(at['width'])}, batch {int(at['batch'])}, {at['stage']}"
         if not pd.isna(at.get("protocol")):
             where += f", weights scored under {at['protocol']}"
         page.heading(where)

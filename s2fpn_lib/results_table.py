@@ -81,13 +81,14 @@ def results_table(root: str | Path | None = None) -> pd.DataFrame:
     root = Path(root or results_root())
     rows = [_evaluation_row(row) for row in evaluation_rows(collect_evaluations(root)).to_dict("records")]
     rows += [_training_row(row) for row in collect_runs(root).to_dict("records")]
-    return _typed([row for row in rows if not str(row.get("checkpoint")).startswith(f"{STAND_IN}/")], COLUMNS)
+    rows = [row for row in rows if not str(row.get("checkpoint")).startswith(f"{STAND_IN}/")]
+    return _typed(sorted(rows, key=lambda row: (row["measured_by"], row["folder"])), COLUMNS)
 
 
 def class_table(root: str | Path | None = None) -> pd.DataFrame:
     """One row an evaluation under `root` and class, columns and types as in `CLASS_COLUMNS`."""
     rows = []
-    for folder, evaluation in collect_evaluations(root).items():
+    for folder, evaluation in sorted(collect_evaluations(root).items()):
         if str(evaluation.provenance.get("checkpoint")).startswith(f"{STAND_IN}/"):
             continue
         for name, values in evaluation.per_class().iterrows():
@@ -113,7 +114,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     types = CLASS_COLUMNS if path.stem == "per_class" else COLUMNS
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    texts = pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
+    return texts.astype(types)  # from the digits: exact, whatever pandas' own reading of floats would do
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,7 +70,69 @@ def test_kernel_of_another_environment(monkeypatch, tmp_path):
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: spec)
     finding = only(doctor.check_kernel(), "error")
     assert "belongs to /somewhere/else" in finding.what
-    assert "ipykernel install --sys-prefix" in finding.mend
+    assert "kernelspec remove" in finding.mend
+    spec.resource_dir = f"{sys.prefix}/share/jupyter/kernels/python3"
+    assert "ipykernel install --sys-prefix" in only(doctor.check_kernel(), "error").mend
+
+
+@pytest.fixture
+def foreign_kernel(monkeypatch, tmp_path):
+    """A kernelspec of another environment that Jupyter finds before this one's."""
+    python = executable(tmp_path / "other" / "python", "echo /somewhere/else")
+    spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    return spec
+
+
+def executable(path, command):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_mending_command_mends_a_foreign_kernelspec(foreign_kernel):
+    finding = only(doctor.check_kernel(), "error")
+    assert str(foreign_kernel.parent) in finding.what
+    subprocess.run(finding.mend, shell=True, check=True, capture_output=True, timeout=120)
+    assert not foreign_kernel.exists()
+    assert only(doctor.check_kernel(), "ok")
+
+
+def test_a_sick_installation_is_examined_as_its_user_does_it(foreign_kernel, monkeypatch, tmp_path):
+    """python -m s2fpn_lib.doctor where the kernelspec, a package and the driver are really wrong."""
+    metadata = tmp_path / "site" / "s2fpn_workbench-0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    head = "Metadata-Version: 2.1\nName: s2fpn-workbench\nVersion: 0\n"
+    metadata.write_text(f"{head}Requires-Dist: torch>=2\nRequires-Dist: no-such-package>=2\n")
+    executable(tmp_path / "bin" / "nvidia-smi", f"echo '{SMI.replace('12.2', '9.0')}'")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{doctor.PROJECT}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = [sys.executable, "-m", "s2fpn_lib.doctor"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 1, result.stderr
+    lines = result.stdout.splitlines()
+    errors = [line + lines[i + 1] for i, line in enumerate(lines) if line.startswith("error")]
+    kernel = next(error for error in errors if "kernel" in error)
+    assert "belongs to /somewhere/else" in kernel
+    assert "jupyter kernelspec remove -f python3" in kernel
+    package = next(error for error in errors if "no-such-package" in error)
+    assert "-m pip install 'no-such-package>=2'" in package
+    driver = next(error for error in errors if "NVIDIA" in error)
+    assert "update the NVIDIA driver" in driver
+    assert lines[-1] == f"{len(errors)} things to mend."
+
+
+def test_a_package_that_the_checks_need_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(doctor, "check_data", list)
+    finding = only([f for f in doctor.check_environment().findings if "check_gpu" in f.what], "error")
+    assert "ModuleNotFoundError" in finding.what
+    assert finding.mend == doctor.REINSTALL
 
 
 def test_kernel_whose_python_is_gone(monkeypatch):
@@ -86,16 +150,20 @@ def test_no_kernel(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("built_for", "message"),
-    [(None, "build for the CPU"), ("12.8", "driver is too old: it runs CUDA 12.2"), ("12.1", "does not see the GPU")],
+    ("built_for", "message", "command"),
+    [
+        (None, "build for the CPU", "pip install --force-reinstall torch"),
+        ("13.0", "driver is too old: it runs CUDA 12.2", "download.pytorch.org/whl/cu126"),
+        ("12.1", "does not see the GPU", "unset CUDA_VISIBLE_DEVICES"),
+    ],
 )
-def test_gpu_that_torch_cannot_use(monkeypatch, built_for, message):
+def test_gpu_that_torch_cannot_use(monkeypatch, built_for, message, command):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=SMI))
     finding = only(doctor.check_gpu(), "error")
     assert message in finding.what
-    assert finding.mend
+    assert command in finding.mend
 
 
 def test_no_gpu_is_only_a_note(monkeypatch):

@@ -1,6 +1,7 @@
 """Evaluation of a split against the same thing computed image by image."""
 
 import math
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,28 @@ def test_memory_grows_by_three_numbers_a_class(dataset):
     result = evaluate(ByBrightness(), dataset, progress=False)
     assert result.per_image.shape == (5, 11, 3)
     assert result.per_image.dtype == torch.int64
+
+
+def test_images_are_let_go_after_their_batch():
+    """However long the split, never more than two batches are alive: the one at work and the next."""
+    dataset = Scenes([(240, 320)] * 12)
+    alive, most = weakref.WeakSet(), 0
+
+    class Item:  # a tensor's own identity is lost in a WeakSet, whose == compares values
+        pass
+
+    def one(self, index):
+        nonlocal most
+        image, label = (value.clone() for value in self.items[index])
+        item = Item()
+        weakref.finalize(label, lambda kept: None, item)  # keeps `item` as long as the label lives
+        alive.add(item)
+        most = max(most, len(alive))
+        return image, label
+
+    dataset.__class__ = type("Lazy", (Scenes,), {"__getitem__": one})
+    evaluate(ByBrightness(), dataset, batch_size=2, progress=False)
+    assert most <= 4
 
 
 def test_limits_spread_over_the_split():

@@ -181,6 +181,22 @@ def test_run_all_with_defaults(path, no_data):
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_lax_finds_a_cell_that_fails(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in ("1 + 1", "1 / 0")])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    assert failed_cells(nbval(tmp_path / "broken.ipynb", "--nbval-lax")) == {1}
+
+
+@each_notebook
+def test_no_cell_hides_from_nbval(path):
+    """Only pictures of golden notebooks are left out of the comparison; nothing is skipped or expected to fail."""
+    tags = {tag for cell in read(path).cells for tag in cell.metadata.get("tags", [])}
+    allowed = {"parameters", *({"nbval-ignore-output"} if path.stem in GOLDEN else ())}
+    assert tags <= allowed
+
+
 def altered(notebook: nbformat.NotebookNode) -> set[int]:
     """Changes one digit or letter in the text of every code cell's outputs; the numbers of the cells changed."""
     changed = set()

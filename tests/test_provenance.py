@@ -5,8 +5,16 @@ import json
 import os
 
 from s2fpn_lib.checkpoint import save_weights
+from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.model import build_model
-from s2fpn_lib.provenance import STAND_IN, checkpoint_provenance, default_checkpoint, newest_run
+from s2fpn_lib.provenance import (
+    STAND_IN,
+    checkpoint_provenance,
+    default_checkpoint,
+    describe_switches,
+    newest_run,
+    recipe_hashes,
+)
 
 
 def run_folder(root, name, when):
@@ -56,3 +64,28 @@ def test_provenance_describes_the_chosen_file(tmp_path):
     )
     assert (row["model"], row["revision"], row["switches"]) == ("s2fpn_lite", "v1", "ssam=False")
     assert "secret" not in row
+
+
+def test_a_foreign_checkpoint_is_described_by_its_network(tmp_path):
+    path = tmp_path / "model_150.pth"
+    path.write_bytes(b"foreign")
+    assert "model" not in checkpoint_provenance(path)
+    row = checkpoint_provenance(path, build_model("s2fpn18", revision="v2", num_classes=19).config)
+    assert (row["model"], row["revision"], row["switches"]) == ("s2fpn18", "v2", "none")
+    assert "trained_on" not in row
+
+
+def test_hashes_tell_repetitions_and_networks_trained_alike():
+    recipe = TrainConfig(dataset="roadscenes").recipe()
+    hashes = recipe_hashes(recipe)
+    assert recipe_hashes(TrainConfig(dataset="roadscenes", seed=5).recipe()) == hashes
+    variant = recipe_hashes(TrainConfig(dataset="roadscenes", model="s2fpn34", switches={"ssam": False}).recipe())
+    assert variant["training_recipe"] == hashes["training_recipe"]
+    assert variant["recipe_without_seed"] != hashes["recipe_without_seed"]
+    longer = recipe_hashes(TrainConfig(dataset="roadscenes", epochs=151).recipe())
+    assert longer["training_recipe"] != hashes["training_recipe"]
+
+
+def test_switches_in_words():
+    assert describe_switches({"ssam": True, "strip_axis": "height"}) == "none"
+    assert describe_switches({"strip_axis": "width", "crb": False}) == "crb=False strip_axis=width"
