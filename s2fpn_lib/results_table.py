@@ -114,8 +114,9 @@ def read_results(path: str | Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     types = CLASS_COLUMNS if path.stem == "per_class" else COLUMNS
-    texts = pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
-    return texts.astype(types)  # from the digits: exact, whatever pandas' own reading of floats would do
+    read = {name: TEXT if kind == NUMBER else kind for name, kind in types.items()}
+    frame = pd.read_csv(path, dtype=read, keep_default_na=False, na_values=[""])
+    return frame.astype(types)  # numbers from their digits: exact, whatever pandas' own reading of floats would do
 
 
 @functools.cache
