@@ -216,7 +216,9 @@ def test_two_nodes_train_as_two_devices(together, folder, monkeypatch):
     with program(folder / "nodes", {"NODE_RANK": "1"}, nodes=2) as second:
         result = run(folder / "nodes", nodes=2)
         assert second.wait(60) == 0
-    assert_same_run(result, together)
+    assert losses(result) == pytest.approx(losses(together), rel=1e-5)  # with more threads a process: not to the bit
+    assert distance(result, together) < 0.01
+    assert result.summary["processes"] == 2
 
 
 @pytest.mark.slow
