@@ -25,7 +25,9 @@ def comparable_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
     The full network comes first. Of a seed that was trained twice from one recipe only the last row is kept.
     """
-    frame = frame[frame["study"].notna()] if "study" in frame else frame.iloc[:0]
+    if "study" not in frame:
+        return
+    frame = frame[frame["study"].notna()]
     keys = [c for c in (*REPETITION, "seed") if c in frame]
     frame = frame[~frame.duplicated(keys, keep="last")]
     order = [c for c in ("variant", "model", "revision", "seed") if c in frame]

@@ -64,6 +64,11 @@ def test_parts_keep_recipes_protocols_and_repetitions_apart():
     assert largest["miou"].tolist()[:3] == [0.60, 0.65, 0.70]
 
 
+def test_without_studies_there_are_no_parts():
+    assert list(paired.comparable_parts(pd.DataFrame())) == []
+    assert list(paired.comparable_parts(pd.DataFrame([row("full", 0, 0.5, study=None)]))) == []
+
+
 def test_the_table_to_print():
     table = paired.ablation_table(pd.DataFrame(FULL + SSAM)).set_index("variant")
     assert table.loc["no-ssam", "difference to full, points"] == "-3.00 ± 2.83"
