@@ -77,7 +77,7 @@ class Job:
 
     def folder(self, results: str | Path | None = None) -> Path:
         """Where it keeps everything, under `results` (None: `results_root()`)."""
-        return Path(results or results_root()) / "studies" / self.study / self.name
+        return _folder(results, self.study, self.name)
 
     def arguments(self, results: str | Path) -> dict[str, Any]:
         """The notebook's parameters with its `results`: a variant finds its folder itself, a measurement is told it."""
@@ -109,7 +109,7 @@ class Variant:
 
     def folder(self, results: str | Path | None = None) -> Path:
         """Where it keeps everything, under `results` (None: `results_root()`)."""
-        return Path(results or results_root()) / "studies" / self.study / self.folder_name
+        return _folder(results, self.study, self.folder_name)
 
     def record(self) -> dict[str, Any]:
         """What variant.json holds."""
@@ -240,6 +240,10 @@ def failure_listing(failed: list[dict[str, Any]]) -> str:
     for each in failed:
         lines += [f"  {each['folder']}", f"    {each['notebook']}, cell: {each['cell']}", f"    {each['error']}"]
     return "\n".join(lines)
+
+
+def _folder(results: str | Path | None, study: str, name: str) -> Path:
+    return Path(results or results_root()) / "studies" / study / name
 
 
 def _resolved(config: TrainConfig) -> str:
