@@ -157,6 +157,16 @@ def test_content_that_is_not_camvid_is_not_put_in_place(server, tmp_path, conten
     assert not list(tmp_path.glob(".camvid-*"))
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_recorded_md5_is_compared_and_the_content_decides(server, tmp_path, known, monkeypatch, capsys):
+    monkeypatch.setattr(download, "URL", server.url)
+    if known:
+        monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(server.content).hexdigest())
+    target = download_camvid(tmp_path, url=server.url, pairs=PAIRS)
+    assert json.loads((target / "SOURCE.json").read_text())["recorded_md5"] is known
+    assert ("another MD5 than recorded" in capsys.readouterr().out) is not known
+
+
 def test_members_that_point_elsewhere_stay_out(server, tmp_path):
     server.content = archive_of(extra=("../../evil.png", "/CamVid/train/../../evil.png", "CamVid/train/deep/evil.png"))
     download_camvid(tmp_path / "data", url=server.url, pairs=PAIRS)

@@ -4,6 +4,7 @@ import pytest
 from s2fpn_lib.data import PROTOCOLS, get_protocol
 from s2fpn_lib.data.cityscapes import to_label_ids, to_train_ids
 from s2fpn_lib.data.protocols import CITYSCAPES_LABELS, Protocol
+from s2fpn_lib.model import NORMALIZATIONS
 
 
 def test_protocols_by_name():
@@ -18,6 +19,13 @@ def test_protocols_by_name():
     assert road.palette == camvid.palette
     for protocol in PROTOCOLS.values():
         assert len(set(protocol.palette)) == protocol.num_classes, "two classes share a colour"
+
+
+@pytest.mark.parametrize("dataset", ["camvid", "cityscapes"])
+def test_the_published_input_subtracts_the_protocols_mean(dataset):
+    """The network, which knows nothing of data, has the numbers again: they must be the same."""
+    protocol = next(each for each in PROTOCOLS.values() if each.dataset == dataset)
+    assert NORMALIZATIONS[f"{dataset}-mean"] == (protocol.mean_published, (1.0, 1.0, 1.0))
 
 
 def test_unknown_protocol_names_the_nearest():
