@@ -72,8 +72,8 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
     Args:
         path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint); the name of a
             released weight, e.g. "s2fpn_lite-camvid"; or a .pth/.pt file in the author's layout.
-        config: arguments of `build_model` (name, revision, num_classes, ...); needed by, and only allowed for, the
-            author's layout, which does not record them.
+        config: arguments of `build_model` (name, revision, num_classes, normalization, ...); needed by, and only
+            allowed for, the author's layout, which does not record them: `published_checkpoint` gives them.
 
     Raises:
         CheckpointError: no such file or name (near ones are suggested), a damaged file, or weights that do not fit.
@@ -219,8 +219,8 @@ def _load_foreign(path: Path, config: dict[str, Any]) -> nn.Module:
     if not {"name", "num_classes"} <= config.keys():
         raise CheckpointError(
             f"{path} is in the author's layout, which does not name its model: say which, e.g. "
-            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19), or in a '
-            "notebook the parameters model and dataset"
+            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean"), '
+            "or in a notebook the parameters model and dataset"
         )
     model = build_model(**config)
     load_published(model, path)
