@@ -28,6 +28,7 @@ REQUIRED = {
     "13_predict",
     "20_ablation",
     "30_attention",
+    "31_inspector",
     "90_report",
 }
 GOLDEN = {"02_model"}
