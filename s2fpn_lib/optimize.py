@@ -9,17 +9,16 @@ Every change is exact in real arithmetic; what rounding makes of it is measured 
 
 from __future__ import annotations
 
-import copy
-import itertools
+import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from s2fpn_lib.cuda_graphs import CudaGraphs
 from s2fpn_lib.model import S2FPN
-from s2fpn_lib.model.gfu import GFUv1
 from s2fpn_lib.runtimes import RUNTIMES, runtime_runner
+from s2fpn_lib.simplify import simplify
 
 TORCH_PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions
@@ -95,7 +94,7 @@ def optimize_for_inference(
     else:
         run = _torch_runner(network, TORCH_PRECISIONS[precision], compiled=backend == "compile")
         if device.type == "cuda":
-            run = _CudaGraphs(run)
+            run = CudaGraphs(run)
     optimized = OptimizedModel(model, run, backend, precision)
     optimized.max_difference = _check(model, optimized, example)
     if verbose:
@@ -103,86 +102,27 @@ def optimize_for_inference(
     return optimized
 
 
-def simplify(model: S2FPN) -> S2FPN:
-    """A copy in evaluation mode with batch norms folded into convolutions, no auxiliary heads, GFU's 1x1 convolution
-    before its resize (they commute: bilinear weights sum to 1 and the convolution has no bias), in channels_last."""
-    simple = copy.deepcopy(model).eval().requires_grad_(False)
-    simple.auxiliary = nn.ModuleList()
-    fold_batch_norms(simple)
-    for module in simple.modules():
-        if isinstance(module, GFUv1):
-            module.reduce_first = True
-    return simple.to(memory_format=torch.channels_last)
-
-
-def fold_batch_norms(module: nn.Module) -> int:
-    """Folds each batch norm that directly follows a convolution into it, in place; how many were folded.
-
-    conv: W' = W g / sqrt(v + eps), b' = beta - m g / sqrt(v + eps). Neighbours are consecutive entries of a
-    Sequential, and torchvision's conv<i>, bn<i>. Strip attention's shared convolution has two norms and keeps both.
-    """
-    folded = 0
-    for parent in module.modules():
-        children = dict(parent.named_children())
-        if isinstance(parent, nn.Sequential):
-            names = list(children)
-            pairs = list(itertools.pairwise(names))
-        else:
-            pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
-        for conv_name, norm_name in pairs:
-            conv, norm = children.get(conv_name), children.get(norm_name)
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
-                folded += 1
-    return folded
-
-
 def _torch_runner(network: S2FPN, dtype: torch.dtype | None, *, compiled: bool) -> Callable[[Tensor], Tensor]:
     device = next(network.parameters()).device
     if compiled:
-        network = torch.compile(network, dynamic=False, options=_inductor_options(device))
+        network = torch.compile(network, dynamic=False)
 
     def run(x: Tensor) -> Tensor:
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None), _frozen(compiled):
             return network(x).float()
 
     return run
 
 
-def _inductor_options(device: torch.device) -> dict[str, bool]:
-    # Freezing turns weights into constants: on the CPU they are packed for oneDNN once, with the activation fused
-    return {"freezing": True} if device.type == "cpu" else {"max_autotune": False}
+def _frozen(compiled: bool) -> contextlib.AbstractContextManager:
+    """Weights become constants of the compiled graph: on the CPU they are packed for oneDNN once, with the activation
+    fused. Set around the call, as tracing has to see it: an option of torch.compile reaches only what comes after."""
+    if not compiled:
+        return contextlib.nullcontext()
+    from torch._inductor import config  # seconds to import
 
-
-class _CudaGraphs:
-    """Records `run` once for every input shape and replays it: a small network is bound by kernel launches."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor]):
-        self.run = run
-        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape not in self.graphs:
-            self.graphs[x.shape] = self._record(x)
-        graph, source, result = self.graphs[x.shape]
-        source.copy_(x)
-        graph.replay()
-        return result.clone()
-
-    def _record(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        source = x.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # allocations and autotuning happen before the recording
-                self.run(source)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self.run(source)
-        return graph, source, result
+    return config.patch(freezing=True)
 
 
 def _check(model: S2FPN, optimized: OptimizedModel, example: Tensor) -> float:

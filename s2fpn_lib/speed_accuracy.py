@@ -12,7 +12,8 @@ from s2fpn_lib.evaluate import CONVENTION, evaluate, spread
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.optimize import BACKENDS, optimize_for_inference
-from s2fpn_lib.speed import session, time_calls
+from s2fpn_lib.speed import session
+from s2fpn_lib.stopwatch import time_calls
 
 CALIBRATION_IMAGES = 8
 
@@ -64,10 +65,8 @@ def measure_speed_and_accuracy(
                 "width": protocol.size[1],
                 "batch": 1,
                 "stage": "end to end",
-                "p50_ms": round(1e3 * timing.p50, 3),
-                "p90_ms": round(1e3 * timing.p90, 3),
+                **timing.row(),
                 "fps": round(1 / timing.p50, 2),
-                "spread": round(timing.spread, 4),
                 "protocol": protocol.name,
                 "split": scored.split,
                 "images": len(score.indices),

@@ -1,43 +1,19 @@
-"""The stopwatch and the table of speeds: arithmetic and logic, never how fast this machine is."""
+"""The table of speeds: arithmetic and logic, never how fast this machine is."""
 
-import itertools
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+import yaml
 
 from s2fpn_lib import speed
-from s2fpn_lib.speed import Timing, measure_rows, time_calls
+from s2fpn_lib.checkpoint import released_names
+from s2fpn_lib.parameters import declarations
+from s2fpn_lib.speed import measure_rows
+from s2fpn_lib.stopwatch import Timing
 
-CPU = torch.device("cpu")
-
-
-def test_percentiles_and_spread_are_the_closed_forms():
-    timing = Timing(((1.0, 2.0, 9.0), (2.0, 3.0, 4.0), (4.0, 4.0, 5.0)))
-    assert timing.p50 == 3.0
-    assert timing.p90 == 9.0
-    assert timing.spread == (4.0 - 2.0) / 3.0
-
-
-def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
-    # 3 calls a median: 9, 5, 5 -> three medians; then the measured calls
-    durations = itertools.chain([9, 9, 9, 5, 5, 5, 5, 5, 5], itertools.repeat(7))
-    taken = []
-
-    def stopwatch(call):
-        taken.append(next(durations))
-        return taken[-1]
-
-    monkeypatch.setattr(speed, "_cpu_seconds", stopwatch)
-    timing = time_calls(lambda: None, CPU, repeats=2, seconds=0, calls=4)
-    assert timing.repeats == ((7, 7, 7, 7),) * 2
-    assert len(taken) == 9 + 8
-
-
-def test_warm_up_of_something_that_never_settles_ends(monkeypatch):
-    monkeypatch.setattr(speed, "WARMUP_SECONDS", 0.0)
-    durations = itertools.cycle([1, 1, 1, 2, 2, 2])
-    monkeypatch.setattr(speed, "_cpu_seconds", lambda call: next(durations))
-    assert len(time_calls(lambda: None, CPU, repeats=1, seconds=0, calls=2).repeats[0]) == 2
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 def rows(**options):
@@ -46,19 +22,28 @@ def rows(**options):
 
 def test_rows_say_what_was_measured():
     found = rows(names=["s2fpn_lite"], sizes=[(32, 64)], batches=[1, 2])
-    assert [(r["batch"], r["backend"], r["stage"]) for r in found] == [
-        (batch, backend, stage)
+    assert [(r["batch"], r["stage"], r["backend"]) for r in found] == [
+        (batch, stage, backend)
         for batch in (1, 2)
-        for backend in ("published", "eager")
         for stage in ("network", "end to end")
+        for backend in ("published", "eager")
     ]
     for row in found:
-        assert row["fps"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"], rel=1e-2)
+        assert row["fps"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"], rel=1e-2, abs=0.01)
         assert row["p90_ms"] >= row["p50_ms"] > 0
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert (row["ratio"] == 1) == (row["backend"] == "published")
         assert (row["max_difference"] is None) == (row["backend"] == "published")
+        assert row["peak_mb"] >= 0
         assert "threads" in row["device"]
     assert found[4]["gmacs"] == pytest.approx(2 * found[0]["gmacs"], abs=2e-3)
+
+
+def test_eval_fps_is_a_row_of_its_own():
+    found = rows(names=["s2fpn_lite"], sizes=[(32, 32)], backends=["published"], stages=["network"], eval_fps_calls=2)
+    assert [(row["stage"], row["backend"]) for row in found] == [("network", "published"), ("eval_fps", "published")]
+    assert found[1]["calls"] == 2
+    assert found[1]["fps"] > 0
 
 
 def test_without_the_published_row_there_is_no_ratio():
@@ -73,26 +58,48 @@ def test_a_plain_baseline_is_one_way_to_run():
     ]
 
 
+def test_a_released_weight_is_a_network():
+    (row,) = rows(names=released_names()[:1], sizes=[(64, 64)], backends=["eager"], stages=["network"])
+    assert (row["network"], row["revision"]) == ("s2fpn_lite-camvid", "v1")
+
+
 def test_the_timed_network_is_the_scored_one(monkeypatch):
     """Every way to run gives logits at the input's size."""
     shapes = []
 
-    def record(call, device, **_):
-        result = call()
-        shapes.append(tuple(result.shape))
-        return Timing(((1.0,),))
+    def record(calls, device, **_):
+        shapes.extend(tuple(call().shape) for call in calls.values())
+        return {way: Timing(((1.0,),)) for way in calls}
 
-    monkeypatch.setattr(speed, "time_calls", record)
-    rows(names=["s2fpn_lite", "fcn_resnet50"], sizes=[(64, 96)])
-    assert shapes == [(1, 3, 64, 96), (1, 64, 96)] * 3
+    monkeypatch.setattr(speed, "time_in_turns", record)
+    rows(names=["s2fpn_lite"], sizes=[(64, 96)], backends=["published", "published no_grad", "eager"])
+    rows(names=["lraspp_mobilenet_v3_large"], sizes=[(64, 96)])
+    assert shapes == [(1, 3, 64, 96)] * 3 + [(1, 64, 96)] * 3 + [(1, 3, 64, 96), (1, 64, 96)]
 
 
-def test_unknown_networks_are_named():
-    with pytest.raises(ValueError, match=r"unknown network 'bisenet'\. Known: s2fpn18, .*deeplabv3_resnet50"):
-        rows(names=["bisenet"], sizes=[(32, 32)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["bisenet"]}, r"unknown network 'bisenet'\. Known: s2fpn18, .*deeplabv3_resnet50"),
+        ({"backends": ["tensorrt"]}, "unknown backend 'tensorrt'. Known: published, published no_grad, eager"),
+        ({"stages": ["loading"]}, "unknown stage 'loading'. Known: network, end to end"),
+    ],
+)
+def test_unknown_names_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        rows(**{"names": ["s2fpn_lite"], "sizes": [(32, 32)], **change})
 
 
 @pytest.mark.cuda
 def test_cuda_events_and_graphs():
     found = rows(names=["s2fpn_lite"], sizes=[(64, 96)], device=torch.device("cuda"), precisions=["fp16"])
     assert all(row["p50_ms"] > 0 and row["peak_mb"] > 0 for row in found)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "results" / "speed").glob("*.yaml")), ids=lambda path: path.stem)
+def test_parameter_files_fit_the_notebook(path):
+    cells = nbformat.read(PROJECT / "notebooks" / "12_speed.ipynb", 4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    declared = {each.name: each.default for each in declarations(source)}
+    for name, value in yaml.safe_load(path.read_text()).items():
+        assert type(value) is type(declared[name]), name
