@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from html import escape
 
 import ipywidgets as widgets
 
@@ -14,21 +14,7 @@ from s2fpn_lib.inspector_sources import Picture
 ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "6px"}
 
 
-class _Controls(widgets.VBox):
-    """Controls that tell a user's change from one that only shows a state: `showing` is True for the latter."""
-
-    showing = False
-
-    @contextmanager
-    def _showing(self) -> Iterator[None]:
-        before, self.showing = self.showing, True
-        try:
-            yield
-        finally:
-            self.showing = before
-
-
-class ImageControls(_Controls):
+class ImageControls(widgets.VBox):
     """The image by index, path or upload, and the second model."""
 
     def __init__(self, images: int) -> None:
@@ -36,6 +22,7 @@ class ImageControls(_Controls):
             0, min=0, max=max(images - 1, 0), description="image", disabled=not images, layout=_wide("150px")
         )
         self.index.tooltip = "Index of the dataset's image"
+        self.show_index = _button("Show", "picture-o", "Show the dataset's image of this index")
         self.what = widgets.HTML()
         self.path = widgets.Text(placeholder="path of a picture", description="picture", layout=_wide("320px"))
         self.label_path = widgets.Text(
@@ -57,21 +44,22 @@ class ImageControls(_Controls):
             ]
         )
         self.more = widgets.Accordion([own], titles=("Your own picture, a second model",), selected_index=None)
-        super().__init__([widgets.Box([self.index, self.what], layout=widgets.Layout(**ROW)), self.more])
+        super().__init__(
+            [widgets.Box([self.index, self.show_index, self.what], layout=widgets.Layout(**ROW)), self.more]
+        )
 
     def show(self, picture: Picture | None, dataset: SegmentationDataset | None, models: int) -> None:
-        with self._showing():
-            self.stop.disabled = models < 2
-            where = (
-                f"of 0 to {len(dataset) - 1}, {dataset.name} {dataset.split}" if dataset is not None else "no dataset"
-            )
-            open_now = f": {picture.name}" if picture else ""
-            self.what.value = f'<span class="s2fpn-muted">{where}{open_now}</span>'
-            if picture and dataset is not None and picture.name in dataset.names:
-                self.index.value = dataset.names.index(picture.name)
+        """What is open, and out of what."""
+        self.stop.disabled = models < 2
+        self.show_index.disabled = dataset is None
+        where = f"of 0 to {len(dataset) - 1}, {dataset.name} {dataset.split}" if dataset is not None else "no dataset"
+        open_now = f": {picture.name}" if picture else ""
+        self.what.value = f'<span class="s2fpn-muted">{escape(where + open_now)}</span>'
+        if picture and dataset is not None and picture.name in dataset.names:
+            self.index.value = dataset.names.index(picture.name)
 
 
-class ViewControls(_Controls):
+class ViewControls(widgets.VBox):
     """Pixel, view, opacity, pins, and what is saved."""
 
     def __init__(self) -> None:
@@ -104,19 +92,18 @@ class ViewControls(_Controls):
         go: Callable[[int, int], None],
     ) -> None:
         """pins: ((y, x), class) of each; go(y, x) is called when its button is pressed."""
-        with self._showing():
-            known = inspection is not None and inspection.label is not None
-            views = VIEWS if known else tuple(view for view in VIEWS if view not in ("true classes", "errors"))
-            if self.view.options != views:
-                self.view.options = views
-            self.view.value, self.opacity.value = state.view, state.opacity
-            height, width = inspection.size if inspection else (1, 1)
-            self.y.max, self.x.max = height - 1, width - 1
-            self.y.value, self.x.value = state.y, state.x
-            self.pin.description = "Unpin" if (state.y, state.x) in state.pins else "Pin"
-            for each in (self.pin, self.save, self.export, self.y, self.x, self.view, self.opacity):
-                each.disabled = inspection is None
-            self._show_pins(pins, go)
+        known = inspection is not None and inspection.label is not None
+        views = VIEWS if known else tuple(view for view in VIEWS if view not in ("true classes", "errors"))
+        if self.view.options != views:
+            self.view.options = views
+        self.view.value, self.opacity.value = state.view, state.opacity
+        height, width = inspection.size if inspection else (1, 1)
+        self.y.max, self.x.max = height - 1, width - 1
+        self.y.value, self.x.value = state.y, state.x
+        self.pin.description = "Unpin" if (state.y, state.x) in state.pins else "Pin"
+        for each in (self.pin, self.save, self.export, self.y, self.x, self.view, self.opacity):
+            each.disabled = inspection is None
+        self._show_pins(pins, go)
 
     def _show_pins(self, pins: Sequence[tuple[tuple[int, int], str]], go: Callable[[int, int], None]) -> None:
         texts = [f"{y}, {x}: {name}" for (y, x), name in pins]

@@ -13,7 +13,6 @@ class ClassLegend(widgets.Box):
     """Check boxes of the classes, `only` beside each, `all` and `none` at the end; calls `changed(hidden ids)`."""
 
     def __init__(self, protocol: Protocol, changed: Callable[[frozenset[int]], None]) -> None:
-        self._changed = changed
         self.every = frozenset(range(protocol.num_classes))
         self.boxes: list[widgets.Checkbox] = []
         self.only: list[widgets.Button] = []
@@ -21,9 +20,8 @@ class ClassLegend(widgets.Box):
         self.none = _small_button("none", "Hide every class")
         self.all.on_click(lambda _: changed(frozenset()))
         self.none.on_click(lambda _: changed(self.every))
-        entries = [
-            self._entry(i, *named) for i, named in enumerate(zip(protocol.classes, protocol.palette, strict=True))
-        ]
+        classes = zip(protocol.classes, protocol.palette, strict=True)
+        entries = [self._entry(class_id, *named, changed) for class_id, named in enumerate(classes)]
         layout = widgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px")
         super().__init__([*entries, self.all, self.none], layout=layout)
 
@@ -34,17 +32,17 @@ class ClassLegend(widgets.Box):
 
     def show(self, hidden: frozenset[int]) -> None:
         """Ticks the boxes of all others."""
-        changed, self._changed = self._changed, lambda _: None  # several boxes, but one change
         for class_id, box in enumerate(self.boxes):
             box.value = class_id not in hidden
-        self._changed = changed
 
-    def _entry(self, class_id: int, name: str, colour: tuple[int, int, int]) -> widgets.Box:
+    def _entry(
+        self, class_id: int, name: str, colour: tuple[int, int, int], changed: Callable[[frozenset[int]], None]
+    ) -> widgets.Box:
         swatch = widgets.HTML(f'<span class="s2fpn-swatch" style="background: rgb{colour}"></span>')
         box = widgets.Checkbox(True, description=name, indent=False, layout=widgets.Layout(width="auto", margin="2px"))
         only = _small_button("only", f"Show {name} alone")
-        box.observe(lambda _: self._changed(self.hidden), "value")
-        only.on_click(lambda _: self._changed(self.every - {class_id}))
+        box.observe(lambda _: changed(self.hidden), "value")
+        only.on_click(lambda _: changed(self.every - {class_id}))
         self.boxes.append(box)
         self.only.append(only)
         entry = widgets.HBox([swatch, box, only], layout=widgets.Layout(align_items="center"))

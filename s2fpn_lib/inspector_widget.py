@@ -11,10 +11,9 @@ model has left. Whatever goes wrong in a callback is shown above the picture, wi
 from __future__ import annotations
 
 import functools
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from s2fpn_lib.inspector import Inspection, State, inspect, readout
 from s2fpn_lib.inspector_controls import ImageControls, ViewControls
 from s2fpn_lib.inspector_html import export_html
 from s2fpn_lib.inspector_legend import ClassLegend
+from s2fpn_lib.inspector_messages import error_html, status_html, warnings_html
 from s2fpn_lib.inspector_panel import ModelPanel
 from s2fpn_lib.inspector_save import file_stem, save_inspection
 from s2fpn_lib.inspector_sources import (
@@ -41,11 +41,16 @@ STYLE = (Path(__file__).parent / "inspector.css").read_text()
 
 
 def shown(doing: str, remedy: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A callback whose exception appears in the widget: what failed, why, and what to do."""
+    """A callback whose exception appears in the widget: what failed, why, and what to do.
+
+    While the widget itself sets its controls it is not called: these changes are no user's.
+    """
 
     def decorate(callback: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(callback)
         def wrapper(self: Inspector, *args: Any) -> None:
+            if self.showing:
+                return
             try:
                 self.clear_error()
                 callback(self, *args)
@@ -83,7 +88,7 @@ class Inspector(widgets.VBox):
         results: str | Path = "results",
     ) -> None:
         self.protocol, self.dataset, self.network_size, self.results = protocol, dataset, size, Path(results)
-        self.state, self.error = State(), ""
+        self.state, self.error, self.showing = State(), "", False
         self.picture: Picture | None = None
         self.models: list[NamedModel] = []
         self.inspections: list[Inspection] = []
@@ -112,9 +117,10 @@ class Inspector(widgets.VBox):
     def compare(self, second: NamedModel | None) -> None:
         """Another model beside the first; None: none."""
         models = [self.models[0], second] if second else self.models[:1]
-        self._use(models)
-        if self.picture is not None:
-            self._look_at(self.picture, keep=1)
+        if self.picture is None:
+            self._use(models)
+        else:
+            self._look_at(self.picture, models, keep=1)
 
     def apply(self, state: State) -> None:
         """Shows another state of the same image."""
@@ -125,56 +131,46 @@ class Inspector(widgets.VBox):
     def show_error(self, doing: str, error: BaseException, remedy: str) -> None:
         """Says above the picture what failed, why and what to do; controls go back to what is shown."""
         self.error = f"{doing} failed. {type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))
-        self._set_status("")
-        self.message.value = (
-            f'<div role="alert" class="s2fpn-message s2fpn-error"><b>{escape(doing)} failed.</b> {escape(str(error))}'
-            f"<br><b>What to do:</b> {escape(remedy)}"
-            f"<details><summary>Details</summary><pre>{escape(trace)}</pre></details></div>"
-        )
+        self.message.value = error_html(doing, error, remedy)
+        self._say("")
         self._show_controls()
 
     def clear_error(self) -> None:
         """Takes the message away, but for the warning of an untrained model."""
         self.error = ""
-        warnings = dict.fromkeys(f"{m.name}: {i.warning}." for m, i in self._pairs() if i.warning)
-        text = "".join(f'<div role="alert" class="s2fpn-message s2fpn-warning">{escape(w)}</div>' for w in warnings)
+        pairs = zip(self.models, self.inspections, strict=False)  # no inspections before the first picture
+        text = warnings_html(f"{each.name}: {seen.warning}." for each, seen in pairs if seen.warning)
         if self.message.value != text:
             self.message.value = text
-
-    def _pairs(self) -> list[tuple[NamedModel, Inspection]]:
-        return list(zip(self.models, self.inspections, strict=False))
 
     @property
     def _names(self) -> list[str]:
         return [each.name for each in self.models]
 
-    def _use(self, models: Sequence[NamedModel]) -> None:
+    def _use(self, models: list[NamedModel]) -> None:
+        self._check(models)
+        self.models = models
+        self.panels = [ModelPanel(each.name, self.protocol, self._pixel_chosen) for each in models]
+
+    def _check(self, models: list[NamedModel]) -> None:
         for each in models:
             if each.model.num_classes != self.protocol.num_classes:
                 raise ValueError(
                     f"{each.name} knows {each.model.num_classes} classes, {self.protocol.name} has "
                     f"{self.protocol.num_classes}: give a model that was trained on it"
                 )
-        self.models = list(models)
-        self.panels = [ModelPanel(each.name, self.protocol, self._pixel_chosen) for each in models]
 
-    def _look_at(self, picture: Picture, *, keep: int = 0) -> None:
-        """One forward pass a model; the first `keep` inspections are those of this picture already."""
-        kept = self.inspections[:keep]
-        new = self.models[len(kept) :]
-        self._set_status(f"Looking at {picture.name} with {', '.join(each.name for each in new)} …" if new else "")
-        inspections = kept + [
-            inspect(
-                each.model,
-                picture.image,
-                self.protocol,
-                label=picture.label,
-                name=picture.name,
-                provenance=each.provenance,
-            )
-            for each in new
-        ]
+    def _look_at(self, picture: Picture, models: list[NamedModel] | None = None, *, keep: int = 0) -> None:
+        """One forward pass a model (None: those there are); the first `keep` have seen this picture already."""
+        models = models or self.models
+        self._check(models)
+        inspections = self.inspections[:keep]
+        for each in models[keep:]:
+            self._say(f"Looking at {picture.name} with {each.name} …")
+            options = {"label": picture.label, "name": picture.name, "provenance": each.provenance}
+            inspections.append(inspect(each.model, picture.image, self.protocol, **options))
+        if models is not self.models:
+            self._use(models)
         self._adopt(picture, inspections)
 
     def _adopt(self, picture: Picture, inspections: list[Inspection]) -> None:
@@ -189,28 +185,38 @@ class Inspector(widgets.VBox):
         self.picture, self.inspections = picture, inspections
         self.state = self.state.at(self.state.y, self.state.x, size)
         self.clear_error()
-        self._set_status("")
+        self._say("")
         self._draw()
 
     def _draw(self) -> None:
         self._show_controls()
         if not self.inspections:
-            self.stage.children = ()
-            self._set_status("No picture yet: choose one of the dataset by its index, or open one of your own.")
+            self._say("No picture yet: choose one of the dataset by its index, or open one of your own.")
             return
-        for panel, inspection in zip(self.panels, self.inspections, strict=True):
-            panel.show(self.state, inspection)
+        with self._showing():
+            for panel, inspection in zip(self.panels, self.inspections, strict=True):
+                panel.show(self.state, inspection)
         if self.stage.children != tuple(self.panels):
             self.stage.children = tuple(self.panels)
 
     def _show_controls(self) -> None:
-        pins = [(pin, readout(self._at(*pin), self.inspections[0]).prediction) for pin in self.state.pins]
-        self.view_controls.show(self.state, self.inspections[0] if self.inspections else None, pins, self._pixel_chosen)
-        self.image_controls.show(self.picture, self.dataset, len(self.models))
-        self.legend.show(self.state.hidden)
+        first = self.inspections[0] if self.inspections else None
+        pins = [(pin, readout(self._at(*pin), first).prediction) for pin in self.state.pins]
+        with self._showing():
+            self.view_controls.show(self.state, first, pins, self._pixel_chosen)
+            self.image_controls.show(self.picture, self.dataset, len(self.models))
+            self.legend.show(self.state.hidden)
 
-    def _set_status(self, text: str) -> None:
-        self.status.value = f'<div role="status" class="s2fpn-message">{escape(text)}</div>' if text else ""
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        before, self.showing = self.showing, True
+        try:
+            yield
+        finally:
+            self.showing = before
+
+    def _say(self, text: str) -> None:
+        self.status.value = status_html(text)
 
     def _at(self, y: int, x: int) -> State:
         return self.state.at(y, x, self.inspections[0].size)
@@ -222,12 +228,13 @@ class Inspector(widgets.VBox):
         view.pin.on_click(self._pin)
         view.save.on_click(self._save)
         view.export.on_click(self._export)
-        image.index.observe(self._index_changed, "value")
+        image.index.observe(self._show_index, "value")
+        image.show_index.on_click(self._show_index)
         image.open_path.on_click(self._open_path)
         image.upload.observe(self._uploaded, "value")
         image.upload_label.observe(self._uploaded_label, "value")
-        image.compare.on_click(self._compare)
-        image.stop.on_click(self._stop_comparing)
+        image.compare.on_click(self._open_second)
+        image.stop.on_click(self._close_second)
 
     @shown("Choosing a pixel", "Choose another pixel, or open the picture again.")
     def _pixel_chosen(self, y: int, x: int) -> None:
@@ -236,7 +243,7 @@ class Inspector(widgets.VBox):
 
     @shown("Changing the view", "Choose another view, or open the picture again.")
     def _view_changed(self, change: dict[str, Any]) -> None:
-        if self.inspections and not self.view_controls.showing:
+        if self.inspections:
             y, x, view, opacity = self.view_controls.values()
             self.apply(replace(self._at(y, x), view=view, opacity=opacity))
 
@@ -253,19 +260,18 @@ class Inspector(widgets.VBox):
     def _save(self, _: Any) -> None:
         self._need_picture()
         picture, record = save_inspection(self.results, self.state, self.inspections, self._names)
-        self._set_status(f"Saved {picture} and {record.name}")
+        self._say(f"Saved {picture} and {record.name}")
 
     @shown("Exporting", "Make room on the disk, or give the notebook another folder for its results.")
     def _export(self, _: Any) -> None:
         self._need_picture()
         path = self.results / f"{file_stem(self.state, self.inspections, self._names)}.html"
         export_html(path, self.state, self.inspections, self._names)
-        self._set_status(f"Exported {path}: one page that works without a kernel and without a network")
+        self._say(f"Exported {path}: one page that works without a kernel and without a network")
 
     @shown("Opening the image", "Choose an index inside the dataset; `01_data` names broken files.")
-    def _index_changed(self, change: dict[str, Any]) -> None:
-        if not self.image_controls.showing:
-            self.open_index(change["new"])
+    def _show_index(self, _: Any) -> None:
+        self.open_index(self.image_controls.index.value)
 
     @shown("Opening the picture", "Check the path; a picture is what an image viewer opens (PNG, JPEG, ...).")
     def _open_path(self, _: Any) -> None:
@@ -287,12 +293,12 @@ class Inspector(widgets.VBox):
             self._adopt(picture, [replace(each, label=picture.label) for each in self.inspections])
 
     @shown("Opening the second model", "Give a released name, a run folder or a .safetensors file.")
-    def _compare(self, _: Any) -> None:
+    def _open_second(self, _: Any) -> None:
         device = next(self.models[0].model.parameters()).device
         self.compare(opened_model(self.image_controls.second.value.strip(), device=device))
 
     @shown("Closing the second model", "Run the notebook's cell again.")
-    def _stop_comparing(self, _: Any) -> None:
+    def _close_second(self, _: Any) -> None:
         self.compare(None)
 
     def _need_picture(self) -> None:
