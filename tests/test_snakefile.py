@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
+import runpy
 import subprocess
 import sys
 import time
@@ -177,7 +177,7 @@ def test_killed_inside_a_training_it_goes_on_to_the_same_weights(cluster, tmp_pa
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < limit
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    runpy.run_path(str(PROJECT / "scripts" / "kill_study.py"))["kill"](process, kernels=True)
     process.communicate()
     folder = run_folder(tmp_path)
     assert not (folder / "run" / "result.json").exists(), "the kill came too late to show anything"
