@@ -219,8 +219,8 @@ def _load_foreign(path: Path, config: dict[str, Any]) -> nn.Module:
     if not {"name", "num_classes"} <= config.keys():
         raise CheckpointError(
             f"{path} is in the author's layout, which does not name its model: say which, e.g. "
-            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean"), '
-            "or in a notebook the parameters model and dataset"
+            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean")'
+            ", or in a notebook the parameters model and dataset"
         )
     model = build_model(**config)
     load_published(model, path)
