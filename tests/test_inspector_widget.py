@@ -179,7 +179,8 @@ def test_a_second_model_by_name(inspector):
     assert [each.name for each in inspector.models] == ["first", "s2fpn_lite-camvid"]
     inspector.image_controls.second.value = "s2fpn_lite-camvit"
     inspector.image_controls.compare.click()
-    assert "Did you mean 's2fpn_lite-camvid'?" in inspector.message.value
+    assert "Did you mean 's2fpn_lite-camvid'?" in inspector.error
+    assert "Opening the second model failed." in inspector.message.value
     assert len(inspector.models) == 2
 
 
@@ -237,7 +238,7 @@ def test_every_failure_is_shown(inspector, monkeypatch):
     inspector.image_controls.open_path.click()
     assert "Opening the picture failed. ValueError: no path is given" in inspector.error
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("<b>out of memory</b>")
 
     monkeypatch.setattr("s2fpn_lib.inspector_panel.render", fail)
