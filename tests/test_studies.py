@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from s2fpn_lib import studies
+from s2fpn_lib.pipeline import notebook_declarations
 from s2fpn_lib.studies import StudyError, failure_listing, failures, make_variant, read_studies, read_study
 from s2fpn_lib.train import TrainConfig
 
@@ -53,8 +54,10 @@ def test_the_studies_of_the_paper():
     assert [(job.notebook, job.threads) for job in found["speed"]] == [("12_speed", None)]
     for name, jobs in found.items():
         assert len({job.name for job in jobs}) == len(jobs), name
+        notebooks = {job.notebook: notebook_declarations(SHIPPED.parent / f"{job.notebook}.ipynb") for job in jobs}
         for job in jobs:
-            assert (SHIPPED.parent / f"{job.notebook}.ipynb").is_file()
+            known = {declaration.name for declaration in notebooks[job.notebook]}
+            assert job.arguments("results").keys() <= known
 
 
 def test_ablations_score_images_that_were_not_trained_on():
