@@ -1,4 +1,4 @@
-"""What a training run is made of: one flat, frozen configuration, and named presets for it."""
+"""What a training run is made of: one flat, frozen configuration. Named ones: `s2fpn_lib.presets`."""
 
 import math
 import types
@@ -13,6 +13,7 @@ from s2fpn_lib.losses import AUX_RESOLUTIONS, CRITERIA
 from s2fpn_lib.model import PUBLISHED_MODELS
 from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.parameters import as_float
+from s2fpn_lib.presets import PRESETS
 
 # What the published train.py calls on its command line, and the field that does it here.
 PUBLISHED_OPTIONS = {
@@ -224,116 +225,6 @@ class TrainConfig:
         """`to_dict` without the `OPERATIONAL` fields: what decides the result, and names a run."""
         return {name: value for name, value in self.to_dict().items() if name not in OPERATIONAL}
 
-
-MODERN: dict[str, Any] = {
-    "encoder_weights": "imagenet",
-    "optimizer": "adamw",
-    "lr": 1.5e-3,
-    "encoder_lr": 5e-4,
-    "weight_decay": 1e-2,
-    "decay_all": False,
-    "scale_range": (0.6, 2.0),
-    "photometric": 0.3,
-    "class_weights": 1.12,
-    "aux_weight": 0.4,
-    "aux_resolution": "own",
-    "ema": 0.999,
-    "clip": 1.0,
-    "amp": "auto",
-}
-# First at the network's own resolution, from ImageNet, ...
-LITE_CAMVID: dict[str, Any] = {
-    **MODERN,
-    "dataset": "camvid",
-    "model": "s2fpn_lite",
-    "crop": (256, 320),
-    "photometric": 0.4,
-    "rare_class_crops": 0.25,
-    "epochs": 80,
-    "warmup": 200,
-    "eval_every": 5,
-    "checkpoint_minutes": 3.0,
-}
-# ... then at twice the resolution, from the weights of that.
-LITE_CAMVID_DOUBLE: dict[str, Any] = {
-    **LITE_CAMVID,
-    "switches": {"double_resolution": True},
-    "encoder_weights": "",
-    "lr": 6e-4,
-    "encoder_lr": 2e-4,
-    "epochs": 25,
-    "scale_range": (0.5, 1.5),
-}
-# ... and on train and val, with the measure itself in the loss.
-LITE_CAMVID_TRAINVAL: dict[str, Any] = {
-    **LITE_CAMVID_DOUBLE,
-    "train_split": "trainval",
-    "val_split": "",  # trained on: its score would say nothing
-    "checkpoint_rule": "last",
-    "scale_range": (0.5, 1.75),
-    "epochs": 30,
-    "lovasz_weight": 0.5,
-}
-# The modern recipe made short: small crops, so that a few minutes hold many steps.
-QUICK: dict[str, Any] = {
-    **MODERN,
-    "model": "s2fpn_lite",
-    "lr": 2e-3,
-    "encoder_lr": 1e-3,
-    "epochs": 8,
-    "crop": (192, 256),
-    "photometric": 0.2,
-    "ema": 0.99,
-    "eval_every": 2,
-    "eval_images": 40,
-}
-
-# ImageNet encoders: the paper's text; the published code loads them and then initialises over them.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The published CamVid recipe. Its README's command line says lr 4e-3; the paper's 3e-4 is used.
-    "published-camvid": {
-        "dataset": "camvid",
-        "train_split": "trainval",
-        "crop": (360, 480),
-        "normalization": "camvid-mean",
-        "encoder_weights": "imagenet",
-        "checkpoint_rule": "last",  # trained on val, so there is nothing to choose by
-        "eval_every": 10,
-    },
-    # The published Cityscapes recipe; lr is the default and the README's command line of the published train.py.
-    "published-cityscapes": {
-        "dataset": "cityscapes",
-        "crop": (512, 1024),
-        "normalization": "cityscapes-mean",
-        "encoder_weights": "imagenet",
-        "optimizer": "sgd",
-        "lr": 4e-3,
-        "weight_decay": 1e-4,
-        "epochs": 500,
-        "eval_every": 10,
-    },
-    # Ours: the same network with a current recipe.
-    "modern": MODERN,
-    # The released s2fpn_lite-camvid, in four runs that begin with one another's weights (init_from). The first two
-    # train on train, so that val can be looked at; the last two on train and val, with nothing left to choose by.
-    "lite-camvid": LITE_CAMVID,
-    "lite-camvid-double": LITE_CAMVID_DOUBLE,
-    "lite-camvid-trainval": LITE_CAMVID_TRAINVAL,
-    # Whole images: strips as long as those of the final measurement.
-    "lite-camvid-final": {
-        **LITE_CAMVID_TRAINVAL,
-        "crop": (360, 480),
-        "batch_size": 4,
-        "scale_range": (0.6, 1.75),
-        "lr": 3e-4,
-        "encoder_lr": 1e-4,
-        "epochs": 6,
-    },
-    # Two minutes on two CPU cores.
-    "quick": QUICK,
-    # Half a minute, to see that everything works.
-    "glance": {**QUICK, "epochs": 3, "eval_every": 3, "eval_images": 20},
-}
 
 _TYPES = typing.get_type_hints(TrainConfig)
 

@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 from s2fpn_lib import runs
 from s2fpn_lib.allocator import keep_freed_memory
 from s2fpn_lib.checkpoint import load_model
-from s2fpn_lib.config import PRESETS, TrainConfig
+from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, check_dataset, open_dataset
 from s2fpn_lib.devices import choose_device
 from s2fpn_lib.distributed import from_first, local_rank, rank
 from s2fpn_lib.launch import WorkerFailed, launch, node_rank
+from s2fpn_lib.presets import PRESETS
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked
 from s2fpn_lib.training import Row, Training, TrainingDiverged, pretraining
 

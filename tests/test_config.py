@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from s2fpn_lib.config import OPERATIONAL, PRESETS, PUBLISHED_OPTIONS, TrainConfig
+from s2fpn_lib.config import OPERATIONAL, PUBLISHED_OPTIONS, TrainConfig
+from s2fpn_lib.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)
