@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from s2fpn_lib.model.efficientnet_lite import SameConv2d
 
 OPSET = 18
 LITE_MULTIPLE = 32
+PARITY = 1e-3  # of float32 logits, relative to the largest
 
 
 def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor, *, dynamic: bool = True) -> None:
     """Writes an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` gives it, output `logits` (B, K, H, W).
 
-    network: `optimize.simplify(model)`, or a model as it is. dynamic: batch, height and width are free (see
-    `free_sizes`); otherwise they are the example's.
+    network: `simplify.simplify(model)`, or a model as it is. dynamic: batch, height and width are free (see
+    `free_sizes`); otherwise they are the example's. The file's metadata hold, as JSON, what `preprocess` does (mean and
+    std of R, G, B on the 0..255 scale) and size_multiple, which height and width have to be multiples of:
+    examples/run_onnx.py needs nothing else.
 
     Raises ImportError without the extra [onnx].
     """
@@ -35,10 +39,31 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
         dynamic_shapes=free_sizes(network, example) if dynamic else None,
         verbose=False,
     )
+    program.model.metadata_props.update(
+        mean=json.dumps(network.mean.flatten().tolist()),
+        std=json.dumps(network.std.flatten().tolist()),
+        size_multiple=json.dumps(LITE_MULTIPLE if _pads_by_size(network) else 1),
+    )
     if isinstance(target, io.BytesIO):
         target.write(program.model_proto.SerializeToString())
     else:
         program.save(target)
+
+
+def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
+    """Largest |difference| between the logits of the file in onnxruntime and of `model`, on inputs x (B, 3, H, W).
+
+    Raises RuntimeError where it is above `PARITY` times the largest logit (or 1).
+    """
+    (logits,) = onnx_session(path).run(None, {"image": x.contiguous().numpy()})
+    with torch.inference_mode():
+        expected = model.eval()(x)
+    difference = float((torch.from_numpy(logits) - expected).abs().max())
+    if not difference <= PARITY * max(1.0, float(expected.abs().max())):
+        raise RuntimeError(
+            f"{path} gives other logits than the model at {tuple(x.shape)}: they differ by {difference:.1e}"
+        )
+    return difference
 
 
 def export_program(network: nn.Module, path: str | Path, example: Tensor, *, dynamic: bool = True) -> None:
@@ -55,7 +80,7 @@ def free_sizes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
     s2fpn_lite pads as TensorFlow does, by an amount that depends on whether a size is even at every stride: its
     exported sizes are multiples of 32. Raises ValueError for an example of it that is not.
     """
-    if not any(isinstance(module, SameConv2d) for module in network.modules()):
+    if not _pads_by_size(network):
         dynamic = torch.export.Dim.DYNAMIC
         return ({0: dynamic, 2: dynamic, 3: dynamic},)
     if any(size % LITE_MULTIPLE for size in example.shape[-2:]):
@@ -65,6 +90,10 @@ def free_sizes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
         )
     height, width = torch.export.Dim("height", min=3, max=128), torch.export.Dim("width", min=3, max=128)
     return ({0: torch.export.Dim.DYNAMIC, 2: LITE_MULTIPLE * height, 3: LITE_MULTIPLE * width},)
+
+
+def _pads_by_size(network: nn.Module) -> bool:
+    return any(isinstance(module, SameConv2d) for module in network.modules())
 
 
 def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:

@@ -1,15 +1,18 @@
 """Exported networks run without this library, at sizes they were not exported at."""
 
+import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from s2fpn_lib.export import export_onnx, export_program
+from s2fpn_lib.export import export_onnx, export_program, onnx_difference
 from s2fpn_lib.model import build_model
-from s2fpn_lib.optimize import simplify
+from s2fpn_lib.simplify import simplify
 
 WITHOUT_TORCH = """
 import sys
@@ -19,6 +22,11 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 np.save(sys.argv[3], logits)
 assert "torch" not in sys.modules
 """
+
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "run_onnx.py"
+# sys.modules[...] = None makes every import of it fail
+BLOCK_TORCH = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
 
 @pytest.fixture(scope="module", params=["s2fpn_lite", "s2fpn18"])
@@ -44,6 +52,33 @@ def test_onnx_runs_without_torch_at_other_sizes(model, tmp_path):
         with torch.inference_mode():
             expected = model(image)
         torch.testing.assert_close(torch.from_numpy(np.load(files[2])), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_example_runs_where_torch_cannot_be_imported(model, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    path, source, target = (tmp_path / name for name in ("model.onnx", "picture.png", "classes.png"))
+    export_onnx(simplify(model), path, torch.randn(2, 3, 64, 96))
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(source)
+    command = [sys.executable, "-c", BLOCK_TORCH, EXAMPLE, path, source, target]
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "64x96" in result.stdout
+    with torch.inference_mode():
+        expected = model(model.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None])).argmax(1)[0]
+    assert (np.asarray(Image.open(target)) == expected.numpy()).mean() > 0.999
+
+
+def test_parity_is_measured_and_demanded(model, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    path = tmp_path / "model.onnx"
+    export_onnx(simplify(model), path, torch.randn(2, 3, 64, 96))
+    x = torch.randn(1, 3, 96, 64)
+    assert 0 <= onnx_difference(model, path, x) < 1e-3
+    other = copy.deepcopy(model)
+    torch.nn.init.normal_(other.head.weight, std=10)
+    with pytest.raises(RuntimeError, match=r"gives other logits than the model at \(1, 3, 96, 64\)"):
+        onnx_difference(other, path, x)
 
 
 def test_a_program_runs_without_this_library_at_other_sizes(model, tmp_path):
