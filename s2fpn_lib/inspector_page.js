@@ -107,8 +107,8 @@ function legend() {
     boxes.forEach((box, id) => { box.checked = !state.hidden.has(id); });
     draw(true);
   };
-  const button = (text, title, ids) => {
-    const node = element("button", { type: "button", title }, text);
+  const button = (text, spoken, ids) => {
+    const node = element("button", { type: "button", title: spoken, ariaLabel: spoken }, text);
     node.addEventListener("click", () => hide(ids));
     return node;
   };
@@ -116,11 +116,11 @@ function legend() {
   data.classes.forEach((name, id) => {
     const swatch = element("span", { className: "s2fpn-swatch" });
     swatch.style.background = colour(id);
-    const only = button("only", `Show ${name} alone`, every.filter((each) => each !== id));
+    const only = button("only", `only ${name}`, every.filter((each) => each !== id));
     byId("legend").append(element("span", { className: "s2fpn-legend-entry" },
       element("label", {}, boxes[id], " ", swatch, ` ${name}`), only));
   });
-  byId("legend").append(button("all", "Show every class", []), button("none", "Hide every class", every));
+  byId("legend").append(button("all", "all classes", []), button("none", "none of the classes", every));
 }
 async function start() {
   await unpackAll();

@@ -220,7 +220,7 @@ def test_exported_page_answers_without_kernel_and_network(page, exported):
 
     state = State(y=100, x=239).at(208, 168, size).pinned().at(100, 239, size)
     drawn_as(canvas, render(state, inspections[0]))
-    page.get_by_role("button", name="Show Car alone").click()
+    page.get_by_role("button", name="only Car").click()
     car = PROTOCOL.classes.index("Car")
     drawn_as(canvas, render(state.solo(car, PROTOCOL.num_classes), inspections[0]))
     page.get_by_role("button", name="pin 208, 168").click()
