@@ -137,15 +137,16 @@ def test_killed_at_random_moments_and_taken_up_again_it_ends_with_the_same_bytes
             [sys.executable, __file__, str(run.path)], stdout=subprocess.DEVNULL, cwd=Path(__file__).parent.parent
         )
         started, seen = time.monotonic(), run.state.stat().st_mtime if run.state.exists() else 0
-        while process.poll() is None and time.monotonic() - started < 60:
+        while process.poll() is None and time.monotonic() - started < 100:
             if run.state.exists() and run.state.stat().st_mtime > seen:
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 1.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert run.state.exists(), f"seed {seed}: the subprocess never saved a state"
-        steps.append(load_state(run.state)["step"])
+        state = load_state(run.state)  # the one before it, where the kill fell between two renames
+        assert state, f"seed {seed}: the subprocess never saved a state"
+        steps.append(state["step"])
     result = train(interruptible(), run_dir=run.path)
     for name in ("last.safetensors", "best.safetensors"):
         whole, killed = (folder / name for folder in (finished.run_dir, run.path))
