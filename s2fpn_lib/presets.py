@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_range": (0.6, 1.75),
         "lr": 3e-4,
         "encoder_lr": 1e-4,
-        "epochs": 6,
+        "epochs": 3,
     },
     # Two minutes on two CPU cores.
     "quick": QUICK,
