@@ -11,6 +11,7 @@ from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.inspector import VIEWS, Inspection, State
 from s2fpn_lib.inspector_sources import Picture
 
+PLAIN = {"description_width": "initial"}  # as wide as its words
 ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "6px"}
 
 
@@ -19,20 +20,31 @@ class ImageControls(widgets.VBox):
 
     def __init__(self, images: int) -> None:
         self.index = widgets.BoundedIntText(
-            0, min=0, max=max(images - 1, 0), description="image", disabled=not images, layout=_wide("150px")
+            0,
+            min=0,
+            max=max(images - 1, 0),
+            description="image",
+            style=PLAIN,
+            disabled=not images,
+            layout=_wide("130px"),
         )
         self.index.tooltip = "Index of the dataset's image"
         self.show_index = _button("Show", "picture-o", "Show the dataset's image of this index")
         self.what = widgets.HTML()
-        self.path = widgets.Text(placeholder="path of a picture", description="picture", layout=_wide("320px"))
+        self.path = widgets.Text(
+            placeholder="path of a picture", description="picture", style=PLAIN, layout=_wide("320px")
+        )
         self.label_path = widgets.Text(
-            placeholder="path of its label PNG, if any", description="label", layout=_wide("320px")
+            placeholder="path of its label PNG, if any", description="label", style=PLAIN, layout=_wide("320px")
         )
         self.open_path = _button("Open", "folder-open", "Open the picture at this path")
         self.upload = widgets.FileUpload(accept="image/*", description="Upload a picture", layout=_wide("auto"))
         self.upload_label = widgets.FileUpload(accept=".png", description="Upload its label", layout=_wide("auto"))
         self.second = widgets.Text(
-            placeholder="released name, run folder, .safetensors", description="second", layout=_wide("320px")
+            placeholder="released name, run folder or file",
+            description="second model",
+            style=PLAIN,
+            layout=_wide("320px"),
         )
         self.compare = _button("Compare", "columns", "Show this model beside the first")
         self.stop = _button("One model", "square-o", "Close the second model")
@@ -64,11 +76,20 @@ class ViewControls(widgets.VBox):
 
     def __init__(self) -> None:
         start = State()
-        self.y = widgets.BoundedIntText(0, min=0, max=0, description="row y", layout=_wide("150px"))
-        self.x = widgets.BoundedIntText(0, min=0, max=0, description="column x", layout=_wide("150px"))
-        self.view = widgets.Dropdown(options=VIEWS, value=start.view, description="view", layout=_wide("210px"))
+        self.y = widgets.BoundedIntText(0, min=0, max=0, description="row y", style=PLAIN, layout=_wide("130px"))
+        self.x = widgets.BoundedIntText(0, min=0, max=0, description="column x", style=PLAIN, layout=_wide("130px"))
+        self.view = widgets.Dropdown(
+            options=VIEWS, value=start.view, description="view", style=PLAIN, layout=_wide("170px")
+        )
         self.opacity = widgets.FloatSlider(
-            start.opacity, min=0, max=1, step=0.05, description="opacity", readout_format=".2f", layout=_wide("280px")
+            start.opacity,
+            min=0,
+            max=1,
+            step=0.05,
+            description="opacity",
+            style=PLAIN,
+            readout_format=".2f",
+            layout=_wide("250px"),
         )
         self.pin = _button("Pin", "thumb-tack", "Keep this pixel, to come back to it")
         self.save = _button("Save", "save", "Picture (PNG) and numbers with provenance (JSON), into the results")

@@ -51,4 +51,4 @@ class ClassLegend(widgets.Box):
 
 
 def _small_button(text: str, tooltip: str) -> widgets.Button:
-    return widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width="auto", height="24px"))
+    return widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width="auto"))

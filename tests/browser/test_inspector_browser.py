@@ -134,7 +134,7 @@ def drawn_as(canvas: Locator, expected: np.ndarray) -> None:
 def run_all(page: Page, address: str) -> Locator:
     """Opens the notebook, chooses Run All from the menu, and waits for the inspector's picture."""
     page.goto(address, timeout=COMPUTE)
-    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=COMPUTE)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=COMPUTE)  # the kernel is there
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
     canvas = page.locator("canvas.s2fpn-interactive[data-drawn]")
