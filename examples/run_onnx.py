@@ -17,8 +17,8 @@ def main(model, source, target):
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     picture = Image.open(source).convert("RGB")
-    step = facts["size_multiple"]  # the sizes that the network takes
-    picture = picture.resize([max(2, round(side / step)) * step for side in picture.size])
+    step = facts["size_multiple"]  # the sizes that the network takes, from three of them on
+    picture = picture.resize([max(3, round(side / step)) * step for side in picture.size])
     x = (np.asarray(picture, np.float32) - facts["mean"]) / facts["std"]  # (H, W, 3), RGB
     x = x.transpose(2, 0, 1)[None].astype(np.float32)  # (H, W, 3) -> (1, 3, H, W)
     (logits,) = session.run(None, {"image": x})

@@ -49,7 +49,7 @@ def _serve(pipe: Any, threads: int, make: Callable[..., Callable[[], Any]], opti
     while True:
         try:
             pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the caller has ended, in one way or another
             return
         try:
             call = call or make(**options)

@@ -57,13 +57,13 @@ def test_onnx_runs_without_torch_at_other_sizes(model, tmp_path):
 def test_the_example_runs_where_torch_cannot_be_imported(model, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     path, source, target = (tmp_path / name for name in ("model.onnx", "picture.png", "classes.png"))
-    export_onnx(simplify(model), path, torch.randn(2, 3, 64, 96))
-    pixels = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+    export_onnx(simplify(model), path, torch.randn(2, 3, 128, 96))
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(source)
     command = [sys.executable, "-c", BLOCK_TORCH, EXAMPLE, path, source, target]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert "64x96" in result.stdout
+    assert "96x160" in result.stdout
     with torch.inference_mode():
         expected = model(model.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None])).argmax(1)[0]
     assert (np.asarray(Image.open(target)) == expected.numpy()).mean() > 0.999
@@ -72,12 +72,12 @@ def test_the_example_runs_where_torch_cannot_be_imported(model, tmp_path):
 def test_parity_is_measured_and_demanded(model, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     path = tmp_path / "model.onnx"
-    export_onnx(simplify(model), path, torch.randn(2, 3, 64, 96))
-    x = torch.randn(1, 3, 96, 64)
+    export_onnx(simplify(model), path, torch.randn(2, 3, 128, 96))
+    x = torch.randn(1, 3, 96, 160)
     assert 0 <= onnx_difference(model, path, x) < 1e-3
     other = copy.deepcopy(model)
     torch.nn.init.normal_(other.head.weight, std=10)
-    with pytest.raises(RuntimeError, match=r"gives other logits than the model at \(1, 3, 96, 64\)"):
+    with pytest.raises(RuntimeError, match=r"gives other logits than the model at \(1, 3, 96, 160\)"):
         onnx_difference(other, path, x)
 
 
