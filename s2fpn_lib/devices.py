@@ -2,6 +2,9 @@
 
 import torch
 
+# What autocast is told for the precisions that configurations and notebooks name
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device of that name ("cpu", "cuda", "cuda:1"); "auto" is CUDA where there is one, else the CPU.

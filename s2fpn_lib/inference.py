@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2fpn_lib.devices import AMP_DTYPES
 from s2fpn_lib.optimize import OptimizedModel, optimize_for_inference
 
 __all__ = [
@@ -24,8 +25,6 @@ __all__ = [
     "window_starts",
     "window_weights",
 ]
-
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def predict_logits(

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.cuda_graphs import CudaGraphs
+from s2fpn_lib.devices import AMP_DTYPES
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.runtimes import RUNTIMES, runtime_runner
 from s2fpn_lib.simplify import simplify
 
-TORCH_PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_PRECISIONS = {"float32": None, **AMP_DTYPES}
 BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions
 PRECISIONS = (*TORCH_PRECISIONS, "int8")
 TOLERANCE = 1e-3  # of float32 logits, the promise of optimize_for_inference

@@ -14,7 +14,7 @@ from s2fpn_lib import runs
 from s2fpn_lib.checkpoint import find_weights, load_state, load_weights, read_metadata, save_state, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, TrainLoader, train_loader
-from s2fpn_lib.devices import choose_amp
+from s2fpn_lib.devices import AMP_DTYPES, choose_amp
 from s2fpn_lib.distributed import mean_over_processes, rank, refuse_differing, world_size
 from s2fpn_lib.ema import ExponentialMovingAverage
 from s2fpn_lib.evaluate import evaluate
@@ -25,7 +25,6 @@ from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.schedule import fit_warmup, warmup_poly_schedule
 from s2fpn_lib.sync_batch_norm import synchronised
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS_BETWEEN_CHECKS = 50  # of the loss on CUDA, where a look at it is a host sync
 
 Row = dict[str, Any]
@@ -236,8 +235,12 @@ class Training:
         return (
             f"the loss of step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(self.loader)}) is not finite; "
             f"samples: {', '.join(batch_names(self.loader, step))}. "
-            f"{self.run.state} keeps the last good state; {advice}"
+            f"{self._what_stays()}; {advice}"
         )
+
+    def _what_stays(self) -> str:
+        kept = self.run.state.exists()
+        return f"{self.run.state} keeps the last good state" if kept else "no state had been saved before"
 
     def save(self) -> None:
         """Writes the training state, in the first process; never one that has diverged."""
@@ -247,7 +250,7 @@ class Training:
             raise TrainingDiverged(
                 f"weights are not finite after step {self.step - 1} though its loss was (an overflow in the gradient); "
                 f"samples: {', '.join(batch_names(self.loader, self.step - 1))}. "
-                f"{self.run.state} keeps the last good state; try a lower lr, clip=1.0 or amp='off'"
+                f"{self._what_stays()}; try a lower lr, clip=1.0 or amp='off'"
             )
         if rank() == 0:
             save_state(self.run.state, self.state_dict())
