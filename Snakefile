@@ -22,6 +22,8 @@ from s2fpn_lib import studies
 from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
 
 RESULTS = results_root().resolve()
+if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake stumbles over it before onstart, and says less
+    raise WorkflowError(f"the results folder {RESULTS} cannot be written: there is a file of that name")
 STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
 JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
 RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.run_notebook"

@@ -150,7 +150,7 @@ def measure_loader(
             source.close()
         correct = _cache_follows(kind, root)
     for (way, count), timing in timings.items():
-        mean = float(np.mean([seconds for repeat in timing.repeats for seconds in repeat]))
+        throughput = timing.averaged()  # with workers, batches come in bursts
         yield {
             "kind": kind,
             "images": images,
@@ -160,8 +160,8 @@ def measure_loader(
             "way": way,
             "workers": count,
             **timing.row(),
-            "samples_per_s": round(batch / mean, 2),  # the mean: with workers, batches come in bursts
-            **ratio_row(timings["published", 0], timing),
+            "samples_per_s": round(batch / throughput.p50, 2),
+            **ratio_row(timings["published", 0].averaged(), throughput),
             "cache_correct": correct,
             **session(CPU),
         }

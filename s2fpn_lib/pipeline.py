@@ -71,7 +71,7 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             cwd=source.parent,
-            extra_arguments=["--log-level=ERROR"],  # each kernel's warnings would break the progress lines
+            extra_arguments=["--log-level=CRITICAL"],  # each kernel's warnings would break the progress lines
         )
     except papermill.PapermillExecutionError as error:
         first_line = next(iter(error.source.strip().splitlines()), "")

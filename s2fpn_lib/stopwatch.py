@@ -44,6 +44,10 @@ class Timing:
         """(slowest - fastest) of the repeats' medians, as a share of p50."""
         return (max(self.medians) - min(self.medians)) / self.p50
 
+    def averaged(self) -> Timing:
+        """The mean call of each repeat: for what comes in bursts, such as batches that were made ahead."""
+        return Timing(tuple((statistics.fmean(calls),) for calls in self.repeats))
+
     def row(self) -> dict[str, Any]:
         """The columns that every speed table has."""
         return {

@@ -112,7 +112,8 @@ def train(
         _refuse_seen(config, train_set, val_set)
     run = RunDirectory(run_dir or default_run_dir(config, results))
     progress = _someone_watches() if progress is None else progress
-    with run.lock() if first_node else nullcontext():
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])  # the caller's random stream stays
+    with forked, run.lock() if first_node else nullcontext():
         if first_node:
             run.claim(config.recipe(), TrainConfig().recipe())
         summary = _finished(run, config)
@@ -145,7 +146,7 @@ def _fit(
     device = choose_device(config.device, local_rank())
     if device.type == "cpu":
         keep_freed_memory()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), _tuned_convolutions(device):
+    with _tuned_convolutions(device):
         training = Training(config, train_set, val_set, device, run)
         _train_epochs(training, on_epoch, progress)
         return from_first(_finish(training) if rank() == 0 else None)

@@ -25,6 +25,12 @@ def test_a_ratio_has_the_range_of_its_repeats():
     assert set(ratio_row(None, fast).values()) == {None}
 
 
+def test_what_comes_in_bursts_is_compared_by_its_mean():
+    bursts = Timing(((0.5, 0.5, 5.0), (1.0, 1.0, 7.0))).averaged()
+    assert bursts.repeats == ((2.0,), (3.0,))
+    assert ratio_row(Timing(((8.0, 4.0), (9.0, 9.0))).averaged(), bursts)["ratio"] == 3.0
+
+
 def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
     # one call, then 3 calls a median: 0.3, 0.2, 0.2 -> three medians; then the measured calls
     durations = itertools.chain([9], [0.3] * 3, [0.2] * 6, itertools.repeat(0.7))

@@ -74,11 +74,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={work}", "--ServerApp.allow_root=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures as pictures
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options],
-            env={**os.environ, **{name: str(folder / value) for name, value in variables.items()}},
+            env={**inherited, **{name: str(folder / value) for name, value in variables.items()}},
             cwd=work,
             stdout=output,
             stderr=subprocess.STDOUT,
