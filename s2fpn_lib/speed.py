@@ -131,7 +131,8 @@ def _measure(
         run, difference = _runner(model, x, *way)
         run(x)
         after = _peak_mb(device)
-        added = None if before is None or after is None else round(after - before, 1)
+        # Linux counts pages in batches of some 100 kB, so "nothing" can come out just below 0
+        added = None if before is None or after is None else round(max(0.0, after - before), 1)
         running[way] = run, {"peak_mb": added, "max_difference": difference}
     for stage in stages:
         calls = {

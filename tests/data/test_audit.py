@@ -1,4 +1,8 @@
+import json
 import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +10,6 @@ from PIL import Image
 
 from s2fpn_lib.data import DatasetError, View, check_dataset, class_shares, drive_overlap, label_counts, open_dataset
 from s2fpn_lib.data import dataset as dataset_module
-from s2fpn_lib.pipeline import PROJECT, PipelineError, execute
 
 
 def spoil(folder, kind):
@@ -88,8 +91,11 @@ def test_the_notebook_shows_what_can_be_read_names_the_broken_file_and_stops(cam
     broken = spoil(camvid_tree / "camvid", "truncated label")
     monkeypatch.setenv("S2FPN_DATA", str(camvid_tree))
     monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "results"))
-    with pytest.raises(PipelineError, match=rf"folder = (?s:.*){broken.name}: cannot be decoded"):
-        execute(PROJECT / "notebooks" / "01_data.ipynb", tmp_path / "01_data.ipynb", {"splits": "val", "images": 2})
+    parameters = json.dumps({"splits": "val", "images": 2})
+    command = [sys.executable, "-m", "s2fpn_lib.run_notebook", "01_data", tmp_path / "run", "--parameters", parameters]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 1
+    assert re.search(rf"folder = (?s:.*){broken.name}: cannot be decoded", told.stderr)
     assert broken.name in (tmp_path / "results" / "01_data" / "errors.txt").read_text()
 
 
