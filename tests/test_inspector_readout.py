@@ -7,24 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from s2fpn_lib.data import get_protocol
 from s2fpn_lib.inspector import State, inspect, readout
 from s2fpn_lib.inspector_readout import revision_note
-from s2fpn_lib.model import build_model
+from tests.inspecting import PROTOCOL, network
 
-PROTOCOL = get_protocol("roadscenes")
 SIZE = (45, 71)
-
-
-def network(**config):
-    """With every vector, gamma and the norms among them, away from its start."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    model = build_model("s2fpn_lite", num_classes=PROTOCOL.num_classes, **config).eval()
-    for tensor in model.state_dict().values():
-        if tensor.dtype.is_floating_point and tensor.ndim <= 1:
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.8 + 0.2)
-    return model
 
 
 def looked_at(label=None, **config):
