@@ -68,6 +68,7 @@ class TrainConfig:
     scale_range: tuple[float, float] | None = None  # (lowest, highest): continuous scale instead of `scales`
     flip: bool = True  # mirror half of the samples
     photometric: float = 0.0  # strength of brightness, contrast and saturation changes
+    colour_cast: float = 0.0  # strength of the changes of single colours, as light of another colour makes them
     rare_class_crops: float = 0.0  # share of crops centred on a rare class
     # network
     model: str = "s2fpn18"
@@ -187,6 +188,7 @@ class TrainConfig:
             scale_range=self.scale_range,
             flip=self.flip,
             photometric=self.photometric,
+            colour_cast=self.colour_cast,
             rare_class_crops=self.rare_class_crops,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,14 @@ def checkpoint_provenance(path_or_name: str | Path, config: Mapping[str, Any] | 
     return row
 
 
-def recipe_hashes(recipe: Mapping[str, Any]) -> dict[str, str]:
+def recipe_hashes(recipe: Mapping[str, Any], varied: Collection[str] = ()) -> dict[str, str]:
     """Hashes of parts of a run's config.json.
 
     recipe_without_seed: the same for repetitions. training_recipe: without seed and network as well (model, revision,
-    switches), the same for networks that were trained alike.
+    switches), the same for networks that were trained alike; `varied` are fields that a study varies on purpose, which
+    are left out of it, too.
     """
-    network = ("model", "revision", "switches")
+    network = ("model", "revision", "switches", *varied)
     repeated = {name: value for name, value in recipe.items() if name != "seed"}
     alike = {name: value for name, value in repeated.items() if name not in network}
     return {"recipe_without_seed": config_hash(repeated), "training_recipe": config_hash(alike)}

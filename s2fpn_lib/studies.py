@@ -48,7 +48,7 @@ TRAINING: dict[str, Any] = {
     "models": ["s2fpn18"],
     "revisions": ["v1"],
     "seeds": [0, 1, 2],
-    "variants": {"full": {}},  # name: switches
+    "variants": {"full": {}},  # name: switches, and under "changes" fields of TrainConfig
     "split": "val",  # what is scored
     "limit": 0,  # images scored, evenly spread; 0: all
 }
@@ -199,7 +199,9 @@ def _measuring_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
 def _training_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
     jobs = []
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
-    for (seed, dataset, model, revision), (name, switches) in product(product(*axes), values["variants"].items()):
+    variants = {name: _variant_parts(name, described) for name, described in values["variants"].items()}
+    varied = sorted({field for _, own in variants.values() for field in own})
+    for (seed, dataset, model, revision), (name, (switches, own)) in product(product(*axes), variants.items()):
         parameters = {
             "study": study,
             "variant": name,
@@ -212,12 +214,12 @@ def _training_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
             "device": values["device"],
             "split": values["split"],
             "limit": values["limit"],
-            "changes": values["changes"],
+            "changes": values["changes"] | own,
+            "varied": varied,
         }
         changes = {key: parameters[key] for key in ("dataset", "model", "revision", "switches", "seed", "device")}
-        variant = make_variant(
-            study, name, values["preset"], changes | values["changes"], split=values["split"], limit=values["limit"]
-        )
+        changes |= parameters["changes"]
+        variant = make_variant(study, name, values["preset"], changes, split=values["split"], limit=values["limit"])
         parameters["dataset"] = variant.config.dataset
         gpus = _gpus(values["device"], variant.config.devices)
         jobs.append(Job(study, variant.folder_name, values["notebook"], parameters, values["threads"], gpus))
@@ -225,6 +227,13 @@ def _training_jobs(study: str, values: Mapping[str, Any]) -> list[Job]:
     if twice:
         raise ValueError(f"{min(twice)} occurs more than once: name every seed, dataset, model and revision once")
     return jobs
+
+
+def _variant_parts(name: str, described: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(switches, changes of the recipe) of a variant as the study file describes it."""
+    if isinstance(described, Mapping) and isinstance(own := described.get("changes", {}), Mapping):
+        return {switch: value for switch, value in described.items() if switch != "changes"}, dict(own)
+    raise StudyError(f"variant {name} is {described!r}; it takes switches, and fields of TrainConfig under changes")
 
 
 def failures(results: str | Path | None = None) -> list[dict[str, Any]]:

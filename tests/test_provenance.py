@@ -84,6 +84,9 @@ def test_hashes_tell_repetitions_and_networks_trained_alike():
     assert variant["recipe_without_seed"] != hashes["recipe_without_seed"]
     longer = recipe_hashes(TrainConfig(dataset="roadscenes", epochs=151).recipe())
     assert longer["training_recipe"] != hashes["training_recipe"]
+    varied = recipe_hashes(TrainConfig(dataset="roadscenes", epochs=151).recipe(), ["epochs"])
+    assert varied["training_recipe"] == recipe_hashes(recipe, ["epochs"])["training_recipe"]
+    assert varied["recipe_without_seed"] == longer["recipe_without_seed"]
 
 
 def test_switches_in_words():

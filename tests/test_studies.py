@@ -66,7 +66,11 @@ def test_ablations_score_images_that_were_not_trained_on():
             if job.threads:
                 p = job.parameters
                 config = TrainConfig.preset(p["preset"], dataset=p["dataset"], **p["changes"])
-                assert (config.train_split.partition(":")[0], p["split"]) == ("train", "val"), study
+                trained, apart, left_out = config.train_split.partition(":drive!=")
+                if apart:  # one drive is scored, the others are trained on
+                    assert p["split"] == f"{trained}:drive={left_out}", study
+                else:
+                    assert (trained.partition(":")[0], p["split"]) == ("train", "val"), study
 
 
 def test_every_combination_is_a_job_with_a_folder_that_says_what_it_is(tmp_path):
@@ -80,6 +84,17 @@ def test_every_combination_is_a_job_with_a_folder_that_says_what_it_is(tmp_path)
     assert jobs[1].folder(tmp_path) == tmp_path / "studies" / "small" / jobs[1].name
     assert jobs[1].arguments(tmp_path)["switches"] == {"ssam": False}
     assert jobs[1].arguments(tmp_path)["results"] == str(tmp_path)
+
+
+def test_a_variant_may_change_the_recipe(tmp_path):
+    variants = {"full": {}, "slow": {"changes": {"lr": 1e-4}}, "both": {"ssam": False, "changes": {"flip": False}}}
+    jobs = read_study(write(tmp_path, seeds=[0], changes={"epochs": 2}, variants=variants))
+    full, slow, both = sorted(jobs, key=lambda job: list(variants).index(job.parameters["variant"]))
+    assert full.parameters["changes"] == {"epochs": 2}
+    assert (slow.parameters["switches"], slow.parameters["changes"]) == ({}, {"epochs": 2, "lr": 1e-4})
+    assert (both.parameters["switches"], both.parameters["changes"]) == ({"ssam": False}, {"epochs": 2, "flip": False})
+    assert all(job.parameters["varied"] == ["flip", "lr"] for job in (full, slow, both))
+    assert len({job.name.rsplit("-", 1)[1] for job in (full, slow, both)}) == 3
 
 
 def test_the_notebook_finds_the_folder_that_the_plan_named(tmp_path):
@@ -151,6 +166,9 @@ def test_fields_given_on_the_command_line(tmp_path):
             "variant no-ssam has an unknown switch 'sasm'. Did you mean 'ssam'",
         ),
         ({"variants": {"No SSAM": {}}}, "lower-case letters"),
+        ({"variants": {"slow": {"changes": {"epoch": 1}}}}, "Did you mean 'epochs'"),
+        ({"variants": {"slow": {"changes": 0.1}}}, "fields of TrainConfig under changes"),
+        ({"variants": {"slow": None}}, "variant slow is None"),
         ({"preset": "quik"}, "Did you mean 'quick'"),
         ({"changes": {"epoch": 3}}, "Did you mean 'epochs'"),
         ({"preset": None}, "does not say preset"),

@@ -28,6 +28,8 @@ class Augment:
         flip: mirror left-right half of the time.
         photometric: brightness, contrast and saturation are each multiplied by 1 - p .. 1 + p; 0 leaves colours alone
             (published).
+        colour_cast: red, green and blue are each multiplied by 1 - c .. 1 + c, as light of another colour does; 0 as
+            published.
         rare_class_crops: probability that the window is centred on a pixel of a rare class of the image instead of
             anywhere; 0 as published.
         rare_share: a class is rare when its share of the dataset's labelled pixels is below this.
@@ -37,6 +39,7 @@ class Augment:
     scale_range: tuple[float, float] | None = None
     flip: bool = True
     photometric: float = 0.0
+    colour_cast: float = 0.0
     rare_class_crops: float = 0.0
     rare_share: float = 0.02
 
@@ -49,8 +52,9 @@ class Augment:
                 raise ValueError(f"scale_range={self.scale_range}: give (lowest, highest) with 0 < lowest <= highest")
         elif not self.scales or min(self.scales) <= 0:
             raise ValueError(f"scales={self.scales}: give at least one scale, all above 0")
-        if not 0 <= self.photometric < 1:
-            raise ValueError(f"photometric={self.photometric}: give a strength in 0 <= p < 1")
+        for name in ("photometric", "colour_cast"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a strength from 0 up to, but not, 1")
         for name in ("rare_class_crops", "rare_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a share in 0..1")
@@ -71,6 +75,7 @@ class Cut:
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors on red, green and blue
 
 
 def draw(
@@ -91,6 +96,7 @@ def draw(
     # always the same number of draws, so that one option does not shift what another one draws
     which, rows, columns, mirror, centre, kind, pixel = rng.random(7)
     jitter = 1 + augment.photometric * (2 * rng.random(3) - 1)
+    cast = 1 + augment.colour_cast * (2 * rng.random(3) - 1)
     if augment.scale_range is not None:
         low, high = augment.scale_range
         scale = low * (high / low) ** which
@@ -109,7 +115,8 @@ def draw(
             low + int(share * (high - low + 1)) for share, (low, high) in zip((rows, columns), starts, strict=True)
         ]
     top, left = (min(max(start, low), high) for start, (low, high) in zip(wanted, starts, strict=True))
-    return Cut(top, left, *window, augment.flip and mirror < 0.5, *(float(factor) for factor in jitter))
+    flip = augment.flip and mirror < 0.5
+    return Cut(top, left, *window, flip, *jitter.tolist(), cast=tuple(cast.tolist()))
 
 
 def apply(
@@ -165,10 +172,15 @@ def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _photometric(pixels: torch.Tensor, cut: Cut) -> torch.Tensor:
-    """Saturation, contrast about the mean grey, brightness, as one affine map of the colours: (1, 3, h, w) uint8."""
-    if cut.brightness == cut.contrast == cut.saturation == 1:
+    """Cast, saturation, contrast about the mean grey, brightness, as one affine map of the colours.
+
+    (1, 3, h, w) uint8 -> (1, 3, h, w) uint8.
+    """
+    if cut.brightness == cut.contrast == cut.saturation == 1 and cut.cast == (1, 1, 1):
         return pixels
     flat = pixels.reshape(3, -1).float()  # (1, 3, h, w) -> (3, h * w)
+    if cut.cast != (1, 1, 1):
+        flat *= torch.tensor(cut.cast)[:, None]
     mean_grey = _LUMA @ flat.mean(dim=1)
     # grey(x) = luma . x, mixed into every channel
     mixed = cut.saturation * torch.eye(3) + (1 - cut.saturation) * _LUMA

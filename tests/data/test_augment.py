@@ -91,10 +91,11 @@ def test_the_source_is_left_alone():
 
 def test_photometric_against_pixel_by_pixel_arithmetic():
     image, label = picture((16, 24))
-    cut = Cut(0, 0, 16, 24, False, brightness=1.1, contrast=0.8, saturation=0.5)
+    cut = Cut(0, 0, 16, 24, False, brightness=1.1, contrast=0.8, saturation=0.5, cast=(1.1, 1.0, 0.8))
     got, ids = applied(cut, image, label, (16, 24))
-    grey = (image.astype(np.float64) @ [0.299, 0.587, 0.114])[..., None]
-    saturated = 0.5 * image + 0.5 * grey
+    lit = image.astype(np.float64) * [1.1, 1.0, 0.8]
+    grey = (lit @ [0.299, 0.587, 0.114])[..., None]
+    saturated = 0.5 * lit + 0.5 * grey
     contrasted = 0.8 * saturated + 0.2 * grey.mean()
     expected = np.clip(1.1 * contrasted, 0, 255)
     assert np.abs(got - expected).max() <= 0.51
@@ -145,17 +146,20 @@ def test_rare_class_windows_hold_the_pixel():
 
 
 def test_an_option_does_not_shift_what_others_draw():
-    plain, coloured = drawn(Augment(), count=50), drawn(Augment(photometric=0.3), count=50)
+    plain, coloured = drawn(Augment(), count=50), drawn(Augment(photometric=0.3, colour_cast=0.1), count=50)
     assert [(c.top, c.left, c.height, c.flip) for c in plain] == [(c.top, c.left, c.height, c.flip) for c in coloured]
     factors = [factor for c in coloured for factor in (c.brightness, c.contrast, c.saturation)]
     assert min(factors) >= 0.7
     assert max(factors) <= 1.3
     assert len(set(factors)) == 150
+    casts = np.array([c.cast for c in coloured])
+    assert 0.9 <= casts.min() < 0.92 < 1.08 < casts.max() <= 1.1
+    assert all(c.cast == (1, 1, 1) for c in plain)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"scales": ()}, {"scales": (0, 1)}, {"scale_range": (2, 1)}, {"photometric": 1}, {"rare_class_crops": -0.1}],
+    [{"scales": ()}, {"scales": (0, 1)}, {"scale_range": (2, 1)}, {"photometric": 1}, {"colour_cast": -0.1}, {"rare_class_crops": -0.1}],
 )
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
