@@ -30,7 +30,7 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(PYTEST)
 
 lab: $(INSTALLED)
 	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB)

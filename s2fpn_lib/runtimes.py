@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from s2fpn_lib.export import export_onnx, onnx_session
 from s2fpn_lib.quantize import quantize_onnx
+from s2fpn_lib.signal_stack import kept_signal_stack
 
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
 
@@ -65,7 +66,8 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+    with kept_signal_stack():
+        request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
 
     def run(x: Tensor) -> Tensor:
         result = request.infer({"image": x.numpy()}, share_inputs=True)
