@@ -130,9 +130,10 @@ def test_one_version_everywhere():
 def test_data_files_are_packaged():
     """A file beside the modules that no pattern names would be missing from an installation."""
     tool = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]
-    patterns = tool["setuptools"]["package-data"]["s2fpn_lib"]
+    data = tool["setuptools"]["package-data"]
+    patterns = [f"{package.replace('.', '/')}/{each}" for package, named in data.items() for each in named]
     listed = subprocess.run(
         ["git", "ls-files", "s2fpn_lib"], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout.split()
-    files = [name.removeprefix("s2fpn_lib/") for name in listed if not name.endswith(".py")]
+    files = [name for name in listed if not name.endswith(".py")]
     assert [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []

@@ -25,8 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.inspector import State, inspect, readout, render
-from s2fpn_lib.inspector_html import export_html
-from s2fpn_lib.inspector_sources import dataset_picture, opened_model
+from s2fpn_lib.inspector.html import export_html
+from s2fpn_lib.inspector.sources import dataset_picture, opened_model
 from s2fpn_lib.model import build_model
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "31_inspector.ipynb"

@@ -1,0 +1,52 @@
+"""Samples come back from their file as they were, and are laid side by side."""
+
+import numpy as np
+import pytest
+import torch
+
+from s2fpn_lib.data import get_protocol, open_dataset
+from s2fpn_lib.gallery import predicted
+from s2fpn_lib.model import build_model
+from s2fpn_lib.pictures import colourise
+from s2fpn_lib.report.comparison import SAMPLES, Sample, compare, load_samples, save_samples
+
+
+def sample(value, protocol="roadscenes"):
+    picture = torch.full((3, 24, 32), value, dtype=torch.uint8)
+    return Sample(picture, picture[0] % 11, (picture[0] + 1) % 11, protocol)
+
+
+def test_samples_come_back(tmp_path):
+    dataset = open_dataset("roadscenes", split="val", cache=False)
+    model = build_model("s2fpn_lite", num_classes=11).eval()
+    save_samples(tmp_path, model, dataset, [3, 0])
+    found = load_samples(tmp_path)
+    assert list(found) == [dataset.names[3], dataset.names[0]]
+    image, label = dataset[3]
+    kept = found[dataset.names[3]]
+    assert kept.image.equal(image)
+    assert kept.label.equal(label)
+    assert kept.prediction.equal(predicted(model, image, dataset.protocol.size))
+    assert kept.protocol == dataset.protocol.name
+
+
+def test_no_file_and_a_damaged_one(tmp_path):
+    assert load_samples(tmp_path) == {}
+    (tmp_path / SAMPLES).write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match=r"samples\.npz is damaged"):
+        load_samples(tmp_path)
+
+
+def test_networks_stand_side_by_side_on_the_images_that_all_have():
+    one, two = {"a": sample(1), "b": sample(2)}, {"b": sample(2), "c": sample(3)}
+    figure = compare({"one": one, "two": two})
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "label", "one", "two"]
+    shown = figure.axes[3].images[0].get_array()
+    np.testing.assert_array_equal(shown, colourise(two["b"].prediction, get_protocol("roadscenes")))
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(ValueError, match="no image in common"):
+        compare({"one": {"a": sample(1)}, "two": {"b": sample(1)}})
+    with pytest.raises(ValueError, match="refusing to compare pictures of 2 protocols"):
+        compare({"one": {"a": sample(1)}, "two": {"a": sample(1, "camvid-segnet-360x480")}})

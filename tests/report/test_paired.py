@@ -1,0 +1,78 @@
+"""Paired differences against the same thing computed by hand."""
+
+import statistics
+
+import pandas as pd
+import pytest
+
+from s2fpn_lib.report import paired
+from s2fpn_lib.tables import ProtocolMixError
+
+
+def row(variant, seed, miou, **changes):
+    switches = "none" if variant == "full" else f"{variant.removeprefix('no-')}=False"
+    fixed = {"study": "ablation", "protocol": "roadscenes", "split": "val", "images": 100, "model": "s2fpn_lite"}
+    fixed |= {"revision": "v1", "switches": switches, "training_recipe": "r", "recipe_without_seed": variant}
+    return {**fixed, "variant": variant, "seed": seed, "miou": miou, "parameters": 2_000_000, "gmacs": 1.5, **changes}
+
+
+FULL = [row("full", 0, 0.60), row("full", 1, 0.64), row("full", 2, 0.70)]
+SSAM = [row("no-ssam", 2, 0.69), row("no-ssam", 0, 0.55), row("no-ssam", 3, 0.10)]
+
+
+def test_differences_are_over_common_seeds_only():
+    table = paired.paired_differences(pd.DataFrame(FULL + SSAM)).set_index("variant")
+    differences = [0.69 - 0.70, 0.55 - 0.60]
+    line = table.loc["no-ssam"]
+    assert line["miou_difference"] == pytest.approx(statistics.mean(differences))
+    assert line["miou_difference_std"] == pytest.approx(statistics.stdev(differences))
+    assert (line["pairs"], line["runs"], line["miou_lower"]) == (2, 3, 2)
+    assert line["miou"] == pytest.approx(statistics.mean([0.69, 0.55, 0.10]))
+    assert table.loc["full", "is_reference"]
+    assert pd.isna(table.loc["full", "miou_difference"])
+    assert paired.seed_differences(pd.DataFrame(FULL + SSAM))["difference"].tolist() == pytest.approx(differences)
+
+
+def test_each_revision_has_its_own_reference():
+    other = [{**each, "revision": "v2", "miou": each["miou"] + 0.1} for each in FULL]
+    table = paired.paired_differences(pd.DataFrame(FULL + SSAM + other + [row("no-ssam", 0, 0.55, revision="v2")]))
+    v2 = table[(table["variant"] == "no-ssam") & (table["revision"] == "v2")].iloc[0]
+    assert v2["miou_difference"] == pytest.approx(0.55 - 0.70)
+
+
+def test_without_a_reference_there_is_no_difference():
+    assert paired.seed_differences(pd.DataFrame(SSAM)).empty
+    assert paired.paired_differences(pd.DataFrame(SSAM))["pairs"].tolist() == [0]
+
+
+def test_what_is_not_comparable_is_refused():
+    with pytest.raises(ProtocolMixError):
+        paired.paired_differences(pd.DataFrame([*FULL, row("no-ssam", 0, 0.5, protocol="camvid-segnet-360x480")]))
+    with pytest.raises(ValueError, match=r"more than once with seed \[1\]"):
+        paired.seed_differences(pd.DataFrame([*FULL, *SSAM, row("full", 1, 0.2)]))
+
+
+def test_parts_keep_recipes_protocols_and_repetitions_apart():
+    longer = row("full", 0, 0.9, training_recipe="longer", recipe_without_seed="longer")
+    elsewhere = row("full", 0, 0.8, protocol="camvid-segnet-360x480")
+    again = row("full", 1, 0.65, checkpoint_sha="new")
+    frame = pd.DataFrame([*SSAM, *FULL, longer, elsewhere, again, row("full", 0, 0.1, study=None)])
+    parts = list(paired.comparable_parts(frame))
+    assert sorted(len(part) for part in parts) == [1, 1, 6]
+    largest = max(parts, key=len)
+    assert largest["variant"].tolist() == ["full"] * 3 + ["no-ssam"] * 3
+    assert largest["miou"].tolist()[:3] == [0.60, 0.65, 0.70]
+
+
+def test_without_studies_there_are_no_parts():
+    assert list(paired.comparable_parts(pd.DataFrame())) == []
+    assert list(paired.comparable_parts(pd.DataFrame([row("full", 0, 0.5, study=None)]))) == []
+
+
+def test_the_table_to_print():
+    table = paired.ablation_table(pd.DataFrame(FULL + SSAM)).set_index("variant")
+    assert table.loc["no-ssam", "difference to full, points"] == "-3.00 ± 2.83"
+    assert table.loc["full", "difference to full, points"] == "–"
+    assert table.loc["no-ssam", "seeds lower"] == "2 of 2"
+    assert table["published"].tolist() == ["–", "–"]
+    assert table.loc["full", ["mIoU %", "parameters M", "GMACs", "n"]].tolist() == ["64.67 ± 5.03", "2.000", "1.500", 3]
