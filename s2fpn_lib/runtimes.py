@@ -52,6 +52,7 @@ def _onnxruntime(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
 
 
+@kept_signal_stack()
 def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
     try:
         import openvino
@@ -66,8 +67,7 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    with kept_signal_stack():
-        request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
 
     def run(x: Tensor) -> Tensor:
         result = request.infer({"image": x.numpy()}, share_inputs=True)

@@ -16,10 +16,10 @@ class _Stack(ctypes.Structure):
 def kept_signal_stack() -> Iterator[None]:
     """Puts the calling thread's alternative signal stack back at the end of the block.
 
-    OpenVINO's CPU plugin installs one of its own with each compiled model, remembers the one before it, and brings that
-    back when the model goes. Where models do not go in the reverse order of their making, that one is freed memory, and
-    the next signal that Python handles, a child's end or an interrupt, kills the process. With the first one put back
-    after every compilation, there is nothing for the plugin to bring back.
+    OpenVINO's CPU plugin installs one of its own when it is loaded, remembers the one before it, and brings that back
+    when it goes. Where plugins do not go in the reverse order of their coming, that one is freed memory, and the next
+    signal that Python handles, a child's end or an interrupt, kills the process. With the first one put back at once,
+    there is nothing for the plugin to bring back.
     """
     if not sys.platform.startswith("linux"):
         yield
