@@ -159,7 +159,14 @@ def test_an_option_does_not_shift_what_others_draw():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"scales": ()}, {"scales": (0, 1)}, {"scale_range": (2, 1)}, {"photometric": 1}, {"colour_cast": -0.1}, {"rare_class_crops": -0.1}],
+    [
+        {"scales": ()},
+        {"scales": (0, 1)},
+        {"scale_range": (2, 1)},
+        {"photometric": 1},
+        {"colour_cast": -0.1},
+        {"rare_class_crops": -0.1},
+    ],
 )
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
