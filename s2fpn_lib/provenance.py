@@ -37,14 +37,17 @@ def default_checkpoint(root: str | Path | None = None, *, prefer_released: bool 
     return (released or run) if prefer_released else (run or released)
 
 
-def checkpoint_provenance(path_or_name: str | Path, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def checkpoint_provenance(
+    path_or_name: str | Path, config: Mapping[str, Any] | None = None, varied: Collection[str] = ()
+) -> dict[str, Any]:
     """Where a checkpoint that `load_model` takes comes from, as columns for a result row.
 
     checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
     ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and
     what the file records of `RECORDED`; in a run folder also the hashes of `recipe_hashes`.
 
-    config: the network's (`model.config`), for a foreign .pth, which records nothing but its content.
+    config: the network's (`model.config`), for a foreign .pth, which records nothing but its content. varied: as in
+    `recipe_hashes`.
     """
     path = find_weights(path_or_name)
     row: dict[str, Any] = {
@@ -67,7 +70,7 @@ def checkpoint_provenance(path_or_name: str | Path, config: Mapping[str, Any] | 
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
     recipe = path.parent / "config.json"
     if recipe.exists():
-        row |= recipe_hashes(read_json(recipe))
+        row |= recipe_hashes(read_json(recipe), varied)
     return row
 
 
