@@ -99,6 +99,9 @@ class TrainConfig:
     ohem_threshold: float = 0.7
     ohem_min_kept: float = 1 / 16
     lovasz_weight: float = 0.0  # of the Lovász-softmax term beside the criterion; 0: none
+    distill_from: str = ""  # a trained network that teaches this one: as init_from; empty: none
+    distill_weight: float = 1.0  # of the distillation loss
+    distill_temperature: float = 1.0  # divides both networks' logits in it
     # how it is carried out
     amp: str = "off"  # off, bf16, fp16; auto: what the device is fast at
     channels_last: bool = True
@@ -135,6 +138,7 @@ class TrainConfig:
             "clip",
             "aux_weight",
             "lovasz_weight",
+            "distill_weight",
             "poly_power",
             "workers",
             "seed",
@@ -152,6 +156,8 @@ class TrainConfig:
         for name in ("lr", "encoder_lr", "weight_decay", "clip"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        if not 0 < self.distill_temperature < math.inf:
+            raise ValueError(f"distill_temperature is {self.distill_temperature}; it must be a finite number above 0")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it is a share below 1, such as 0.9, or 0 for none")
         if not 0 < self.warmup_start <= 1:

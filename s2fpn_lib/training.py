@@ -15,6 +15,7 @@ from s2fpn_lib.checkpoint import find_weights, load_state, load_weights, read_me
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, TrainLoader, train_loader
 from s2fpn_lib.devices import AMP_DTYPES, choose_amp
+from s2fpn_lib.distillation import Teacher, distillation_loss
 from s2fpn_lib.distributed import mean_over_processes, rank, refuse_differing, world_size
 from s2fpn_lib.ema import ExponentialMovingAverage
 from s2fpn_lib.evaluate import evaluate
@@ -99,6 +100,7 @@ class Training:
             ohem_min_kept=config.ohem_min_kept,
             lovasz_weight=config.lovasz_weight,
         ).to(device)
+        self.teacher = Teacher(config.distill_from, self.protocol.num_classes, device) if config.distill_from else None
         self.optimizer = build_optimizer(self.model, config)
         self.schedule = warmup_poly_schedule(
             self.optimizer,
@@ -143,7 +145,11 @@ class Training:
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, AMP_DTYPES.get(self.amp), enabled=self.amp is not None):
             outputs = self.network(self.model.preprocess(images), aux=True, resize=False)
+            taught = self.teacher.logits(images) if self.teacher else None
         loss = self.criterion(outputs, labels)  # float32, and resizes the logits to the label
+        if taught is not None:
+            distilled = distillation_loss(outputs[0], taught, self.config.distill_temperature)
+            loss = loss + self.config.distill_weight * distilled
 
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -304,11 +310,16 @@ class Training:
 
 
 def pretraining(config: TrainConfig) -> str:
-    """What the weights were before this run, in words: "none", "imagenet", or what `init_from` had been trained on."""
-    if not config.init_from:
-        return config.encoder_weights or "none"
-    earlier = read_metadata(find_weights(config.init_from))
-    return f"{earlier.get('pretraining', 'unstated')}, then {earlier.get('dataset')} {earlier.get('train_split')}"
+    """What the weights know from before this run, in words: "none", "imagenet", or what `init_from` had been trained
+    on; and what the teacher had been trained on, where there is one."""
+    known = config.encoder_weights or "none"
+    if config.init_from:
+        earlier = read_metadata(find_weights(config.init_from))
+        known = f"{earlier.get('pretraining', 'unstated')}, then {earlier.get('dataset')} {earlier.get('train_split')}"
+    if config.distill_from:
+        teacher = read_metadata(find_weights(config.distill_from))
+        known += f"; taught by a network trained on {teacher.get('dataset')} {teacher.get('train_split')}"
+    return known
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

@@ -80,6 +80,8 @@ def test_values_are_stored_as_declared():
         ({"ema": 1.0}, ValueError, "ema is 1.0"),
         ({"class_weights": 0.5}, ValueError, "class_weights is 0.5"),
         ({"photometric": 2.0}, ValueError, "photometric"),
+        ({"distill_temperature": 0.0}, ValueError, "distill_temperature is 0.0"),
+        ({"distill_weight": -1.0}, ValueError, "distill_weight is -1.0"),
         ({"val_split": "test"}, ValueError, "final measurement"),
         ({"train_split": "test:drive=0001TP"}, ValueError, "final measurement"),
         ({"train_split": "trainval"}, ValueError, 'use checkpoint_rule="last"'),
