@@ -1,9 +1,12 @@
 """Turns finished runs into a released weight: float16 in s2fpn_lib/weights/, the runs' records in results/.
 
-    python scripts/release_weights.py s2fpn_lite-camvid trainval=RUN final=RUN --records results/camvid-lite
+    python scripts/release_weights.py s2fpn_lite-camvid trainval=RUN final=RUN --records results/camvid-lite \
+        --offsets RUN@val 'RUN@trainval:drive=0006R0'
 
-Of several runs, each of which began with the one before it, the weights are averaged. Prints size and checksum for the
-model card. The weights of a run directory are never changed.
+Of several runs, each of which began with the one before it, the weights are averaged. `--offsets` names runs of the
+same recipe with splits that they were not trained on: the offsets of the class logits that raise mean IoU there are
+fitted, averaged, halved and put into the head (s2fpn_lib/class_offsets.py); offsets.json records what they bring, also
+to the splits that they were not fitted on. Prints size and checksum for the model card. No run directory is changed.
 """
 
 from __future__ import annotations
@@ -12,14 +15,19 @@ import argparse
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2fpn_lib.checkpoint import RELEASED, find_weights, load_model, read_metadata, save_weights
+from s2fpn_lib.class_offsets import add_offsets, fit_offsets, miou, sample_scores
+from s2fpn_lib.data import open_dataset
+from s2fpn_lib.runs import write_json
 
 RECORDS = ("config.json", "metrics.jsonl", "result.json")
 LARGEST_MB = 10  # of a weight that is kept in the repository
+OFFSET_SHARE = 0.5  # of the fitted offsets: on a split that they were not fitted on all of them are too much
 
 
 def main() -> None:
@@ -29,6 +37,7 @@ def main() -> None:
         "runs", nargs="+", help="PREFIX=FOLDER of finished runs: the first part of their records' names"
     )
     parser.add_argument("--records", type=Path, required=True, help="folder for the runs' small files")
+    parser.add_argument("--offsets", nargs="*", default=[], metavar="RUN@SPLIT", help="where to fit class offsets")
     given = parser.parse_args()
     runs = {prefix: Path(folder) for prefix, _, folder in (each.partition("=") for each in given.runs)}
 
@@ -39,17 +48,49 @@ def main() -> None:
     metadata.pop("config")  # save_weights writes the model's own
     if len(runs) > 1:
         metadata["averaged_over"] = [read_metadata(find_weights(folder))["recipe"] for folder in runs.values()]
+    given.records.mkdir(parents=True, exist_ok=True)
+    if given.offsets:
+        record = fitted_offsets(given.offsets)
+        write_json(given.records / "offsets.json", record)
+        metadata["class_offsets"] = record["offsets"]
+        dataset = open_dataset(metadata["dataset"], split=metadata["train_split"])
+        add_offsets(model, torch.tensor(record["offsets"]), dataset)
     target = RELEASED / f"{given.name}.safetensors"
     save_weights(model, target, metadata, half=True)
     data = target.read_bytes()
     if len(data) > LARGEST_MB * 1e6:
         target.unlink()
         raise SystemExit(f"{target} would have {len(data) / 1e6:.1f} MB; a released weight has at most {LARGEST_MB}")
-    given.records.mkdir(parents=True, exist_ok=True)
     for prefix, folder in runs.items():
         for record in RECORDS:
             shutil.copyfile(folder / record, given.records / f"{prefix}-{record}")
     print(f"{target}: {len(data) / 1e6:.1f} MB, SHA-256 {hashlib.sha256(data).hexdigest()}")
+
+
+def fitted_offsets(places: list[str]) -> dict[str, Any]:
+    """The offsets to release, and per place what was fitted there and its mean IoU without offsets, with its own, and
+    with `OFFSET_SHARE` of the mean of the others' (None where there is no other)."""
+    samples, fits = {}, {}
+    for place in places:
+        folder, _, split = place.rpartition("@")
+        metadata = read_metadata(find_weights(folder))
+        dataset = open_dataset(metadata["dataset"], split=split)
+        seen = set(open_dataset(metadata["dataset"], split=metadata["train_split"]).names) & set(dataset.names)
+        if seen:
+            raise SystemExit(f"{folder} was trained on {len(seen)} images of {split}: fit offsets on other ones")
+        samples[split] = sample_scores(load_model(folder), dataset, progress=True)
+        fits[split] = fit_offsets(*samples[split])
+    records = {}
+    for split, (scores, labels) in samples.items():
+        others = [fit for other, fit in fits.items() if other != split]
+        records[split] = {
+            "fitted": fits[split].tolist(),
+            "miou": miou(scores, labels),
+            "miou_with_fitted": miou(scores, labels, fits[split]),
+            "miou_with_others": miou(scores, labels, OFFSET_SHARE * torch.stack(others).mean(0)) if others else None,
+        }
+    offsets = OFFSET_SHARE * torch.stack(list(fits.values())).mean(0)
+    return {"offsets": offsets.tolist(), "share": OFFSET_SHARE, "splits": records}
 
 
 def averaged(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
