@@ -24,7 +24,7 @@ MOST_ROUNDS = 5
 
 
 def sample_scores(
-    model: S2FPN, dataset: SegmentationDataset, *, every: int = 7, progress: bool = False
+    model: S2FPN, dataset: SegmentationDataset, *, every: int = 3, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(N, K) float32 logits and (N,) int64 labels of every `every`-th pixel, in both directions, that is labelled."""
     scores, labels = [], []
@@ -76,7 +76,7 @@ def add_offsets(model: S2FPN, offsets: Tensor, dataset: SegmentationDataset, *, 
 
     The head is a 1x1 convolution without bias. Least squares finds the direction a in its input f with a . f = 1 at
     the pixels of a few images of `dataset`, and the head's weights grow by offsets a^T: at each pixel class c gains
-    offsets[c] times a . f. (Of the released network a . f is 1 within 0.06, one standard deviation.)
+    offsets[c] times a . f. (Of s2fpn_lite-camvid a . f is 1.00 ± 0.08 on other images.)
     """
     features = []
     with torch.inference_mode():
