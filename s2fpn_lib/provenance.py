@@ -21,11 +21,12 @@ RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
 def newest_run(root: str | Path | None = None) -> Path | None:
     """The run folder under `root` (None: the results folder) that finished last; None where none has finished.
 
-    Folders named `STAND_IN` hold networks that were trained for seconds to have something to show; they are no run.
+    A folder without weights, kept for its records, has nothing to open and does not count. Folders named `STAND_IN`
+    hold networks that were trained for seconds to have something to show; they are no run.
     """
     root = Path(root or results_root())
     finished = [path for path in root.rglob("result.json") if (path.parent / "config.json").exists()]
-    finished = [path for path in finished if path.parent.name != STAND_IN]
+    finished = [path for path in finished if path.parent.name != STAND_IN and any(path.parent.glob("*.safetensors"))]
     return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
 
 

@@ -35,6 +35,9 @@ def test_newest_run_finished_last_and_is_no_stand_in(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text("{}")
     assert newest_run(tmp_path) == new
+    for weights in run_folder(tmp_path, "train/records", 1000).glob("*.safetensors"):
+        weights.unlink()
+    assert newest_run(tmp_path) == new
 
 
 def test_default_checkpoint_prefers_as_told_and_falls_back(tmp_path, monkeypatch):
