@@ -21,6 +21,7 @@ def run_folder(root, name, when):
     folder = root / name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "last.safetensors").touch()
     (folder / "result.json").write_text(json.dumps({"checkpoint": "last.safetensors", "checkpoint_rule": "last"}))
     os.utime(folder / "result.json", (when, when))
     return folder
@@ -35,8 +36,7 @@ def test_newest_run_finished_last_and_is_no_stand_in(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text("{}")
     assert newest_run(tmp_path) == new
-    for weights in run_folder(tmp_path, "train/records", 1000).glob("*.safetensors"):
-        weights.unlink()
+    (run_folder(tmp_path, "train/records", 1000) / "last.safetensors").unlink()
     assert newest_run(tmp_path) == new
 
 
