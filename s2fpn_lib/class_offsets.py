@@ -7,14 +7,13 @@ the simplest such rule; it costs nothing at run time.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from s2fpn_lib.data import SegmentationDataset
-from s2fpn_lib.evaluate import at_size
-from s2fpn_lib.inference import predict_logits
-from s2fpn_lib.metrics import class_totals, iou_from_totals
+from s2fpn_lib.evaluate import by_label_size, load_batch, spread
+from s2fpn_lib.inference import evaluation_mode, predict_logits
+from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.model import S2FPN
 
 GRID = torch.arange(-2, 2.01, 0.25)  # offsets to try, in units of the logits
@@ -29,10 +28,8 @@ def sample_scores(
     """(N, K) float32 logits and (N,) int64 labels of every `every`-th pixel, in both directions, that is labelled."""
     scores, labels = [], []
     for i in tqdm(range(len(dataset)), unit="image", disable=not progress):
-        image, label = dataset[i]
-        logits = predict_logits(model, at_size(image, dataset.protocol.size)[None])
-        if logits.shape[-2:] != label.shape:
-            logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)
+        images, (label,) = load_batch(dataset, [i])
+        ((logits, _),) = by_label_size(predict_logits(model, images), [label])
         label = label[::every, ::every].long()
         kept = label != dataset.protocol.ignore_id
         scores.append(logits[0, :, ::every, ::every][:, kept].T.cpu())  # (K, h, w) -> (n, K)
@@ -79,10 +76,10 @@ def add_offsets(model: S2FPN, offsets: Tensor, dataset: SegmentationDataset, *, 
     offsets[c] times a . f. (Of s2fpn_lite-camvid a . f is 1.00 ± 0.08 on other images.)
     """
     features = []
-    with torch.inference_mode():
-        for i in torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).long().unique().tolist():
-            image = at_size(dataset[i][0], dataset.protocol.size)
-            last = model.pyramid(model.preprocess(image[None])).gfu[-1]  # (1, C, h, w), what the head reads
+    with torch.inference_mode(), evaluation_mode(model):
+        for i in spread(len(dataset), images):
+            image, _ = load_batch(dataset, [i])
+            last = model.pyramid(model.preprocess(image)).gfu[-1]  # (1, C, h, w), what the head reads
             features.append(last[0].flatten(1).T[::11].double().cpu())
     stacked = torch.cat(features)
     one = torch.linalg.lstsq(stacked, torch.ones(len(stacked), 1, dtype=torch.float64)).solution  # (C, 1)
@@ -91,5 +88,6 @@ def add_offsets(model: S2FPN, offsets: Tensor, dataset: SegmentationDataset, *, 
 
 
 def _miou(guess: Tensor, labels: Tensor, classes: int) -> float:
-    matrix = torch.bincount(labels * classes + guess, minlength=classes**2).view(classes, classes)
-    return iou_from_totals(class_totals(matrix)).nanmean().item()
+    confusion = ConfusionMatrix(classes)
+    confusion.update(guess[None], labels[None])
+    return confusion.miou()

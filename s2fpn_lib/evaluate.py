@@ -212,12 +212,12 @@ def evaluate(
     }
     with tqdm(total=sum(map(len, mine)), **options) as bar:
         for positions in mine:
-            images, labels = _batch(dataset, [indices[i] for i in positions])
+            images, labels = load_batch(dataset, [indices[i] for i in positions])
             totals: list[Tensor] = []
             scores = predict_logits(
                 model, images.to(device), scales=scales, flip=flip, window=window, overlap=overlap, amp=amp
             )
-            for some, label in _by_label_size(scores, labels):
+            for some, label in by_label_size(scores, labels):
                 label = label.to(device)
                 pred = class_ids(some)
                 totals.append(class_totals(confusion.update(pred, label)))
@@ -267,7 +267,7 @@ def spread(length: int, limit: int | None) -> list[int]:
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
-def _batch(dataset: SegmentationDataset, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+def load_batch(dataset: SegmentationDataset, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """(B, 3, H, W) uint8 images at the protocol's size, and their labels as they are."""
     pairs = [dataset[i] for i in indices]
     images = [at_size(image, dataset.protocol.size) for image, _ in pairs]
@@ -282,7 +282,7 @@ def at_size(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _by_label_size(scores: Tensor, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def by_label_size(scores: Tensor, labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores at their labels' sizes; the whole batch at once where all labels share one size."""
     if all(label.shape == labels[0].shape for label in labels):
         groups = [(scores, torch.stack(labels))]

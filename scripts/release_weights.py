@@ -50,11 +50,11 @@ def main() -> None:
         metadata["averaged_over"] = [read_metadata(find_weights(folder))["recipe"] for folder in runs.values()]
     given.records.mkdir(parents=True, exist_ok=True)
     if given.offsets:
-        record = fitted_offsets(given.offsets)
-        write_json(given.records / "offsets.json", record)
-        metadata["class_offsets"] = record["offsets"]
+        found = fitted_offsets(given.offsets)
+        write_json(given.records / "offsets.json", found)
+        metadata["class_offsets"] = found["offsets"]
         dataset = open_dataset(metadata["dataset"], split=metadata["train_split"])
-        add_offsets(model, torch.tensor(record["offsets"]), dataset)
+        add_offsets(model, torch.tensor(found["offsets"]), dataset)
     target = RELEASED / f"{given.name}.safetensors"
     save_weights(model, target, metadata, half=True)
     data = target.read_bytes()
@@ -73,6 +73,8 @@ def fitted_offsets(places: list[str]) -> dict[str, Any]:
     samples, fits = {}, {}
     for place in places:
         folder, _, split = place.rpartition("@")
+        if split in samples:
+            raise SystemExit(f"two runs are named for {split}: give one a split")
         metadata = read_metadata(find_weights(folder))
         dataset = open_dataset(metadata["dataset"], split=split)
         seen = set(open_dataset(metadata["dataset"], split=metadata["train_split"]).names) & set(dataset.names)
