@@ -139,8 +139,17 @@ def drawn_as(canvas: Locator, expected: np.ndarray) -> None:
 
 def run_all(page: Page, address: str) -> Locator:
     """Opens the notebook, chooses Run All from the menu, and waits for the inspector's picture."""
+    told = []
+
+    def answer(dialog: Locator) -> None:
+        """On a busy machine JupyterLab asks which kernel to start, or tells of its server: its own answer will do."""
+        told.append(dialog.inner_text())
+        page.keyboard.press("Enter")
+
+    page.add_locator_handler(page.locator("dialog.jp-Dialog"), answer)
     page.goto(address, timeout=COMPUTE)
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=COMPUTE)  # the kernel is there
+    page.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(timeout=COMPUTE)  # "No Kernel" is idle, too
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=COMPUTE)
     started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
     for _ in range(3):  # JupyterLab drops what it is asked between a kernel's greeting and the end of its set-up
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
@@ -148,6 +157,7 @@ def run_all(page: Page, address: str) -> Locator:
         with contextlib.suppress(TimeoutError):
             started.wait_for(timeout=15_000)
             break
+    assert not any("died" in words for words in told), f"the notebook's kernel: {told}"
     canvas = page.locator("canvas.s2fpn-interactive[data-drawn]")
     canvas.wait_for(timeout=COMPUTE)
     canvas.scroll_into_view_if_needed()
