@@ -141,8 +141,9 @@ def test_only_golden_notebooks_carry_outputs(path):
 @each_notebook
 @pytest.mark.slow
 @pytest.mark.timeout(NOTEBOOK_TIMEOUT + 60)
-def test_papermill_with_overrides(path, no_data, tmp_path):
+def test_papermill_with_overrides(path, no_data, tmp_path, monkeypatch):
     """Notebooks run in the order of their numbers and share this session's results, as in `make run`."""
+    monkeypatch.delenv("MPLBACKEND")  # figures as pictures, as a notebook has them
     notebook = read(path)
     declared = {declaration.name for declaration in declarations(notebook.cells[parameters_cell(notebook)].source)}
     overrides = {name: value for name, value in CHEAP.items() if name in declared}
@@ -156,6 +157,8 @@ def test_papermill_with_overrides(path, no_data, tmp_path):
         execution_timeout=NOTEBOOK_TIMEOUT,
     )
     assert all(cell.execution_count for cell in code_cells(executed))
+    outputs = [output for cell in code_cells(executed) for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "drawing functions return closed figures"
 
 
 def nbval(path: Path, *options: str | Path) -> subprocess.CompletedProcess:
