@@ -12,7 +12,7 @@ import torch
 
 STABLE = 0.05  # warm-up ends when two successive medians agree within this share
 WARMUP_CALLS = 3  # in each of these medians, fewer where a call takes a second
-WARMUP_SECONDS = 20.0  # at most
+WARMUP_SECONDS = 5.0  # at most, after the first call
 
 Call = Callable[[], Any]
 
@@ -103,8 +103,8 @@ def time_in_turns(
 
 def _warm_up(call: Call, stopwatch: Callable[[Call], float]) -> None:
     """Calls until two successive medians agree: caches, clocks and allocators have settled by then."""
-    end = time.perf_counter() + WARMUP_SECONDS
     stopwatch(call)  # the first one compiles, allocates and pages in
+    end = time.perf_counter() + WARMUP_SECONDS
     before = _median(call, stopwatch)
     while time.perf_counter() < end:
         now = _median(call, stopwatch)

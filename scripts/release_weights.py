@@ -6,7 +6,8 @@
 Of several runs, each of which began with the one before it, the weights are averaged. `--offsets` names runs of the
 same recipe with splits that they were not trained on: the offsets of the class logits that raise mean IoU there are
 fitted, averaged, halved and put into the head (s2fpn_lib/class_offsets.py); offsets.json records what they bring, also
-to the splits that they were not fitted on. Prints size and checksum for the model card. No run directory is changed.
+to the splits that they were not fitted on. `--recorded-offsets` takes those of an earlier release from that file.
+Prints size and checksum for the model card. No run directory is changed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from torch import Tensor
 from s2fpn_lib.checkpoint import RELEASED, find_weights, load_model, read_metadata, save_weights
 from s2fpn_lib.class_offsets import add_offsets, fit_offsets, miou, sample_scores
 from s2fpn_lib.data import open_dataset
-from s2fpn_lib.runs import write_json
+from s2fpn_lib.runs import read_json, write_json
 
 RECORDS = ("config.json", "metrics.jsonl", "result.json")
+OFFSETS = "offsets.json"
 LARGEST_MB = 10  # of a weight that is kept in the repository
 OFFSET_SHARE = 0.5  # of the fitted offsets: on a split that they were not fitted on all of them are too much
 
@@ -37,7 +39,9 @@ def main() -> None:
         "runs", nargs="+", help="PREFIX=FOLDER of finished runs: the first part of their records' names"
     )
     parser.add_argument("--records", type=Path, required=True, help="folder for the runs' small files")
-    parser.add_argument("--offsets", nargs="*", default=[], metavar="RUN@SPLIT", help="where to fit class offsets")
+    offsets = parser.add_mutually_exclusive_group()
+    offsets.add_argument("--offsets", nargs="+", metavar="RUN@SPLIT", help="where to fit class offsets")
+    offsets.add_argument("--recorded-offsets", action="store_true", help="those in the records' offsets.json")
     given = parser.parse_args()
     runs = {prefix: Path(folder) for prefix, _, folder in (each.partition("=") for each in given.runs)}
 
@@ -50,8 +54,9 @@ def main() -> None:
         metadata["averaged_over"] = [read_metadata(find_weights(folder))["recipe"] for folder in runs.values()]
     given.records.mkdir(parents=True, exist_ok=True)
     if given.offsets:
-        found = fitted_offsets(given.offsets)
-        write_json(given.records / "offsets.json", found)
+        write_json(given.records / OFFSETS, fitted_offsets(given.offsets))
+    if given.offsets or given.recorded_offsets:
+        found = read_json(given.records / OFFSETS)
         metadata["class_offsets"] = found["offsets"]
         dataset = open_dataset(metadata["dataset"], split=metadata["train_split"])
         add_offsets(model, torch.tensor(found["offsets"]), dataset)

@@ -44,7 +44,7 @@ CHEAP = {
     "epochs": 1,
     "max_epochs": 1,
     "crop": [64, 96],
-    "steps_per_epoch": 2,
+    "changes": {"train_split": "train:drive=park", "eval_images": 4},
     "batch_size": 2,
     "limit": 2,
     "images": 2,
