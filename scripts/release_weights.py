@@ -61,11 +61,13 @@ def main() -> None:
         dataset = open_dataset(metadata["dataset"], split=metadata["train_split"])
         add_offsets(model, torch.tensor(found["offsets"]), dataset)
     target = RELEASED / f"{given.name}.safetensors"
-    save_weights(model, target, metadata, half=True)
-    data = target.read_bytes()
+    draft = target.with_suffix(".draft")  # what has been released stays until its successor has passed
+    save_weights(model, draft, metadata, half=True)
+    data = draft.read_bytes()
     if len(data) > LARGEST_MB * 1e6:
-        target.unlink()
+        draft.unlink()
         raise SystemExit(f"{target} would have {len(data) / 1e6:.1f} MB; a released weight has at most {LARGEST_MB}")
+    draft.replace(target)
     for prefix, folder in runs.items():
         for record in RECORDS:
             shutil.copyfile(folder / record, given.records / f"{prefix}-{record}")

@@ -1,0 +1,132 @@
+"""scripts/release_weights.py on small runs: what it writes, what it refuses, and that nothing else changes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from s2fpn_lib.checkpoint import load_model, read_metadata, save_weights
+from s2fpn_lib.data import open_dataset
+from s2fpn_lib.model import build_model
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "release_weights.py"
+CLASSES = open_dataset("roadscenes", split="val").protocol.num_classes
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """The script, which releases into a folder of the test."""
+    spec = importlib.util.spec_from_file_location("release_weights", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RELEASED", tmp_path / "weights")
+    return module
+
+
+@pytest.fixture
+def release(script, monkeypatch, tmp_path):
+    """Calls it as a shell would; gives the released file."""
+
+    def call(*arguments: object) -> Path:
+        words = ["small", *map(str, arguments), "--records", str(tmp_path / "records")]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+        script.main()
+        return tmp_path / "weights" / "small.safetensors"
+
+    return call
+
+
+def finished_run(folder: Path, seed: int, train_split: str = "train") -> Path:
+    """The files of a finished run: an untrained network, as its last weights."""
+    torch.manual_seed(seed)
+    model = build_model("s2fpn_lite", num_classes=CLASSES)
+    about = {"dataset": "roadscenes", "protocol": "roadscenes", "train_split": train_split, "recipe": f"recipe-{seed}"}
+    save_weights(model, folder / "last.safetensors", about)
+    (folder / "result.json").write_text(json.dumps({"checkpoint": "last.safetensors", "seed": seed}))
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_runs_mean_is_released_in_half_precision_with_the_runs_records(release, tmp_path, capsys):
+    first, second = (finished_run(tmp_path / f"run{seed}", seed) for seed in (0, 1))
+    before = contents(first), contents(second)
+    path = release(f"early={first}", f"late={second}")
+
+    states = [load_model(folder).state_dict() for folder in (first, second)]
+    released = load_model(path).state_dict()
+    for name, value in released.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2, rtol=1e-3, atol=1e-4)
+    assert read_metadata(path)["averaged_over"] == ["recipe-0", "recipe-1"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in capsys.readouterr().out
+    assert path.stat().st_size < 10e6
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    records = contents(tmp_path / "records")
+    assert set(records) == {
+        f"{run}-{file}" for run in ("early", "late") for file in ("config.json", "metrics.jsonl", "result.json")
+    }
+    assert json.loads(records["late-result.json"])["seed"] == 1
+    assert (contents(first), contents(second)) == before
+
+
+def test_one_run_is_released_as_it_is(release, tmp_path):
+    run = finished_run(tmp_path / "run", 0)
+    path = release(f"only={run}")
+    trained, released = load_model(run).state_dict(), load_model(path).state_dict()
+    assert all(torch.equal(value, trained[name].half().to(value)) for name, value in released.items())
+    assert not {"averaged_over", "class_offsets"} & set(read_metadata(path))
+
+
+def test_offsets_are_fitted_on_unseen_images_halved_and_recorded(script, release, monkeypatch, tmp_path):
+    sampled = script.sample_scores
+    monkeypatch.setattr(script, "sample_scores", lambda *given, **options: sampled(*given, every=12))
+    run = finished_run(tmp_path / "run", 0)
+    places = ("val:drive=park", "val:drive=town")
+    path = release(f"only={run}", "--offsets", *(f"{run}@{place}" for place in places))
+
+    recorded = json.loads((tmp_path / "records" / "offsets.json").read_text())
+    assert set(recorded["splits"]) == set(places)
+    fits = torch.tensor([recorded["splits"][place]["fitted"] for place in places])
+    assert recorded["share"] == 0.5
+    assert recorded["offsets"] == (fits.mean(0) / 2).tolist()
+    for place, other in zip(places, fits.flip(0), strict=True):
+        scores, labels = sampled(load_model(run), open_dataset("roadscenes", split=place), every=12)
+        row = recorded["splits"][place]
+        assert row["miou"] == pytest.approx(script.miou(scores, labels))
+        assert row["miou_with_fitted"] > row["miou"]  # an untrained network has everything to gain
+        assert row["miou_with_others"] == pytest.approx(script.miou(scores, labels, other / 2))
+    assert read_metadata(path)["class_offsets"] == recorded["offsets"]
+    trained, released = load_model(run).state_dict(), load_model(path).state_dict()
+    moved = {name for name, value in released.items() if not torch.equal(value, trained[name].half().to(value))}
+    assert moved == {"head.weight"}
+
+    fitted = path.read_bytes()
+    path.unlink()
+    assert release(f"only={run}", "--recorded-offsets").read_bytes() == fitted
+
+
+@pytest.mark.parametrize("split", ["train:drive=park", "trainval:drive=park"])
+def test_images_that_were_trained_on_are_refused(release, tmp_path, split):
+    run = finished_run(tmp_path / "run", 0)
+    with pytest.raises(SystemExit, match=r"was trained on \d+ images"):
+        release(f"only={run}", "--offsets", f"{run}@{split}")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_weight_that_is_too_large_leaves_the_released_one(script, release, monkeypatch, tmp_path):
+    before = release(f"only={finished_run(tmp_path / 'run0', 0)}").read_bytes()
+    monkeypatch.setattr(script, "LARGEST_MB", 1)
+    with pytest.raises(SystemExit, match="a released weight has at most 1"):
+        release(f"only={finished_run(tmp_path / 'run1', 1)}")
+    assert contents(tmp_path / "weights") == {"small.safetensors": before}
