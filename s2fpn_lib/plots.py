@@ -24,6 +24,7 @@ __all__ = [
     "colourise",
     "confusion_heatmap",
     "error_picture",
+    "gmacs_by_part",
     "overlay",
     "per_class_bars",
     "show_predictions",
@@ -166,6 +167,21 @@ def class_shares_bars(shares: Sequence[float] | Mapping[str, Sequence[float]], p
     if len(named) > 1:
         axis.set_title(f"bars: {next(iter(named))}")
         axis.legend(loc="lower right", fontsize=8.5)
+    return figure
+
+
+@styled
+def gmacs_by_part(parts: pd.DataFrame, title: str = "") -> Figure:
+    """Bars of `macs_by_part` in 1e9 multiply-accumulates: a group a row (part of the network), a bar a column."""
+    x, bar = np.arange(len(parts)), 0.8 / len(parts.columns)
+    figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    for i, (name, column) in enumerate(parts.items()):
+        centres = x + (i - (len(parts.columns) - 1) / 2) * bar
+        axis.bar(centres, column, width=bar * 0.92, color=COLOURS[i % len(COLOURS)], label=name)
+    axis.set(ylabel="GMACs", title=title)
+    axis.set_xticks(x, parts.index)
+    axis.grid(axis="x", visible=False)
+    axis.legend()
     return figure
 
 

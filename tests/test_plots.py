@@ -10,7 +10,14 @@ import torch
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.plots import accuracy_speed, class_shares_bars, confusion_heatmap, per_class_bars, training_curves
+from s2fpn_lib.plots import (
+    accuracy_speed,
+    class_shares_bars,
+    confusion_heatmap,
+    gmacs_by_part,
+    per_class_bars,
+    training_curves,
+)
 from s2fpn_lib.tables import load_published
 
 PROTOCOL = get_protocol("camvid-segnet-360x480")
@@ -55,6 +62,16 @@ def test_class_shares():
     ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
     np.testing.assert_allclose(ends, 100 * shares)
     np.testing.assert_allclose(axis.collections[0].get_offsets()[:, 0], 100 * shares[::-1])
+
+
+def test_gmacs_by_part_has_a_bar_for_every_number():
+    parts = pd.DataFrame({"v1": [9.0, 3.0, 0.5], "v2": [9.0, 5.0, 1.0]}, index=["encoder", "APF", "head"])
+    axis = gmacs_by_part(parts, "two revisions").axes[0]
+    assert [bar.get_height() for bar in axis.patches] == [*parts["v1"], *parts["v2"]]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches]
+    assert np.round(middles).tolist() == [0, 1, 2] * 2  # each in its part's group
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(parts.index)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(parts)
 
 
 @pytest.mark.parametrize("dataset", ["cityscapes", "camvid"])
