@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,19 +11,18 @@ import pytest
 import torch
 
 from s2fpn_lib.checkpoint import load_model, read_metadata, save_weights
-from s2fpn_lib.data import open_dataset
+from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
+from tests.loading import load_file
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "release_weights.py"
-CLASSES = open_dataset("roadscenes", split="val").protocol.num_classes
+CLASSES = get_protocol("roadscenes").num_classes
 
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
     """The script, which releases into a folder of the test."""
-    spec = importlib.util.spec_from_file_location("release_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(SCRIPT)
     monkeypatch.setattr(module, "RELEASED", tmp_path / "weights")
     return module
 
@@ -42,11 +40,11 @@ def release(script, monkeypatch, tmp_path):
     return call
 
 
-def finished_run(folder: Path, seed: int, train_split: str = "train") -> Path:
+def finished_run(folder: Path, seed: int) -> Path:
     """The files of a finished run: an untrained network, as its last weights."""
     torch.manual_seed(seed)
     model = build_model("s2fpn_lite", num_classes=CLASSES)
-    about = {"dataset": "roadscenes", "protocol": "roadscenes", "train_split": train_split, "recipe": f"recipe-{seed}"}
+    about = {"dataset": "roadscenes", "protocol": "roadscenes", "train_split": "train", "recipe": f"recipe-{seed}"}
     save_weights(model, folder / "last.safetensors", about)
     (folder / "result.json").write_text(json.dumps({"checkpoint": "last.safetensors", "seed": seed}))
     (folder / "config.json").write_text("{}")

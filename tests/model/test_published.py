@@ -1,7 +1,5 @@
 """The published network's numbers: parity with its arrays, its checkpoint layout and what is wrong with a file."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +8,13 @@ import torch
 
 from s2fpn_lib.model import build_model, load_published
 from s2fpn_lib.model.published import published_name
+from tests.loading import load_file
 
 PARITY = Path(__file__).parents[1] / "parity"
 TOLERANCE = 2e-6
 
-
-def _load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fill = _load(PARITY / "fill.py")
-reference = _load(Path(__file__).parent / "published_reference.py")
+fill = load_file(PARITY / "fill.py")
+reference = load_file(Path(__file__).parent / "published_reference.py")
 
 
 def published_state(revision: str) -> dict[str, torch.Tensor]:
