@@ -25,7 +25,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
-	@$(PY) -m s2fpn_lib.pipeline $(PARAMETERS)
+	@$(PY) -m s2fpn_lib.workbench.pipeline $(PARAMETERS)
 
 test: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -36,7 +36,7 @@ lab: $(INSTALLED)
 	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 doctor: $(INSTALLED)
-	@$(PY) -m s2fpn_lib.doctor
+	@$(PY) -m s2fpn_lib.workbench.doctor
 
 # The stamp is written last, so an interrupted installation is no installation: without the stamp the next make starts
 # from an empty .venv. With an older stamp (pyproject.toml changed) it installs on top.

@@ -1,5 +1,5 @@
 # Studies: which notebooks must run. What one of them does is the notebook's business, how it runs
-# s2fpn_lib/run_notebook.py's.
+# s2fpn_lib/workbench/run_notebook.py's.
 #
 #   snakemake -n ablation            what would run
 #   snakemake ablation --cores 2     runs it; after any interruption the same command goes on
@@ -26,7 +26,7 @@ if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake stumbles over it befo
     raise WorkflowError(f"the results folder {RESULTS} cannot be written: there is a file of that name")
 STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
 JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
-RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.run_notebook"
+RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.workbench.run_notebook"
 REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q}"
 REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
 HELD = contextlib.ExitStack()  # of the lock; a process that ends, however it ends, lets go

@@ -2,7 +2,7 @@
 
     python examples/run_onnx.py model.onnx street.jpg classes.png
 
-`s2fpn_lib.export.export_onnx` wrote the model; what its input needs stands in the file's metadata.
+`s2fpn_lib.inference.export.export_onnx` wrote the model; what its input needs stands in the file's metadata.
 """
 
 import json

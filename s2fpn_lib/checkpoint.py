@@ -22,7 +22,7 @@ from s2fpn_lib.runs import atomic_file, read_json, write_atomic
 RELEASED = Path(__file__).resolve().parent / "weights"
 # One key: safetensors writes several in an order that differs from run to run, and equal weights shall be equal files.
 METADATA_KEY = "s2fpn"
-FOREIGN_SUFFIXES = (".pt", ".pth")
+TORCH_SUFFIXES = (".pt", ".pth")
 
 
 class CheckpointError(RuntimeError):
@@ -79,7 +79,7 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
         CheckpointError: no such file or name (near ones are suggested), a damaged file, or weights that do not fit.
     """
     path = find_weights(path_or_name)
-    if path.suffix in FOREIGN_SUFFIXES:
+    if path.suffix in TORCH_SUFFIXES:
         return _load_foreign(path, config).to(device).eval()
     if config:
         raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")

@@ -12,11 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2fpn_lib.data import SegmentationDataset, label_counts
 from s2fpn_lib.distributed import mean_over_processes
-from s2fpn_lib.lovasz import lovasz_softmax
+from s2fpn_lib.model.blocks import resize_aligned
 
-PUBLISHED_WEIGHT_CONSTANT = 1.10
+# MERGED lovasz: """The Lovász-softmax loss: a surrogate of mean IoU itself, to add to cross-entropy for thin and rare classes."""
+# MERGED distillation: """Knowledge distillation: what a trained network says of every pixel, as a second target beside the label.
+#
+# Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; pixel by
+# pixel as in Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equation 1.
+# """
+
+
 CRITERIA = ("cross_entropy", "ohem")
 AUX_RESOLUTIONS = ("label", "own")
 LOVASZ_STRIDE = 2  # of the label pixels that the Lovász term sorts, in both directions
@@ -172,38 +178,58 @@ def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
     return label[:, rows[:, None], columns]  # (B, h, w)
 
 
-def class_weights_from(dataset: SegmentationDataset, rule: str | float = "published") -> Tensor:
-    """(K,) float32 class weights 1 / ln(c + share), share = the class's part of all labelled pixels (ENet's rule).
+def lovasz_softmax(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Scalar: the Lovász extension of the Jaccard loss, averaged over the classes that occur in `target`.
+
+    For class c every pixel has an error m = |[y = c] - p_c|. With the pixels sorted by falling error, and S_i the first
+    i of them counted as mistakes,
+
+        loss_c = sum_i m_i (J(S_i) - J(S_i-1)),   J(S) = 1 - |true c without S| / |true c or S|
+
+    so 1 - IoU of the class where all probabilities are 0 or 1. The whole batch counts as one image. Without a class in
+    `target` the loss is 0. Needs no host sync.
 
     Args:
-        dataset: `open_dataset(...)`; every label is read once.
-        rule: "published" (c = 1.10), or c itself, above 1 so that an absent class still has a finite weight.
+        logits: (B, K, H, W).
+        target: (B, H, W) int64, in 0..K-1 or `ignore_index`.
 
-    Raises:
-        ValueError: c is not above 1, a label holds a foreign id (the sample is named), or no pixel is labelled.
+    Source: Berman, Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018, equations 8 to 11 and algorithm 1.
     """
-    constant = PUBLISHED_WEIGHT_CONSTANT if rule == "published" else rule
-    if isinstance(constant, str) or constant <= 1:
-        raise ValueError(
-            f'class weight rule is {rule!r}; use "published" or the c of 1/ln(c + share), a number above 1'
-        )
-    pixels = class_pixels(dataset)
-    if not pixels.any():
-        raise ValueError(f"no pixel of {dataset.name} {dataset.split} carries a class: class weights are undefined")
-    share = pixels.double() / pixels.sum()
-    return (1 / torch.log(constant + share)).float()
+    probabilities = logits.float().softmax(1)
+    valid = target != ignore_index
+    losses, present = [], []
+    for c in range(logits.shape[1]):
+        truth = target == c
+        # an ignored pixel has error 0: sorted last, and times 0 in the sum
+        errors = ((truth.float() - probabilities[:, c]).abs() * valid).flatten()
+        errors, order = errors.sort(descending=True)
+        losses.append(errors @ _jaccard_steps(truth.flatten()[order]))
+        present.append(truth.any())
+    weight = torch.stack(present).float()
+    return (torch.stack(losses) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def class_pixels(dataset: SegmentationDataset) -> Tensor:
-    """(K,) int64 number of pixels of each class over the dataset's labels, ignored pixels left out."""
-    protocol = dataset.protocol
-    counts = torch.from_numpy(label_counts(dataset))  # (samples, 256)
-    foreign = counts.bool()
-    foreign[:, list(protocol.label_ids)] = False
-    if foreign.any():
-        sample, label_id = foreign.nonzero()[0].tolist()
-        raise ValueError(
-            f"label of {dataset.names[sample]} ({dataset.name} {dataset.split}) holds the id {label_id}; "
-            f"{protocol.name} knows 0..{protocol.num_classes - 1} and the ignored id {protocol.ignore_id}"
-        )
-    return counts.sum(0)[: protocol.num_classes]
+def _jaccard_steps(truth: Tensor) -> Tensor:
+    """J(S_i) - J(S_i-1) for i = 1..N, (N,) float32, of (N,) bool truth in the order of falling error."""
+    mistaken = truth.cumsum(0)  # true pixels among the first i; int64, for float32 cannot count beyond 2**24
+    intersection = mistaken[-1] - mistaken
+    union = mistaken[-1] + (~truth).cumsum(0)
+    jaccard = 1 - (intersection / union.clamp(min=1))
+    return jaccard.diff(prepend=jaccard.new_zeros(1))
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Scalar T² KL(softmax(teacher / T) || softmax(student / T)), the mean over all pixels, labelled or not.
+
+    (B,K,h,w) student logits are resized to the teacher's (B,K,H,W), bilinear with align_corners=True as the network
+    resizes its own. With a temperature T above 1 the classes that come second and third count for more; T² keeps the
+    size of the gradient. The arithmetic is float32.
+    """
+    student = resize_aligned(student.float(), teacher.shape[-2:])
+    divergence = nn.functional.kl_div(
+        (student / temperature).log_softmax(1),
+        (teacher.float() / temperature).log_softmax(1),
+        reduction="none",
+        log_target=True,
+    )
+    return temperature**2 * divergence.sum(1).mean()

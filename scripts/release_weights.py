@@ -5,7 +5,7 @@
 
 Of several runs, each of which began with the one before it, the weights are averaged. `--offsets` names runs of the
 same recipe with splits that they were not trained on: the offsets of the class logits that raise mean IoU there are
-fitted, averaged, halved and put into the head (s2fpn_lib/class_offsets.py); offsets.json records what they bring, also
+fitted, averaged, halved and put into the head (scripts/class_offsets.py); offsets.json records what they bring, also
 to the splits that they were not fitted on. `--recorded-offsets` takes those of an earlier release from that file.
 Prints size and checksum for the model card. No run directory is changed.
 """
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from class_offsets import add_offsets, fit_offsets, miou, sample_scores
 from torch import Tensor
 
 from s2fpn_lib.checkpoint import RELEASED, find_weights, load_model, read_metadata, save_weights
-from s2fpn_lib.class_offsets import add_offsets, fit_offsets, miou, sample_scores
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.runs import read_json, write_json
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2fpn_lib.boundary import BoundaryScore, boundary_mask, default_tolerance, dilate_bits
+from s2fpn_lib.metrics import BoundaryScore, boundary_mask, default_tolerance, dilate_bits
 
 
 def brute_boundaries(ids, scored, c):

@@ -1,15 +1,20 @@
 """Class offsets against exhaustive search, a known bias, and the head of a network that must follow them."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from s2fpn_lib.checkpoint import load_model
-from s2fpn_lib.class_offsets import GRID, add_offsets, fit_offsets, miou, sample_scores
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.metrics import ConfusionMatrix
+from tests.loading import load_file
+
+OFFSETS = load_file(Path(__file__).resolve().parents[1] / "scripts" / "class_offsets.py")
+GRID, add_offsets, fit_offsets = OFFSETS.GRID, OFFSETS.add_offsets, OFFSETS.fit_offsets
+miou, sample_scores = OFFSETS.miou, OFFSETS.sample_scores
 
 
 def noisy(classes=3, pixels=4000, seed=0):

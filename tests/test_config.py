@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from s2fpn_lib.config import OPERATIONAL, PUBLISHED_OPTIONS, TrainConfig
-from s2fpn_lib.presets import PRESETS
+from s2fpn_lib.config import OPERATIONAL, PRESETS, PUBLISHED_OPTIONS, TrainConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

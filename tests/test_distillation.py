@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from s2fpn_lib.checkpoint import CheckpointError, load_model, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import open_dataset
-from s2fpn_lib.distillation import Teacher, distillation_loss
+from s2fpn_lib.losses import Teacher, distillation_loss
 from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.training import Training, pretraining, step_seed
+from s2fpn_lib.train import Training, pretraining, step_seed
 
 CPU = torch.device("cpu")
 
@@ -52,8 +52,8 @@ def test_it_is_zero_with_a_zero_gradient_at_the_teachers_scores_and_above_zero_e
 def test_a_high_temperature_compares_centred_logits():
     """Hinton et al., equation 4: T² KL tends to the mean squared difference of centred logits over 2 K."""
     student, teacher = logits(0).double(), logits(1).double()
-    centred = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
-    expected = centred.square().sum(1).mean() / (2 * 5)
+    centered = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    expected = centered.square().sum(1).mean() / (2 * 5)
     assert distillation_loss(student, teacher, 1000.0).item() == pytest.approx(expected.item(), rel=1e-2)
 
 
@@ -121,7 +121,7 @@ def test_a_training_step_adds_the_weighted_loss(teacher_file, tmp_path, weight, 
 
     for training in (taught, plain):
         training.model.train()
-        training.optimise(images, labels)
+        training.train_step(images, labels)
     assert (taught.loss_sum - plain.loss_sum).item() == pytest.approx(expected.item(), rel=1e-4)
     gradients = [torch.cat([p.grad.flatten() for p in each.model.parameters()]) for each in (taught, plain)]
     assert not torch.allclose(*gradients)

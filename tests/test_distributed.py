@@ -24,22 +24,24 @@ from torch.testing import assert_close
 
 from s2fpn_lib import train as train_module
 from s2fpn_lib.checkpoint import RELEASED, load_model, load_state
-from s2fpn_lib.data.roadscenes import RoadScenes
-from s2fpn_lib.devices import choose_device
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.distributed import (
+    SyncBatchNorm,
+    WorkerFailed,
+    choose_device,
     from_first,
+    launch,
     mean_over_processes,
+    node_rank,
     rank,
     refuse_differing,
     sum_over_processes,
+    synchronize_batch_norm,
     world_size,
 )
 from s2fpn_lib.evaluate import evaluate
-from s2fpn_lib.launch import WorkerFailed, launch, node_rank
 from s2fpn_lib.losses import DeepSupervisionLoss
-from s2fpn_lib.sync_batch_norm import SyncBatchNorm, synchronised
-from s2fpn_lib.train import TrainConfig, train
-from s2fpn_lib.training import step_seed
+from s2fpn_lib.train import TrainConfig, step_seed, train
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZE = (64, 96)
@@ -261,7 +263,7 @@ def check_batch_norm():
         nn.init.uniform_(plain[0].bias)
         synced = nn.Sequential(type(plain[0])(5))
         synced.load_state_dict(plain.state_dict())
-        synced = synchronised(synced)
+        synced = synchronize_batch_norm(synced)
         assert isinstance(synced[0], SyncBatchNorm)
         for _ in range(2):
             whole = (torch.randn(shape) * 3 + 100).requires_grad_()  # far from 0: a variance by E[x^2] - E[x]^2 fails
@@ -309,7 +311,7 @@ def check_evaluation():
     model, scenes = load_model(START), few_scenes("roadscenes", split="val")
     for batch_size in (2, 8):
         whole = evaluate(model, scenes, batch_size=batch_size, progress=False)
-        shared = evaluate(model, scenes, batch_size=batch_size, shared=True, progress=False)
+        shared = evaluate(model, scenes, batch_size=batch_size, distributed=True, progress=False)
         assert_close(shared.confusion.matrix, whole.confusion.matrix, rtol=0, atol=0)
         assert_close(shared.per_image, whole.per_image, rtol=0, atol=0)
         assert_close(shared.boundary_f, whole.boundary_f, equal_nan=True)

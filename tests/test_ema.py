@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from s2fpn_lib.ema import ExponentialMovingAverage
+from s2fpn_lib.optim import ExponentialMovingAverage
 
 
 def small_model() -> nn.Module:

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from s2fpn_lib.baselines import majority_baselines
-from s2fpn_lib.boundary import BoundaryScore
-from s2fpn_lib.data import get_protocol
+from s2fpn_lib.data import evenly_spaced, get_protocol
 from s2fpn_lib.data.dataset import SegmentationDataset
-from s2fpn_lib.evaluate import Evaluation, evaluate, spread
-from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.evaluate import Evaluation, evaluate
+from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix
+from s2fpn_lib.workbench.baselines import majority_baselines
 
 
 class Scenes(SegmentationDataset):
@@ -47,13 +46,13 @@ class ByBrightness(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.centre = nn.Parameter(torch.arange(11.0) * 20)
+        self.center = nn.Parameter(torch.arange(11.0) * 20)
 
     def preprocess(self, images):
         return images.float()
 
     def forward(self, x):
-        scores = -((x[:, :1] - self.centre[None, :, None, None]) ** 2) / 50
+        scores = -((x[:, :1] - self.center[None, :, None, None]) ** 2) / 50
         return scores - 1e6 * (torch.arange(11) == 10)[None, :, None, None]
 
 
@@ -162,12 +161,12 @@ def test_images_are_let_go_after_their_batch():
 
 
 def test_limits_spread_over_the_split():
-    assert spread(100, 4) == [12, 37, 62, 87]
-    assert spread(3, None) == spread(3, 10) == [0, 1, 2]
+    assert evenly_spaced(100, 4) == [12, 37, 62, 87]
+    assert evenly_spaced(3, None) == evenly_spaced(3, 10) == [0, 1, 2]
     with pytest.raises(ValueError, match="empty"):
-        spread(0, None)
+        evenly_spaced(0, None)
     with pytest.raises(ValueError, match="limit=0"):
-        spread(5, 0)
+        evenly_spaced(5, 0)
 
 
 def test_a_length_items_and_a_protocol_are_enough(dataset):

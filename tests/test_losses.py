@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.data.dataset import SegmentationDataset
-from s2fpn_lib.losses import DeepSupervisionLoss, class_pixels, class_weights_from
+from s2fpn_lib.data.statistics import class_pixels, class_weights_from
+from s2fpn_lib.losses import DeepSupervisionLoss
 
 K, IGNORE = 4, 7
 WEIGHTS = torch.tensor([1.0, 2.5, 0.5, 4.0])

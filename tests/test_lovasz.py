@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from s2fpn_lib.losses import DeepSupervisionLoss
-from s2fpn_lib.lovasz import lovasz_softmax
+from s2fpn_lib.losses import DeepSupervisionLoss, lovasz_softmax
 from s2fpn_lib.metrics import ConfusionMatrix
 
 IGNORED = 11

@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # Stands in for both python3 and .venv/bin/python: makes a "venv" that holds itself, "installs" unless FAIL is set,
 # and prints any other call.
-STAND_IN = """\
+DEMO_RUN = """\
 #!/bin/sh
 case "$1 $2 $3" in
   "-c "*) [ -z "$TOO_OLD" ] ;;
@@ -29,7 +29,7 @@ esac
 def project(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(PROJECT / name, tmp_path)
-    (tmp_path / "fake").write_text(STAND_IN)
+    (tmp_path / "fake").write_text(DEMO_RUN)
     (tmp_path / "fake").chmod(0o755)
     return tmp_path
 
@@ -55,9 +55,9 @@ def test_run_installs_once_and_passes_parameters_on(project):
     first = make(project, "run", "DATASET=roadscenes", "EPOCHS=2")
     assert first.returncode == 0, first.stderr
     called = first.stdout.splitlines()[-1].split()
-    assert called[:3] == ["called:", "-m", "s2fpn_lib.pipeline"]
+    assert called[:3] == ["called:", "-m", "s2fpn_lib.workbench.pipeline"]
     assert sorted(called[3:]) == ["DATASET=roadscenes", "EPOCHS=2"]
-    assert make(project, "run", "S2FPN_DATA=/nowhere").stdout == "called: -m s2fpn_lib.pipeline\n"
+    assert make(project, "run", "S2FPN_DATA=/nowhere").stdout == "called: -m s2fpn_lib.workbench.pipeline\n"
     assert installations(project) == 1
 
 

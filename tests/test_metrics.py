@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchmetrics.functional.classification as reference
 
-from s2fpn_lib.metrics import ConfusionMatrix, ForeignIdError, class_ids, class_totals, iou_from_totals
+from s2fpn_lib.metrics import ConfusionMatrix, UnknownIdError, class_ids, class_totals, iou_from_totals
 
 K, IGNORE = 11, 11
 
@@ -138,12 +138,12 @@ def test_foreign_ids_are_refused_and_not_counted(dtype, foreign):
     bad = pred.clone()
     bad[0, 0, :4] = foreign
     label[0, 0, :4] = 2
-    with pytest.raises(ForeignIdError, match=r"4 predicted pixels hold ids outside 0\.\.10"):
+    with pytest.raises(UnknownIdError, match=r"4 predicted pixels hold ids outside 0\.\.10"):
         matrix.update(bad, label)
     assert matrix.matrix.sum() == 0
     bad_label = label.clone()
     bad_label[0, 0, :4] = foreign if foreign != IGNORE else 12
-    with pytest.raises(ForeignIdError, match="4 label pixels"):
+    with pytest.raises(UnknownIdError, match="4 label pixels"):
         matrix.update(pred, bad_label)
 
 

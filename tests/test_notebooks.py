@@ -14,7 +14,7 @@ import papermill
 import pytest
 from nbval.plugin import get_sanitize_patterns
 
-from s2fpn_lib.parameters import declarations
+from s2fpn_lib.workbench.parameters import declarations
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))

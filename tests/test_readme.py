@@ -14,9 +14,9 @@ from PIL import Image
 
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.published import published_name
-from s2fpn_lib.parameters import as_float
-from s2fpn_lib.pipeline import PROJECT, notebook_declarations
 from s2fpn_lib.train import TrainConfig
+from s2fpn_lib.workbench.parameters import as_float
+from s2fpn_lib.workbench.pipeline import PROJECT, notebook_declarations
 
 README = (PROJECT / "README.md").read_text()
 CALLS = re.findall(r"papermill notebooks/[^`\n]+", README)
@@ -62,7 +62,7 @@ def test_the_published_recipe_is_the_published_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("script", "artefact"), [("test.py", "11_evaluate/*/row.csv"), ("predict.py", "13_predict/**/*.png")]
 )
-def test_the_calls_on_a_published_checkpoint_run(script, artefact, tmp_path, monkeypatch):
+def test_the_calls_on_a_published_checkpoint_run(script, artifact, tmp_path, monkeypatch):
     """As the README has them, beside a checkpoint in the author's layout and a CamVid of one picture."""
     torch.manual_seed(0)
     state = build_model("s2fpn18", num_classes=11).state_dict()
@@ -80,4 +80,4 @@ def test_the_calls_on_a_published_checkpoint_run(script, artefact, tmp_path, mon
     images = ["-p", "images", "1"]  # there is but one
     result = CliRunner().invoke(papermill, [*words, *images, "--no-progress-bar"])
     assert result.exit_code == 0, result.output[-3000:]
-    assert list((tmp_path / "results").glob(artefact))
+    assert list((tmp_path / "results").glob(artifact))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from s2fpn_lib.schedule import fit_warmup, warmup_poly, warmup_poly_schedule
+from s2fpn_lib.optim import fit_warmup, warmup_poly, warmup_poly_schedule
 
 
 def published_rate(base: float, cur_iter: int, t_max: int, warmup_iters: int = 500) -> float:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from s2fpn_lib.checkpoint import load_state
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.runs import RunDirectory, read_json
-from s2fpn_lib.studies import failures, read_studies
+from s2fpn_lib.workbench.studies import failures, read_studies
 
 PROJECT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"

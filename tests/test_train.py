@@ -21,14 +21,21 @@ from s2fpn_lib import checkpoint, runs
 from s2fpn_lib import train as train_module
 from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
 from s2fpn_lib.data import DatasetError, DatasetNotFound
-from s2fpn_lib.data.roadscenes import RoadScenes
-from s2fpn_lib.losses import class_weights_from
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes
+from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.model import build_model
-from s2fpn_lib.optimizers import build_optimizer
+from s2fpn_lib.optim import build_optimizer, warmup_poly
 from s2fpn_lib.runs import RunDirectory, RunLocked, read_rows
-from s2fpn_lib.schedule import warmup_poly
-from s2fpn_lib.train import ConfigChanged, TrainConfig, TrainingDiverged, default_run_dir, train
-from s2fpn_lib.training import Training, batch_names, step_seed
+from s2fpn_lib.train import (
+    ConfigChanged,
+    TrainConfig,
+    Training,
+    TrainingDiverged,
+    batch_names,
+    default_run_dir,
+    step_seed,
+    train,
+)
 
 SIZE = (64, 96)
 COUNTS = {"train": 10, "val": 2, "trainval": 12}
@@ -163,14 +170,14 @@ class Interrupt(Exception):
 
 def interrupt_after(step):
     """Makes the first call that has done `step` steps fail, as Ctrl-C would between two steps."""
-    original = Training.optimise
+    original = Training.train_step
 
-    def optimise(self, images, labels):
+    def train_step(self, images, labels):
         if self.step == step:
             raise Interrupt
         original(self, images, labels)
 
-    return mock.patch.object(Training, "optimise", optimise)
+    return mock.patch.object(Training, "optimise", train_step)
 
 
 @pytest.mark.parametrize("step", [3, 8])
@@ -236,7 +243,7 @@ def test_the_default_directory_is_named_by_the_recipe():
 
 
 def test_a_nan_loss_stops_with_step_and_samples_named_and_keeps_the_last_good_state(tmp_path):
-    original = Training.optimise
+    original = Training.train_step
 
     def poisoned(self, images, labels):
         if self.step == 7:
@@ -375,7 +382,7 @@ def test_a_step_is_the_plain_recipe(tmp_path):
     weights = class_weights_from(scenes, "published")
 
     for step, (images, labels) in enumerate(training.loader):
-        training.optimise(images, labels)
+        training.train_step(images, labels)
 
         torch.manual_seed(step_seed(config.seed, step))
         logits, auxiliary = model((images.float() - model.mean) / model.std, aux=True)  # all at the label's size

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from s2fpn_lib.data.cache import CachedDataset
-from s2fpn_lib.data.dataset import DatasetError, FileDataset, SegmentationDataset, View, read_arrays
+from s2fpn_lib.data.dataset import DatasetError, FileDataset, SegmentationDataset, Subset, read_arrays
 from s2fpn_lib.data.protocols import Protocol
 
 
@@ -53,13 +53,13 @@ class AuditReport:
         total = self.counts.sum(axis=0)
         known = dict(enumerate(self.protocol.classes)) | {self.protocol.ignore_id: "(ignored)"}
         ids = sorted(set(known) | set(np.flatnonzero(total).tolist()))
-        labelled = max(1, total[: self.protocol.num_classes].sum())
+        labeled = max(1, total[: self.protocol.num_classes].sum())
         return pd.DataFrame(
             {
                 "id": ids,
                 "class": [known.get(each, "(foreign)") for each in ids],
                 "pixels": total[ids],
-                "share": [total[each] / labelled if each < self.protocol.num_classes else np.nan for each in ids],
+                "share": [total[each] / labeled if each < self.protocol.num_classes else np.nan for each in ids],
                 "samples": (self.counts[:, ids] > 0).sum(axis=0),
             }
         )
@@ -133,7 +133,7 @@ def _outcomes(dataset: SegmentationDataset) -> Iterator[tuple[tuple[int, int], n
             return str(error)
         return label.shape, np.bincount(label.reshape(-1), minlength=256)  # (H, W) -> (H * W,)
 
-    for part in dataset.parts if isinstance(dataset, View) else [dataset]:
+    for part in dataset.parts if isinstance(dataset, Subset) else [dataset]:
         if isinstance(part, CachedDataset):
             stored[id(part)] = (part.sizes(), part.label_counts())
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -141,7 +141,7 @@ def _outcomes(dataset: SegmentationDataset) -> Iterator[tuple[tuple[int, int], n
 
 
 def _resolve(dataset: SegmentationDataset, index: int) -> tuple[SegmentationDataset, int]:
-    return dataset.items[index] if isinstance(dataset, View) else (dataset, index)
+    return dataset.items[index] if isinstance(dataset, Subset) else (dataset, index)
 
 
 def _label_path(dataset: SegmentationDataset, index: int) -> str:

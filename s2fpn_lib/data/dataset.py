@@ -135,7 +135,7 @@ def _decode(path: Path, mode: str | None) -> np.ndarray:
         raise DatasetError(f"{path}: cannot be decoded ({error})") from None
 
 
-class View(SegmentationDataset):
+class Subset(SegmentationDataset):
     """Chosen samples of one or several datasets under one protocol, in the given order."""
 
     def __init__(self, items: Sequence[tuple[SegmentationDataset, int]], split: str, like: SegmentationDataset) -> None:
@@ -161,3 +161,13 @@ def read_arrays(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, n
         return dataset.arrays(index)
     image, label = dataset[index]
     return image.permute(1, 2, 0).numpy(), label.numpy()  # (3, H, W) -> (H, W, 3)
+
+
+def evenly_spaced(length: int, limit: int | None) -> list[int]:
+    """At most `limit` indices below `length`, evenly spread, ascending."""
+    if length == 0:
+        raise ValueError("the split is empty: nothing to evaluate")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: give at least 1, or None for the whole split")
+    count = min(length, limit or length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from s2fpn_lib.data.augment import Augment, apply, draw
 from s2fpn_lib.data.dataset import SegmentationDataset, read_arrays
-from s2fpn_lib.data.rare import rare_pixels
+from s2fpn_lib.data.statistics import rare_pixels
+from s2fpn_lib.data.transforms import Augment, apply, draw
 
 
 def train_loader(

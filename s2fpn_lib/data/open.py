@@ -9,7 +9,7 @@ from pathlib import Path
 
 from s2fpn_lib.data import camvid, cityscapes
 from s2fpn_lib.data.cache import cached
-from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, View
+from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, Subset
 
 DATASETS = ("camvid", "cityscapes", "roadscenes")
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
@@ -53,7 +53,7 @@ def open_dataset(
     if keep is not None:
         drives = [dataset.drives[index] for dataset, index in items]
         items = [item for item, kept in zip(items, keep(drives), strict=True) if kept]
-    return View(items, split, like=parts[0])
+    return Subset(items, split, like=parts[0])
 
 
 def parse_split(split: str) -> tuple[str, Callable[[list[str]], list[bool]] | None]:
@@ -90,7 +90,7 @@ def parse_split(split: str) -> tuple[str, Callable[[list[str]], list[bool]] | No
 
 def _open_part(name: str, root: str | Path | None, split: str) -> SegmentationDataset:
     if name == "roadscenes":
-        from s2fpn_lib.data.roadscenes import RoadScenes
+        from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 
         return RoadScenes(split)
     if name not in DATASETS:

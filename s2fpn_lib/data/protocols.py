@@ -162,7 +162,7 @@ PROTOCOLS: dict[str, Protocol] = {
             ignore_color=(0, 0, 0),
             mean_published=(99.63, 103.33, 105.66),
             splits=("train", "val", "trainval", "test"),
-            source="drawn by s2fpn_lib/data/roadscenes.py; no licence needed",
+            source="drawn by s2fpn_lib/data/roadscenes/dataset.py; no licence needed",
         ),
     )
 }

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from s2fpn_lib.inspector.numbers import LevelReadout, Readout, readout, revision_note
 from s2fpn_lib.inspector.state import Inspection, State
 from s2fpn_lib.inspector.views import render, render_level
-from s2fpn_lib.pictures import legend_patches
-from s2fpn_lib.style import BAD, INK, MUTED, picture_axes, styled
+from s2fpn_lib.viz.images import legend_patches
+from s2fpn_lib.viz.style import BAD, INK, MUTED, picture_axes, styled
 
 # Inches: the rim, between pictures, room for a title, for the words under a level, for the legend
 MARGIN, GAP, HEAD, CAPTION, LEGEND = 0.12, 0.2, 0.32, 0.95, 0.5
@@ -74,21 +74,21 @@ def _write(axis: Axes, found: Readout, inspection: Inspection, state: State) -> 
     axis.text(0, 0.40, where, va="top", fontsize=9, color=MUTED)
     y = 0.82
     for name, p in ((found.prediction, found.confidence), *found.others):
-        colour = np.array(inspection.protocol.palette[inspection.protocol.classes.index(name)]) / 255
-        axis.barh(y, wide * 0.55 * p, left=1.05, height=0.16, color=colour, edgecolor=INK, linewidth=0.5)
+        color = np.array(inspection.protocol.palette[inspection.protocol.classes.index(name)]) / 255
+        axis.barh(y, wide * 0.55 * p, left=1.05, height=0.16, color=color, edgecolor=INK, linewidth=0.5)
         axis.text(0.98, y, name, ha="right", va="center", fontsize=8.5)
         axis.text(1.12 + wide * 0.55 * p, y, f"{p:.1%}", va="center", fontsize=8.5)
         y += 0.24
     y += 0.1
     characters = int(wide * 14.5)
-    for text, colour, weight in (
+    for text, color, weight in (
         (inspection.warning, BAD, "bold"),
         (revision_note(inspection), MUTED, "normal"),
         (_pins(state, inspection), INK, "normal"),
     ):
         if text:
             lines = textwrap.fill(text, characters, replace_whitespace=False)
-            axis.text(0, y, lines, va="top", fontsize=8.2, color=colour, weight=weight, linespacing=1.35)
+            axis.text(0, y, lines, va="top", fontsize=8.2, color=color, weight=weight, linespacing=1.35)
             y += 0.16 * (len(lines.splitlines()) + 0.8)
 
 

@@ -22,14 +22,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from s2fpn_lib.attention import LevelCapture
+from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.inspector.figure import inspection_figure
 from s2fpn_lib.inspector.numbers import LevelReadout, readout, revision_note
 from s2fpn_lib.inspector.save import inspection_record
 from s2fpn_lib.inspector.state import Inspection, State
 from s2fpn_lib.inspector.views import CONFIDENCE
-from s2fpn_lib.pictures import as_picture
 from s2fpn_lib.runs import write_atomic
+from s2fpn_lib.viz.images import as_picture
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page_data.js", "page_pictures.js", "page.js")
@@ -75,7 +75,7 @@ def _data(state: State, inspections: Sequence[Inspection], names: Sequence[str])
         "image": _data_url(Image.fromarray(image)),
         "label": None if first.label is None else _packed(first.label[::s, ::s].numpy()),
         "classes": list(first.protocol.classes),
-        "palette": [list(colour) for colour in first.protocol.palette],
+        "palette": [list(color) for color in first.protocol.palette],
         "confidence_colours": CONFIDENCE.tolist(),
         "state": inspection_record(state, inspections, names)["state"],
         "models": [_model(state, *pair) for pair in zip(inspections, names, strict=True)],

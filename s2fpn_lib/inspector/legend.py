@@ -36,9 +36,9 @@ class ClassLegend(widgets.Box):
             box.value = class_id not in hidden
 
     def _entry(
-        self, class_id: int, name: str, colour: tuple[int, int, int], changed: Callable[[frozenset[int]], None]
+        self, class_id: int, name: str, color: tuple[int, int, int], changed: Callable[[frozenset[int]], None]
     ) -> widgets.Box:
-        swatch = widgets.HTML(f'<span class="s2fpn-swatch" style="background: rgb{colour}"></span>')
+        swatch = widgets.HTML(f'<span class="s2fpn-swatch" style="background: rgb{color}"></span>')
         box = widgets.Checkbox(True, description=name, indent=False, layout=widgets.Layout(width="auto", margin="2px"))
         only = _small_button("only", f"Show {name} alone")
         box.observe(lambda _: changed(self.hidden), "value")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s2fpn_lib.attention import LevelCapture
-from s2fpn_lib.attention_statistics import HARDLY_ANY
+from s2fpn_lib.attention.recorder import LevelCapture
+from s2fpn_lib.attention.statistics import HARDLY_ANY
 from s2fpn_lib.inspector.state import Inspection, State
 
 

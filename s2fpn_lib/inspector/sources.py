@@ -17,10 +17,10 @@ from torch import Tensor
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.evaluate import at_size
-from s2fpn_lib.media import MediaError, read_picture
 from s2fpn_lib.model import S2FPN
-from s2fpn_lib.predict import network_size
-from s2fpn_lib.provenance import checkpoint_provenance
+from s2fpn_lib.workbench.media import MediaError, read_picture
+from s2fpn_lib.workbench.predict import network_size
+from s2fpn_lib.workbench.provenance import checkpoint_provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Picture:
     own_size: tuple[int, int]
     label: Tensor | None = None
 
-    def labelled(self, ids: Tensor | None) -> Picture:
+    def labeled(self, ids: Tensor | None) -> Picture:
         """With the label, which is as large as the picture was; ValueError if not. None: without."""
         if ids is None:
             return replace(self, label=None)
@@ -76,7 +76,7 @@ def scaled_picture(
 ) -> Picture:
     """A (3, h, w) uint8 image with its label, scaled as `network_size` says: size is "protocol", "own" or (h, w)."""
     own = tuple(image.shape[-2:])
-    return Picture(name, at_size(image, network_size(own, size, protocol)), own).labelled(label)
+    return Picture(name, at_size(image, network_size(own, size, protocol)), own).labeled(label)
 
 
 def dataset_picture(dataset: SegmentationDataset, index: int, size: str | Sequence[int], protocol: Protocol) -> Picture:
@@ -119,8 +119,8 @@ def read_label(path: str | Path, protocol: Protocol) -> Tensor:
         raise MediaError(f"{path}: no readable label ({str(error) or type(error).__name__})") from error
     if pixels.ndim == 3:
         ids = np.full(pixels.shape[:2], protocol.ignore_id, np.uint8)
-        for class_id, colour in enumerate(protocol.palette):
-            ids[(pixels == colour).all(-1)] = class_id
+        for class_id, color in enumerate(protocol.palette):
+            ids[(pixels == color).all(-1)] = class_id
         if (ids == protocol.ignore_id).all():
             raise ValueError(f"{path}: none of its colours is one of {protocol.name}'s; give a PNG of train ids")
         return torch.from_numpy(ids)

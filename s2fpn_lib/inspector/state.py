@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2fpn_lib.attention import AttentionRecorder, LevelCapture
-from s2fpn_lib.attention_statistics import untrained_warning
+from s2fpn_lib.attention.recorder import AttentionRecorder, LevelCapture
+from s2fpn_lib.attention.statistics import untrained_warning
 from s2fpn_lib.data import Protocol
-from s2fpn_lib.inference import evaluation_mode
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
+from s2fpn_lib.model.modes import evaluation_mode
 
 VIEWS = ("prediction", "true classes", "errors", "confidence", "image")
 MAX_WIDTH = 640  # pixels of the drawn picture; larger images are drawn with every s-th pixel

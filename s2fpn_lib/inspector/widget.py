@@ -290,7 +290,7 @@ class Inspector(widgets.VBox):
     def _uploaded_label(self, change: dict[str, Any]) -> None:
         for upload in change["new"]:
             self._need_picture()
-            picture = self.picture.labelled(uploaded_label(upload, self.protocol))
+            picture = self.picture.labeled(uploaded_label(upload, self.protocol))
             self._adopt(picture, [replace(each, label=picture.label) for each in self.inspections])
 
     @shown("Opening the second model", "Give a released name, a run folder or a .safetensors file.")

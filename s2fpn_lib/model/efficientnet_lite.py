@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2fpn_lib.model.depthwise import depthwise_conv2d
-from s2fpn_lib.model.foreign import read_tensors
+from s2fpn_lib.model.state_dicts import read_tensors
 
 BN_EPS = 1e-3
 # (expansion, channels, repeats, stride, kernel) of the seven stages, EfficientNet paper, table 1.

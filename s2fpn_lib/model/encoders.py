@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
-from s2fpn_lib.model.foreign import read_tensors
+from s2fpn_lib.model.state_dicts import read_tensors
 
 DOWNLOAD_TIMEOUT_S = 10
 

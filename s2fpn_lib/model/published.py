@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from s2fpn_lib.model.foreign import read_tensors
 from s2fpn_lib.model.s2fpn import S2FPN
+from s2fpn_lib.model.state_dicts import read_tensors
 
 # What the published command lines call the network, and its name here.
 PUBLISHED_MODELS = {"SSFPN": "s2fpn18"}

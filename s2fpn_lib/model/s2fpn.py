@@ -117,7 +117,7 @@ class S2FPN(nn.Module):
         mean, std = NORMALIZATIONS[normalization]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        _initialise(self, skip=self.encoder)
+        _initialize(self, skip=self.encoder)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> the network's float32 input, normalised, on the network's device."""
@@ -259,7 +259,7 @@ def _upsampling_level(coarse: int, width: int, revision: str, switches: Switches
     return GFU(coarse, width, revision=revision, pool=switches.gfu_pool)
 
 
-def _initialise(model: nn.Module, *, skip: nn.Module) -> None:
+def _initialize(model: nn.Module, *, skip: nn.Module) -> None:
     """He initialisation for the convolutions outside the encoder, which keeps its own."""
     inside = set(skip.modules())
     for module in model.modules():

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from s2fpn_lib.report.paired import seed_differences
-from s2fpn_lib.style import BAD, GOOD, INK, MUTED, RULE, styled
+from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, RULE, styled
 
 
 @styled

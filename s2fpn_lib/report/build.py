@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from s2fpn_lib import tables
-from s2fpn_lib.plots import training_curves
+from s2fpn_lib.report import tables
 from s2fpn_lib.report.collect import collect_curves, collect_evaluations, collect_runs, collect_speed
 from s2fpn_lib.report.export_table import export_table, only_new_files
 from s2fpn_lib.report.page import Report
@@ -17,6 +16,7 @@ from s2fpn_lib.report.scores import score_section, scored_rows, versions
 from s2fpn_lib.report.speed import accuracy_speed_section, speed_section
 from s2fpn_lib.report.studies import failure_section, study_sections
 from s2fpn_lib.runs import code_version, results_root
+from s2fpn_lib.viz.charts import training_curves
 
 
 def build_report(root: str | Path | None = None, *, title: str = "S²-FPN workbench: results", curves: int = 6) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.provenance import STAND_IN, describe_switches, recipe_hashes
 from s2fpn_lib.runs import read_json, read_rows, results_root
+from s2fpn_lib.workbench.provenance import DEMO_RUN, describe_switches, recipe_hashes
 
 WHERE = ("device", "height", "width", "batch", "stage")  # speeds compare within these
 WAY = ("network", "revision", "backend", "precision")
@@ -22,12 +22,12 @@ def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
     A study's run also says its study and variant.
 
     Read afresh from the run directories at every call; there is no table to edit or to go stale. Stand-ins
-    (`provenance.STAND_IN`), trained for seconds to have something to show, are left out.
+    (`provenance.DEMO_RUN`), trained for seconds to have something to show, are left out.
     """
     root = Path(root or results_root())
     rows = []
     for path in sorted(root.rglob("result.json")):
-        if (path.parent / "config.json").exists() and path.parent.name != STAND_IN:
+        if (path.parent / "config.json").exists() and path.parent.name != DEMO_RUN:
             recipe = read_json(path.parent / "config.json")
             variant = path.parent.parent / "variant.json"
             named = read_json(variant) if variant.exists() else {}
@@ -49,7 +49,7 @@ def collect_curves(root: str | Path | None = None) -> dict[str, list[dict[str, A
     root = Path(root or results_root())
     found = {}
     for path in _oldest_first(root.rglob("metrics.jsonl")):
-        if path.parent.name != STAND_IN and (rows := read_rows(path)):
+        if path.parent.name != DEMO_RUN and (rows := read_rows(path)):
             found[path.parent.relative_to(root).as_posix()] = rows
     return found
 

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from s2fpn_lib.data import Protocol, SegmentationDataset, get_protocol
-from s2fpn_lib.gallery import predicted
-from s2fpn_lib.pictures import as_picture, colourise, picture_grid
 from s2fpn_lib.runs import atomic_file
-from s2fpn_lib.style import styled
+from s2fpn_lib.viz.gallery import predicted
+from s2fpn_lib.viz.images import as_picture, colorize, picture_grid
+from s2fpn_lib.viz.style import styled
 
 SAMPLES = "samples.npz"
 
@@ -95,8 +95,8 @@ def compare(networks: Mapping[str, Mapping[str, Sample]], *, count: int = 3, wid
     rows = [
         [
             as_picture(first[name].image),
-            colourise(first[name].label, protocol),
-            *(colourise(samples[name].prediction, protocol) for samples in networks.values()),
+            colorize(first[name].label, protocol),
+            *(colorize(samples[name].prediction, protocol) for samples in networks.values()),
         ]
         for name in shared
     ]

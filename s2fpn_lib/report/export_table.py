@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from s2fpn_lib.report.page import Report
+from s2fpn_lib.report.tables import to_latex
 from s2fpn_lib.runs import write_atomic
-from s2fpn_lib.tables import to_latex
 
 
 def export_table(table: pd.DataFrame, folder: str | Path, name: str, caption: str) -> None:

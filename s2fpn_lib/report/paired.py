@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from s2fpn_lib.tables import REPETITION, one_protocol, percent
+from s2fpn_lib.report.tables import REPETITION, one_protocol, percent
 
 FULL = "full"
 VARYING = ("variant", "switches", "recipe_without_seed")  # what may differ between a variant and the full network

@@ -14,13 +14,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from s2fpn_lib.complexity import Complexity, measure_complexity
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.model import ENCODERS, build_model
-from s2fpn_lib.provenance import STAND_IN
+from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.collect import collect_evaluations, collect_runs, evaluation_rows
 from s2fpn_lib.runs import atomic_file, results_root, write_atomic
+from s2fpn_lib.workbench.provenance import DEMO_RUN
 
 TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"  # pandas' types that know missing values
 SCORES = ("miou", "published_miou", "pixel_accuracy", "class_accuracy", "fwiou", "boundary_f")
@@ -76,12 +76,12 @@ CLASS_COLUMNS = {
 def results_table(root: str | Path | None = None) -> pd.DataFrame:
     """Every measurement under `root` (None: the results folder), one a row, columns and types as in `COLUMNS`.
 
-    Stand-ins (`provenance.STAND_IN`) are left out. Missing values are unknown, never zero.
+    Stand-ins (`provenance.DEMO_RUN`) are left out. Missing values are unknown, never zero.
     """
     root = Path(root or results_root())
     rows = [_evaluation_row(row) for row in evaluation_rows(collect_evaluations(root)).to_dict("records")]
     rows += [_training_row(row) for row in collect_runs(root).to_dict("records")]
-    rows = [row for row in rows if not str(row.get("checkpoint")).startswith(f"{STAND_IN}/")]
+    rows = [row for row in rows if not str(row.get("checkpoint")).startswith(f"{DEMO_RUN}/")]
     return _typed(sorted(rows, key=lambda row: (row["measured_by"], row["folder"])), COLUMNS)
 
 
@@ -89,7 +89,7 @@ def class_table(root: str | Path | None = None) -> pd.DataFrame:
     """One row an evaluation under `root` and class, columns and types as in `CLASS_COLUMNS`."""
     rows = []
     for folder, evaluation in sorted(collect_evaluations(root).items()):
-        if str(evaluation.provenance.get("checkpoint")).startswith(f"{STAND_IN}/"):
+        if str(evaluation.provenance.get("checkpoint")).startswith(f"{DEMO_RUN}/"):
             continue
         for name, values in evaluation.per_class().iterrows():
             row = {"folder": folder, "class": name, **{k: evaluation.settings[k] for k in ("protocol", "split")}}

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from s2fpn_lib import tables
 from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.plots import confusion_heatmap, per_class_bars
-from s2fpn_lib.provenance import STAND_IN
-from s2fpn_lib.report import collect
+from s2fpn_lib.report import collect, tables
 from s2fpn_lib.report.comparison import common_names, compare, load_samples
 from s2fpn_lib.report.export_table import export_table
 from s2fpn_lib.report.page import Report
 from s2fpn_lib.report.results_table import with_cost
+from s2fpn_lib.viz.charts import confusion_heatmap, per_class_bars
+from s2fpn_lib.workbench.provenance import DEMO_RUN
 
 SAME_EVALUATION = [*tables.REPETITION, "seed", "checkpoint_sha"]
 PICTURES = {"predictions.png": "Predictions", "worst.png": "The worst images"}
@@ -28,8 +27,8 @@ def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
         return pd.DataFrame()
     frame = collect.evaluation_rows(evaluations)
     if "checkpoint" in frame:
-        stand_in = frame["checkpoint"].astype(str).str.startswith(f"{STAND_IN}/")
-        frame = frame if stand_in.all() else frame[~stand_in]
+        demo_checkpoint = frame["checkpoint"].astype(str).str.startswith(f"{DEMO_RUN}/")
+        frame = frame if demo_checkpoint.all() else frame[~demo_checkpoint]
     frame = frame.drop_duplicates([c for c in SAME_EVALUATION if c in frame], keep="last")
     return with_cost(frame)
 
@@ -42,7 +41,7 @@ def score_section(page: Report, frame: pd.DataFrame, evaluations: Mapping[str, E
         " The published code leaves such classes out, which can only raise its number; that convention has a column of"
         " its own. Spread (±) is the sample standard deviation over seeds, of which there are as many as runs."
     )
-    if "checkpoint" in frame and frame["checkpoint"].astype(str).str.startswith(f"{STAND_IN}/").all():
+    if "checkpoint" in frame and frame["checkpoint"].astype(str).str.startswith(f"{DEMO_RUN}/").all():
         page.note("These scores are of a stand-in that was trained for seconds so that there is something to show.")
     for protocol, rows in tables.split_by_protocol(frame).items():
         page.heading(protocol)

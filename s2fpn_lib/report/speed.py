@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from s2fpn_lib.plots import accuracy_speed
 from s2fpn_lib.report.collect import WAY, WHERE, latest_speed
 from s2fpn_lib.report.export_table import export_table
-from s2fpn_lib.report.own_points import own_points
+from s2fpn_lib.report.measured_points import measured_points
 from s2fpn_lib.report.page import Report
 from s2fpn_lib.report.results_table import network_cost
-from s2fpn_lib.tables import load_published, network_name, percent
+from s2fpn_lib.report.tables import load_published, network_name, percent
+from s2fpn_lib.viz.charts import accuracy_speed
 
 COST_NETWORKS = ("s2fpn_lite", "s2fpn18", "s2fpn34", "s2fpn34m")
 COST_SIZE, COST_CLASSES = (512, 1024), 19  # where the published numbers are given
@@ -56,7 +56,7 @@ def cost_table() -> pd.DataFrame:
 def accuracy_speed_section(page: Report, evaluations: pd.DataFrame, speed: pd.DataFrame, root: Path) -> None:
     """Our points beside the published ones, one figure a dataset, and the table of our points."""
     page.section("Accuracy and speed")
-    points = own_points(evaluations, speed)
+    points = measured_points(evaluations, speed)
     page.text(
         "Published points as their authors state them. Ours are stars: the accuracy of our own weights with the speed"
         " of the same network measured here. Positions may only be compared within one device, one input size and one"

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from s2fpn_lib import tables
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.plots import confusion_heatmap, training_curves
-from s2fpn_lib.report import collect
+from s2fpn_lib.report import collect, tables
 from s2fpn_lib.report.ablation_plots import ablation_bars
 from s2fpn_lib.report.export_table import export_table
 from s2fpn_lib.report.page import Report
 from s2fpn_lib.report.paired import ablation_table, comparable_parts, reference_variant, seed_differences
 from s2fpn_lib.report.scores import class_scores, compare_samples, repetition_keys, versions
-from s2fpn_lib.studies import failures
+from s2fpn_lib.viz.charts import confusion_heatmap, training_curves
+from s2fpn_lib.workbench.studies import failures
 
 NO_PUBLISHED_ABLATION = (
     "The paper's ablation tables could not be recovered, so the column of published numbers is empty (–): these"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2fpn_lib.data import DatasetError, View, check_dataset, class_shares, drive_overlap, label_counts, open_dataset
+from s2fpn_lib.data import DatasetError, Subset, check_dataset, class_shares, drive_overlap, label_counts, open_dataset
 from s2fpn_lib.data import dataset as dataset_module
 
 
@@ -81,7 +81,7 @@ def test_a_view_without_the_broken_files_is_counted_without_reading_them(camvid_
     spoil(camvid_tree / "camvid", "truncated label")
     dataset = open_dataset("camvid", camvid_tree, "val")
     sizes = check_dataset(dataset).sizes
-    readable = View([(dataset, index) for index, size in enumerate(sizes) if size], "val", like=dataset)
+    readable = Subset([(dataset, index) for index, size in enumerate(sizes) if size], "val", like=dataset)
     assert [index for _, index in readable.items] == [0, 2]
     labels = [label.reshape(-1).numpy() for _, label in readable]
     assert np.array_equal(label_counts(readable), [np.bincount(label, minlength=256) for label in labels])
@@ -92,7 +92,15 @@ def test_the_notebook_shows_what_can_be_read_names_the_broken_file_and_stops(cam
     monkeypatch.setenv("S2FPN_DATA", str(camvid_tree))
     monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "results"))
     parameters = json.dumps({"splits": "val", "images": 2})
-    command = [sys.executable, "-m", "s2fpn_lib.run_notebook", "01_data", tmp_path / "run", "--parameters", parameters]
+    command = [
+        sys.executable,
+        "-m",
+        "s2fpn_lib.workbench.run_notebook",
+        "01_data",
+        tmp_path / "run",
+        "--parameters",
+        parameters,
+    ]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 1
     assert re.search(rf"folder = (?s:.*){broken.name}: cannot be decoded", told.stderr)

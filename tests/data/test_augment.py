@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2fpn_lib.data.augment import PUBLISHED_SCALES, Augment, Cut, apply, draw
+from s2fpn_lib.data.transforms import PUBLISHED_SCALES, Augment, Cut, apply, draw
 
 FILL, IGNORE = torch.tensor([1, 2, 3], dtype=torch.uint8), 11
 
@@ -94,9 +94,9 @@ def test_photometric_against_pixel_by_pixel_arithmetic():
     cut = Cut(0, 0, 16, 24, False, brightness=1.1, contrast=0.8, saturation=0.5, cast=(1.1, 1.0, 0.8))
     got, ids = applied(cut, image, label, (16, 24))
     lit = image.astype(np.float64) * [1.1, 1.0, 0.8]
-    grey = (lit @ [0.299, 0.587, 0.114])[..., None]
-    saturated = 0.5 * lit + 0.5 * grey
-    contrasted = 0.8 * saturated + 0.2 * grey.mean()
+    gray = (lit @ [0.299, 0.587, 0.114])[..., None]
+    saturated = 0.5 * lit + 0.5 * gray
+    contrasted = 0.8 * saturated + 0.2 * gray.mean()
     expected = np.clip(1.1 * contrasted, 0, 255)
     assert np.abs(got - expected).max() <= 0.51
     assert np.array_equal(ids, label)
@@ -146,13 +146,13 @@ def test_rare_class_windows_hold_the_pixel():
 
 
 def test_an_option_does_not_shift_what_others_draw():
-    plain, coloured = drawn(Augment(), count=50), drawn(Augment(photometric=0.3, colour_cast=0.1), count=50)
-    assert [(c.top, c.left, c.height, c.flip) for c in plain] == [(c.top, c.left, c.height, c.flip) for c in coloured]
-    factors = [factor for c in coloured for factor in (c.brightness, c.contrast, c.saturation)]
+    plain, colored = drawn(Augment(), count=50), drawn(Augment(photometric=0.3, color_cast=0.1), count=50)
+    assert [(c.top, c.left, c.height, c.flip) for c in plain] == [(c.top, c.left, c.height, c.flip) for c in colored]
+    factors = [factor for c in colored for factor in (c.brightness, c.contrast, c.saturation)]
     assert min(factors) >= 0.7
     assert max(factors) <= 1.3
     assert len(set(factors)) == 150
-    casts = np.array([c.cast for c in coloured])
+    casts = np.array([c.cast for c in colored])
     assert 0.9 <= casts.min() < 0.92 < 1.08 < casts.max() <= 1.1
     assert all(c.cast == (1, 1, 1) for c in plain)
 
@@ -164,7 +164,7 @@ def test_an_option_does_not_shift_what_others_draw():
         {"scales": (0, 1)},
         {"scale_range": (2, 1)},
         {"photometric": 1},
-        {"colour_cast": -0.1},
+        {"color_cast": -0.1},
         {"rare_class_crops": -0.1},
     ],
 )

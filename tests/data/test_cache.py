@@ -254,7 +254,7 @@ def test_a_pickled_dataset_reads_the_same_cache(camvid_tree):
 def test_roadscenes_go_through_the_cache(monkeypatch):
     first = open_dataset("roadscenes", split="val")
     image, label = first[5]
-    monkeypatch.setattr("s2fpn_lib.data.roadscenes.render_scene", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("s2fpn_lib.data.roadscenes.dataset.render_scene", lambda *_: pytest.fail("drawn again"))
     again = open_dataset("roadscenes", split="val")
     assert isinstance(again, CachedDataset)
     assert torch.equal(again[5][0], image)

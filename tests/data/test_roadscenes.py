@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from s2fpn_lib.data.protocols import get_protocol
-from s2fpn_lib.data.roadscenes import COUNTS, GENERATOR_VERSION, RoadScenes, render_scene
-from s2fpn_lib.data.roadscenes_draw import Bars, Camera, Canvas, Light
-from s2fpn_lib.data.roadscenes_families import FAMILIES, HELD_OUT, family_of
-from s2fpn_lib.data.roadscenes_objects import BUILDING, CAR, FENCE, PEDESTRIAN, SKY, TREE
-from s2fpn_lib.data.roadscenes_people import pedestrian
-from s2fpn_lib.data.roadscenes_vehicles import VEHICLES, vehicle
+from s2fpn_lib.data.roadscenes.dataset import COUNTS, GENERATOR_VERSION, RoadScenes, render_scene
+from s2fpn_lib.data.roadscenes.draw import Bars, Camera, Canvas, Light
+from s2fpn_lib.data.roadscenes.families import FAMILIES, HELD_OUT, family_of
+from s2fpn_lib.data.roadscenes.objects import BUILDING, CAR, FENCE, PEDESTRIAN, SKY, TREE
+from s2fpn_lib.data.roadscenes.people import pedestrian
+from s2fpn_lib.data.roadscenes.vehicles import VEHICLES, vehicle
 
 # (generator version, seed, size) -> the start of sha256 over image and label bytes
 CHECKSUMS = {
@@ -55,7 +55,7 @@ def test_a_scene_depends_on_its_seed_and_nothing_else():
 def test_pictures_change_only_with_the_generator_version(version, seed, size):
     assert version == GENERATOR_VERSION, "new version: record its checksums here"
     assert checksum(seed, size) == CHECKSUMS[version, seed, size], (
-        "the pictures changed: raise GENERATOR_VERSION in s2fpn_lib/data/roadscenes.py and record the new checksums"
+        "the pictures changed: raise GENERATOR_VERSION in s2fpn_lib/data/roadscenes/dataset.py and record the new checksums"
     )
 
 

@@ -19,7 +19,7 @@ from s2fpn_lib.inspector.sources import (
     uploaded_label,
     uploaded_picture,
 )
-from s2fpn_lib.media import MediaError
+from s2fpn_lib.workbench.media import MediaError
 
 PROTOCOL = get_protocol("roadscenes")
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def test_files_and_uploads_are_the_same_picture(files):
     upload = uploaded_picture({"name": "a.png", "content": memoryview(png(PIXELS))}, "own", PROTOCOL)
     assert torch.equal(upload.image, picture.image)
     label = uploaded_label({"name": "l.png", "content": memoryview(png(IDS))}, PROTOCOL)
-    assert torch.equal(upload.labelled(label).label, picture.label)
+    assert torch.equal(upload.labeled(label).label, picture.label)
 
 
 def test_labels_are_scaled_without_new_ids(files):
@@ -78,13 +78,13 @@ def test_labels_are_scaled_without_new_ids(files):
 def test_label_of_another_size_is_refused():
     picture = scaled_picture("a", torch.zeros(3, 40, 60, dtype=torch.uint8), None, "protocol", PROTOCOL)
     with pytest.raises(ValueError, match="the label is 60x40 and the picture 40x60"):
-        picture.labelled(torch.zeros(60, 40, dtype=torch.uint8))
-    assert picture.labelled(None).label is None
+        picture.labeled(torch.zeros(60, 40, dtype=torch.uint8))
+    assert picture.labeled(None).label is None
 
 
 def test_colours_of_the_protocol_are_its_ids(tmp_path):
-    colours = np.array([*PROTOCOL.palette, (1, 2, 3)], np.uint8)
-    (tmp_path / "c.png").write_bytes(png(colours[IDS]))
+    colors = np.array([*PROTOCOL.palette, (1, 2, 3)], np.uint8)
+    (tmp_path / "c.png").write_bytes(png(colors[IDS]))
     assert torch.equal(read_label(tmp_path / "c.png", PROTOCOL), torch.from_numpy(IDS))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2fpn_lib.attention import AttentionRecorder
+from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.inspector import State, inspect
 from s2fpn_lib.model import build_model
 from tests.inspecting import PROTOCOL, network, picture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2fpn_lib.attention import AttentionRecorder
+from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.inspector import PROFILE_HEIGHT, VIEWS, State, inspect, render, render_level
 from tests.inspecting import PROTOCOL, network, picture
 
@@ -40,11 +40,11 @@ def away(drawn, y, x):
 def test_opacity_blends_the_image_with_the_class_colours(inspections):
     inspection = inspections["v1"]
     clear = away(np.zeros((45, 71)), 22, 35)
-    photo, colours = pixels_of(inspection.image), PALETTE[inspection.ids.numpy()]
+    photo, colors = pixels_of(inspection.image), PALETTE[inspection.ids.numpy()]
     for opacity in (0, 0.5, 1):
         drawn = render(State(y=22, x=35, opacity=opacity), inspection)
         assert (drawn.shape, drawn.dtype) == ((45, 71, 3), np.uint8)
-        np.testing.assert_allclose(drawn[clear], ((1 - opacity) * photo + opacity * colours)[clear], atol=1)
+        np.testing.assert_allclose(drawn[clear], ((1 - opacity) * photo + opacity * colors)[clear], atol=1)
 
 
 def test_views_draw_what_they_are_named_for(inspections):
@@ -125,14 +125,14 @@ def test_v1_tints_a_column_by_its_larger_gate(inspections, index):
     gates = inspection.levels[index].gates[0].numpy()
     drawn = render_level(State(y=40, x=12), inspection, index)
     difference = gates[0] - gates[1]
-    grey = pixels_of(inspection.image).mean(-1, keepdims=True)
+    gray = pixels_of(inspection.image).mean(-1, keepdims=True)
     for entry in (difference.argmax(), difference.argmin()):
         column = np.flatnonzero(np.arange(71) * len(difference) // 71 == entry)[0]
         share = 0.7 * abs(difference[entry]) / abs(difference).max()
-        colour = np.array(BLUE if difference[entry] > 0 else VERMILION)
-        np.testing.assert_allclose(drawn[:20, column], ((1 - share) * grey + share * colour)[:20, column], atol=1.01)
-    for colour in (BLUE, VERMILION):
-        assert np.all(drawn[45:] == colour, -1).any(), "a line for each gate in the profile"
+        color = np.array(BLUE if difference[entry] > 0 else VERMILION)
+        np.testing.assert_allclose(drawn[:20, column], ((1 - share) * gray + share * color)[:20, column], atol=1.01)
+    for color in (BLUE, VERMILION):
+        assert np.all(drawn[45:] == color, -1).any(), "a line for each gate in the profile"
 
 
 def test_v1_is_the_same_for_all_pixels_of_a_column(inspections):
@@ -147,16 +147,16 @@ def test_row_strips_are_drawn_across_the_image(revision):
     inspection = inspect(network(revision=revision, strip_axis="width"), picture(45, 71), PROTOCOL)
     level = inspection.levels[3]
     drawn = render_level(State(y=44, x=70, view="image"), inspection, 3)
-    photo, grey = pixels_of(inspection.image), pixels_of(inspection.image).mean(-1, keepdims=True)
+    photo, gray = pixels_of(inspection.image), pixels_of(inspection.image).mean(-1, keepdims=True)
     if revision == "v2":
         p = level.columns[0].unflatten(1, level.size)[:, -1, -1].numpy()
         lit = (p / p.max())[np.arange(45) * len(p) // 45][:, None, None]
-        expected = 0.35 * grey * (1 - lit) + photo * lit
+        expected = 0.35 * gray * (1 - lit) + photo * lit
     else:
         difference = (level.gates[0, 0] - level.gates[0, 1]).numpy()
         tint = (difference / abs(difference).max())[np.arange(45) * len(difference) // 45][:, None, None]
-        colour = np.where(tint > 0, np.array(BLUE), np.array(VERMILION))
-        expected = (1 - 0.7 * abs(tint)) * grey + 0.7 * abs(tint) * colour
+        color = np.where(tint > 0, np.array(BLUE), np.array(VERMILION))
+        expected = (1 - 0.7 * abs(tint)) * gray + 0.7 * abs(tint) * color
     np.testing.assert_allclose(drawn[:30, :50], expected[:30, :50], atol=1.01)
 
 

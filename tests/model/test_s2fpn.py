@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from s2fpn_lib.complexity import measure_complexity
 from s2fpn_lib.model import ENCODERS, NORMALIZATIONS, build_model
+from s2fpn_lib.model.complexity import measure_complexity
 
 SMALL = ("s2fpn18", "s2fpn34m", "s2fpn_lite")
 

@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from s2fpn_lib.provenance import STAND_IN
 from s2fpn_lib.report import speed as report_speed
 from s2fpn_lib.report.build import build_report
-from s2fpn_lib.tables import PUBLISHED
+from s2fpn_lib.report.tables import PUBLISHED
+from s2fpn_lib.workbench.provenance import DEMO_RUN
 from tests.reporting import evaluation, training_run
 
 CAMVID = "camvid-segnet-360x480"
@@ -41,7 +41,7 @@ def test_scores_runs_and_exports(tmp_path):
 
     scored = [record("11_evaluate/a", 0, seed=0), record("11_evaluate/b", 1, seed=1)]
     record("11_evaluate/c", 0, protocol="roadscenes", seed=0)
-    record("11_evaluate/d", 2, checkpoint=f"{STAND_IN}/best.safetensors")
+    record("11_evaluate/d", 2, checkpoint=f"{DEMO_RUN}/best.safetensors")
     training_run(tmp_path / "train" / "run", val_miou=0.4321)
     text = build_report(tmp_path, title="Ours & theirs").read_text()
     scores = pd.read_csv(tmp_path / "tables" / f"scores-{CAMVID}.csv")
@@ -52,7 +52,7 @@ def test_scores_runs_and_exports(tmp_path):
     assert "Only 2 of the 9 images of val were scored in 2 evaluations" in text
     assert "Ours &amp; theirs" in text
     assert "43.21" in text
-    assert STAND_IN not in text
+    assert DEMO_RUN not in text
     beside = pd.read_csv(tmp_path / "tables" / f"beside-{CAMVID}.csv").set_index("network")
     assert beside.loc["S2-FPN18 v1", "author README, test, 360x480"] == 70.1
     classes = pd.read_csv(tmp_path / "tables" / f"classes-{CAMVID}.csv").set_index("class")

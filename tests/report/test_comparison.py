@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from s2fpn_lib.data import get_protocol, open_dataset
-from s2fpn_lib.gallery import predicted
 from s2fpn_lib.model import build_model
-from s2fpn_lib.pictures import colourise
 from s2fpn_lib.report.comparison import SAMPLES, Sample, compare, load_samples, save_samples
+from s2fpn_lib.viz.gallery import predicted
+from s2fpn_lib.viz.images import colorize
 
 
 def sample(value, protocol="roadscenes"):
@@ -42,7 +42,7 @@ def test_networks_stand_side_by_side_on_the_images_that_all_have():
     figure = compare({"one": one, "two": two})
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "label", "one", "two"]
     shown = figure.axes[3].images[0].get_array()
-    np.testing.assert_array_equal(shown, colourise(two["b"].prediction, get_protocol("roadscenes")))
+    np.testing.assert_array_equal(shown, colorize(two["b"].prediction, get_protocol("roadscenes")))
 
 
 def test_what_cannot_be_compared():

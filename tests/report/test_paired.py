@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from s2fpn_lib.report import paired
-from s2fpn_lib.tables import ProtocolMixError
+from s2fpn_lib.report.tables import ProtocolMixError
 
 
 def row(variant, seed, miou, **changes):

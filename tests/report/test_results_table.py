@@ -6,11 +6,11 @@ import math
 import pandas as pd
 import pytest
 
-from s2fpn_lib.complexity import measure_complexity
 from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.model import build_model
-from s2fpn_lib.provenance import STAND_IN
+from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.report import results_table
+from s2fpn_lib.workbench.provenance import DEMO_RUN
 from tests.reporting import evaluation, training_run
 
 
@@ -27,7 +27,7 @@ def root(tmp_path):
     }
     evaluation(1, **known).save(tmp_path / "11_evaluate" / "a" / "evaluation.json")
     evaluation(2, study="x", variant="full").save(tmp_path / "studies" / "x" / "b" / "evaluation.json")
-    evaluation(2, checkpoint=f"{STAND_IN}/best.safetensors").save(tmp_path / "c" / "evaluation.json")
+    evaluation(2, checkpoint=f"{DEMO_RUN}/best.safetensors").save(tmp_path / "c" / "evaluation.json")
     training_run(tmp_path / "train" / "run", seed=4, val_miou=0.25)
     return tmp_path
 

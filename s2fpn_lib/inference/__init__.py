@@ -1,0 +1,14 @@
+"""Running a trained network fast: folding and backends, ONNX and torch.export files, int8."""
+
+from s2fpn_lib.inference.export import export_onnx, export_program, onnx_difference
+from s2fpn_lib.inference.optimize import OptimizedModel, optimize_for_inference
+from s2fpn_lib.inference.simplify import simplify
+
+__all__ = [
+    "OptimizedModel",
+    "export_onnx",
+    "export_program",
+    "onnx_difference",
+    "optimize_for_inference",
+    "simplify",
+]

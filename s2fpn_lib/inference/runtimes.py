@@ -1,0 +1,110 @@
+"""The runtimes that run an exported network on the CPU: onnxruntime and OpenVINO, one session an input size."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2fpn_lib.inference.export import export_onnx, onnx_session, quantize_onnx
+
+# MERGED signal_stack: """Keeps a thread's stack for signal handlers as it was, whatever a library does to it in between."""
+
+
+class _Stack(ctypes.Structure):
+    """glibc's stack_t, of <signal.h>."""
+
+    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
+
+
+@contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Puts the calling thread's alternative signal stack back at the end of the block.
+
+    OpenVINO's CPU plugin installs one of its own when it is loaded, remembers the one before it, and brings that back
+    when it goes. Where plugins do not go in the reverse order of their coming, that one is freed memory, and the next
+    signal that Python handles, a child's end or an interrupt, kills the process. With the first one put back at once,
+    there is nothing for the plugin to bring back.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack = ctypes.CDLL(None, use_errno=True).sigaltstack
+    before = _Stack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
+
+
+RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
+
+
+def runtime_runner(network: nn.Module, example: Tensor, runtime: str, precision: str) -> Callable[[Tensor], Tensor]:
+    """A function from (B, 3, H, W) float32 inputs to (B, K, H, W) float32 logits.
+
+    A session is made for each size when it first comes: with a size that it knows a runtime plans memory and layouts
+    better. int8 takes the ranges of activations from the images of `example`, resized to that size.
+
+    Raises ImportError where a package is missing, ValueError where the processor lacks bfloat16.
+    """
+    sessions: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+
+    def run(x: Tensor) -> Tensor:
+        if x.shape not in sessions:
+            file = io.BytesIO()
+            export_onnx(network, file, x, dynamic=False)
+            model = file.getvalue()
+            if precision == "int8":
+                model = quantize_onnx(model, _batches(example, x.shape))
+            sessions[x.shape] = _SESSIONS[runtime](model, precision)
+        return sessions[x.shape](x.contiguous())
+
+    run(example)
+    return run
+
+
+def _batches(examples: Tensor, shape: torch.Size) -> list[Tensor]:
+    """All examples, resized, in batches of `shape`; the last one is filled up with the first examples."""
+    images = F.interpolate(examples, shape[-2:], mode="bilinear")
+    count, batch = len(images), shape[0]
+    return list(images[torch.arange(-(-count // batch) * batch) % count].split(batch))
+
+
+def _onnxruntime(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
+    session = onnx_session(model, threads=torch.get_num_threads())
+    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
+
+
+@kept_signal_stack()
+def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError("openvino is missing: pip install 's2fpn-workbench[openvino]'") from error
+
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("this processor has no bfloat16 arithmetic for openvino; use precision float32 or int8")
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",  # its own choice would be bf16
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        result = request.infer({"image": x.numpy()}, share_inputs=True)
+        return torch.from_numpy(result["logits"])
+
+    return run
+
+
+_SESSIONS = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -1,0 +1,22 @@
+"""Putting a model into evaluation mode for a while, without losing the mode of any submodule."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Runs the block with `model` in evaluation mode and restores the mode of every submodule afterwards.
+
+    `model.train(was_training)` would not: it also puts submodules into training mode that had been frozen in evaluation
+    mode, such as the BatchNorms of a frozen encoder.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,1 @@
+"""Style, images, and charts of the notebooks and the report."""

@@ -1,0 +1,93 @@
+"""Offsets of the class logits that raise the mean IoU of a trained network, put into its head.
+
+The likeliest class is the best guess for pixel accuracy, not for mean IoU: there a class that is hard to find is better
+guessed sooner, and one that floods its neighbours later (Nowozin, "Optimal Decisions from Probabilistic Models: the
+Intersection-over-Union Case", CVPR 2014). One offset a class, fitted on images that the network was not trained on, is
+the simplest such rule; it costs nothing at run time.
+"""
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from s2fpn_lib.data import SegmentationDataset, evenly_spaced
+from s2fpn_lib.evaluate import by_label_size, load_batch, predict_logits
+from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.model import S2FPN
+from s2fpn_lib.model.modes import evaluation_mode
+
+GRID = torch.arange(-2, 2.01, 0.25)  # offsets to try, in units of the logits
+SMALLEST_SHARE = 1e-3  # of the labelled pixels: a rarer class gives no evidence, and keeps offset 0
+LEAST_GAIN = 1e-4  # of mean IoU: smaller ones are a few pixels' chance
+MOST_ROUNDS = 5
+
+
+def sample_scores(
+    model: S2FPN, dataset: SegmentationDataset, *, every: int = 3, progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(N, K) float32 logits and (N,) int64 labels of every `every`-th pixel, in both directions, that is labelled."""
+    scores, labels = [], []
+    for i in tqdm(range(len(dataset)), unit="image", disable=not progress):
+        images, (label,) = load_batch(dataset, [i])
+        ((logits, _),) = by_label_size(predict_logits(model, images), [label])
+        label = label[::every, ::every].long()
+        kept = label != dataset.protocol.ignore_id
+        scores.append(logits[0, :, ::every, ::every][:, kept].T.cpu())  # (K, h, w) -> (n, K)
+        labels.append(label[kept])
+    return torch.cat(scores), torch.cat(labels)
+
+
+def miou(scores: Tensor, labels: Tensor, offsets: Tensor | None = None) -> float:
+    """Mean IoU of the largest of (N, K) scores, plus (K,) offsets, against (N,) labels; absent classes are left out."""
+    shifted = scores if offsets is None else scores + offsets
+    return _miou(shifted.argmax(1), labels, scores.shape[1])
+
+
+def fit_offsets(scores: Tensor, labels: Tensor) -> Tensor:
+    """(K,) offsets for (N, K) scores that raise their mean IoU against (N,) labels, never lower it.
+
+    Coordinate ascent over `GRID`: for one class at a time the others' largest score and its class are known, so a
+    candidate costs one comparison a pixel. Ends when a round changes nothing, or after `MOST_ROUNDS`.
+    """
+    classes = scores.shape[1]
+    offsets = torch.zeros(classes)
+    share = torch.bincount(labels, minlength=classes) / len(labels)
+    best = miou(scores, labels)
+    for _ in range(MOST_ROUNDS):
+        before = offsets.clone()
+        for c in torch.nonzero(share >= SMALLEST_SHARE).flatten().tolist():
+            others = scores + offsets
+            others[:, c] = -torch.inf
+            rival, rival_class = others.max(1)
+            for candidate in GRID[GRID.abs().argsort()]:  # of equally good ones the smallest
+                guess = torch.where(scores[:, c] + candidate > rival, c, rival_class)
+                if (reached := _miou(guess, labels, classes)) > best + LEAST_GAIN:
+                    best, offsets[c] = reached, candidate
+        if torch.equal(offsets, before):
+            break
+    return offsets
+
+
+def add_offsets(model: S2FPN, offsets: Tensor, dataset: SegmentationDataset, *, images: int = 8) -> None:
+    """Raises the model's logits by (K,) offsets, in place and as nearly as its head allows.
+
+    The head is a 1x1 convolution without bias. Least squares finds the direction a in its input f with a . f = 1 at
+    the pixels of a few images of `dataset`, and the head's weights grow by offsets a^T: at each pixel class c gains
+    offsets[c] times a . f. (Of s2fpn_lite-camvid a . f is 1.00 ± 0.08 on other images.)
+    """
+    features = []
+    with torch.inference_mode(), evaluation_mode(model):
+        for i in evenly_spaced(len(dataset), images):
+            image, _ = load_batch(dataset, [i])
+            last = model.pyramid(model.preprocess(image)).gfu[-1]  # (1, C, h, w), what the head reads
+            features.append(last[0].flatten(1).T[::11].double().cpu())
+    stacked = torch.cat(features)
+    one = torch.linalg.lstsq(stacked, torch.ones(len(stacked), 1, dtype=torch.float64)).solution  # (C, 1)
+    with torch.no_grad():
+        model.head.weight += (offsets.double()[:, None] @ one.T)[:, :, None, None].to(model.head.weight)
+
+
+def _miou(guess: Tensor, labels: Tensor, classes: int) -> float:
+    confusion = ConfusionMatrix(classes)
+    confusion.update(guess[None], labels[None])
+    return confusion.miou()

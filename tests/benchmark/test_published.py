@@ -1,0 +1,59 @@
+"""The baselines compute what the workbench computes: a slower way to something else would be no baseline."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s2fpn_lib.benchmark import published as published_way
+from s2fpn_lib.benchmark.published import PublishedInference, eval_fps, pixel_loop_matrix
+from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.model import build_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model("s2fpn_lite", num_classes=5).eval().to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_logits_are_the_models(model, grad):
+    x = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected = model(x)
+    torch.testing.assert_close(PublishedInference(model, grad=grad)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_resizes_five_maps_to_the_input_and_records_a_graph(model, monkeypatch):
+    sizes, recorded = [], []
+    interpolate = F.interpolate
+
+    def watched(x, size, **options):
+        sizes.append((tuple(size), options["align_corners"]))
+        recorded.append(torch.is_grad_enabled())
+        return interpolate(x, size=size, **options)
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    run = PublishedInference(model)
+    assert not run(torch.zeros(1, 3, 64, 96)).requires_grad, "the logits that it hands out"
+    assert sizes.count(((64, 96), True)) == 5
+    assert all(recorded)
+    assert all(p.is_contiguous() for p in run.model.parameters())
+
+
+def test_eval_fps_counts_images_over_the_clock(monkeypatch):
+    calls, clock = [], iter([10.0, 14.0])
+    monkeypatch.setattr(published_way, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert eval_fps(calls.append, torch.zeros(2, 3, 4, 4), warmup=3, calls=8) == 8 * 2 / 4.0
+    assert len(calls) == 3 + 8
+
+
+def test_the_pixel_loop_counts_as_the_confusion_matrix_does():
+    rng = np.random.default_rng(0)
+    pred, label = rng.integers(0, 5, (20, 30)), rng.integers(0, 6, (20, 30))  # 5 is ignored
+    ours = ConfusionMatrix(5, ignore_index=5)
+    ours.update(torch.from_numpy(pred), torch.from_numpy(label))
+    assert np.array_equal(pixel_loop_matrix(pred, label, 5), ours.matrix.numpy())

@@ -1,0 +1,92 @@
+"""The stopwatch: arithmetic and logic, never how fast this machine is."""
+
+import itertools
+
+import pytest
+import torch
+
+from s2fpn_lib.benchmark import timing as stopwatch
+from s2fpn_lib.benchmark.timing import Timing, ratio_row, time_calls, time_in_turns
+
+CPU = torch.device("cpu")
+
+
+def test_percentiles_and_spread_are_the_closed_forms():
+    timing = Timing(((1.0, 2.0, 9.0), (2.0, 3.0, 4.0), (4.0, 4.0, 5.0)))
+    assert timing.p50 == 3.0
+    assert timing.p90 == 9.0
+    assert timing.spread == (4.0 - 2.0) / 3.0
+    assert timing.row() == {"p50_ms": 3e3, "p90_ms": 9e3, "spread": 0.6667, "repeats": 3, "calls": 9}
+
+
+def test_a_ratio_has_the_range_of_its_repeats():
+    slow, fast = Timing(((4.0,), (6.0,), (9.0,))), Timing(((2.0,), (2.0,), (3.0,)))
+    assert ratio_row(slow, fast) == {"ratio": 3.0, "ratio_low": 2.0, "ratio_high": 3.0}
+    assert set(ratio_row(None, fast).values()) == {None}
+
+
+def test_what_comes_in_bursts_is_compared_by_its_mean():
+    bursts = Timing(((0.5, 0.5, 5.0), (1.0, 1.0, 7.0))).averaged()
+    assert bursts.repeats == ((2.0,), (3.0,))
+    assert ratio_row(Timing(((8.0, 4.0), (9.0, 9.0))).averaged(), bursts)["ratio"] == 3.0
+
+
+def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
+    # one call, then 3 calls a median: 0.3, 0.2, 0.2 -> three medians; then the measured calls
+    durations = itertools.chain([9], [0.3] * 3, [0.2] * 6, itertools.repeat(0.7))
+    taken = []
+
+    def clock(call):
+        taken.append(next(durations))
+        return taken[-1]
+
+    monkeypatch.setattr(stopwatch, "_cpu_seconds", clock)
+    timing = time_calls(lambda: None, CPU, repeats=2, seconds=0, least=4)
+    assert timing.repeats == ((0.7,) * 4,) * 2
+    assert len(taken) == 1 + 9 + 8
+
+
+def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
+    taken = []
+    monkeypatch.setattr(stopwatch, "_cpu_seconds", lambda call: taken.append(2.0) or 2.0)
+    time_calls(lambda: None, CPU, repeats=1, seconds=0, least=1)
+    assert len(taken) == 1 + 2 + 1
+
+
+def test_warm_up_of_something_that_never_settles_ends(monkeypatch):
+    monkeypatch.setattr(stopwatch, "WARMUP_SECONDS", 0.0)
+    durations = itertools.cycle([1, 1, 1, 2, 2, 2])
+    monkeypatch.setattr(stopwatch, "_cpu_seconds", lambda call: next(durations))
+    assert len(time_calls(lambda: None, CPU, repeats=1, seconds=0, least=2).repeats[0]) == 2
+
+
+def test_repeats_take_turns(monkeypatch):
+    monkeypatch.setattr(stopwatch, "_warm_up", lambda call, clock: None)
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    measured = time_in_turns(calls, CPU, repeats=3, seconds=0, least=2)
+    assert order == ["a", "a", "b", "b"] * 3
+    assert [len(timing.repeats) for timing in measured.values()] == [3, 3]
+
+
+def test_on_cuda_events_are_timed(monkeypatch):
+    class Event:
+        clock = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            Event.clock += 4
+            self.at = Event.clock
+
+        def synchronize(self):
+            self.waited = True
+
+        def elapsed_time(self, other):
+            assert other.waited
+            return other.at - self.at  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    timing = time_calls(lambda: None, torch.device("cuda"), repeats=1, seconds=0, least=2)
+    assert timing.p50 == pytest.approx(4e-3)

@@ -1,0 +1,133 @@
+"""The benchmarks compare like with like: same loss and gradients, same pixels counted, correct samples."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from s2fpn_lib.benchmark import training as benchmarks
+from s2fpn_lib.benchmark.data import files_like
+from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep
+from s2fpn_lib.benchmark.training import bincount_matrix, make_step, measure_loader, measure_metric, measure_training
+from s2fpn_lib.data import open_dataset
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes
+from s2fpn_lib.data.statistics import class_weights_from
+from s2fpn_lib.runs import RunDirectory
+from s2fpn_lib.train import Training
+
+SIZE = (64, 96)
+QUICK = {"repeats": 1, "seconds": 0, "least": 1}
+
+
+@pytest.fixture
+def no_camvid(monkeypatch, tmp_path):
+    monkeypatch.setenv("S2FPN_DATA", str(tmp_path))
+
+
+def training_of(way, tmp_path, **changes):
+    scenes = RoadScenes("train", size=SIZE, count=4)
+    config = benchmarks.step_config(way, "s2fpn_lite", 2, SIZE).replace(**changes)
+    training = Training(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
+    training.model.train()
+    return training
+
+
+def test_the_published_step_has_the_same_loss_and_gradients(tmp_path):
+    """In double precision, as batch norm over so few pixels blows rounding up; without dropout, whose mask follows the
+    memory format."""
+    ours = training_of("same loss", tmp_path, switches={"dropout": 0.0})
+    ours.model.double()
+    images, labels = next(iter(ours.loader))
+    weights = class_weights_from(RoadScenes("train", size=SIZE, count=4)).double()
+    published = PublishedStep(ours.model, ours.config, weights, ignore_index=11, total=ours.total_steps)
+    loss = published(ours.model.preprocess(images), labels.long())
+    ours.train_step(images, labels)
+    assert float(ours.loss_sum) == pytest.approx(loss, rel=1e-5)
+    theirs = dict(published.model.named_parameters())
+    largest = max(float(parameter.grad.abs().max()) for parameter in theirs.values())
+    assert largest > 1e-3
+    for name, parameter in ours.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5 * largest)
+    assert published.optimizer.param_groups[0]["lr"] == pytest.approx(ours.optimizer.param_groups[0]["lr"])
+
+
+class HostSync(AssertionError):
+    pass
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses every operation whose result the host has to wait for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "masked_select")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in self.WAITING:
+            raise HostSync(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["same loss", "modern"])
+def test_the_step_never_waits_for_the_device(way, tmp_path, monkeypatch):
+    training = training_of(way, tmp_path, amp="off")
+    images, labels = next(iter(training.loader))
+    # what only a CPU does, where looking at a value costs nothing
+    monkeypatch.setattr(training, "refuse_bad", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    with NoHostSync():
+        training.train_step(images, labels)
+        with pytest.raises(HostSync):
+            training.loss_sum.item()
+
+
+@pytest.mark.slow
+def test_rows_of_the_training_step():
+    rows = list(measure_training("s2fpn_lite", SIZE, 2, **QUICK))
+    assert [row["way"] for row in rows] == ["published", "same loss", "modern"]
+    assert rows[0]["ratio"] == 1
+    for row in rows:
+        assert row["images_per_s"] == pytest.approx(2e3 / row["p50_ms"], rel=1e-2)
+        assert row["data_ms"] >= 0
+
+
+def test_a_step_waits_for_its_own_loader():
+    step = make_step("same loss", "s2fpn_lite", SIZE, 2, "cpu")
+    assert step() >= 0
+
+
+@pytest.mark.parametrize("kind", ["camvid", "cityscapes"])
+def test_published_samples_are_pieces_of_the_files(kind, tmp_path, no_camvid, monkeypatch):
+    monkeypatch.setattr("s2fpn_lib.benchmark.data.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
+    files = open_dataset(kind, files_like(kind, tmp_path / "made", 2), "train", cache=False)
+    data = PublishedDataset(files, (40, 56))
+    assert len(data) == 2
+    image, label = data[0]
+    assert (image.dtype, tuple(image.shape)) == (torch.float32, (3, 40, 56))
+    assert (label.dtype, tuple(label.shape)) == (torch.int64, (40, 56))
+    assert set(label.unique().tolist()) <= set(files.protocol.label_ids)
+    monkeypatch.setattr("s2fpn_lib.benchmark.published.PUBLISHED_SCALES", (1.0,))
+    whole, ids = PublishedDataset(files, (48, 64))[0]
+    pixels, wanted = files.arrays(0)
+    pixels = (
+        torch.from_numpy(pixels).permute(2, 0, 1).float() - torch.tensor(files.protocol.mean_published)[:, None, None]
+    )
+    flipped = torch.equal(ids, torch.from_numpy(wanted.astype(np.int64)).flip(-1))
+    torch.testing.assert_close(whole.flip(-1) if flipped else whole, pixels)
+
+
+def test_rows_of_the_loader(no_camvid, monkeypatch):
+    monkeypatch.setattr("s2fpn_lib.benchmark.data.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
+    rows = list(measure_loader("camvid", (32, 32), 2, images=3, workers=[0, 1], **QUICK))
+    assert [(row["way"], row["workers"]) for row in rows] == [("published", 0), ("workbench", 0), ("workbench", 1)]
+    assert all(row["cache_correct"] and row["samples_per_s"] > 0 for row in rows)
+
+
+def test_rows_of_the_metric_are_exact():
+    rows = list(measure_metric((32, 48), **QUICK))
+    assert [row["way"] for row in rows] == ["published", "bincount", "workbench"]
+    assert rows[0]["ratio"] == 1
+
+
+def test_another_count_is_an_error(monkeypatch):
+    monkeypatch.setattr(benchmarks, "bincount_matrix", lambda *a: bincount_matrix(*a) + 1)
+    with pytest.raises(RuntimeError, match="bincount counts other pixels"):
+        list(measure_metric((32, 48), **QUICK))

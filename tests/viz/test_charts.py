@@ -1,0 +1,106 @@
+"""Charts: the data they show, and that no text covers another."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from s2fpn_lib.data import get_protocol
+from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.report.tables import load_published
+from s2fpn_lib.viz.charts import (
+    accuracy_speed,
+    class_shares_bars,
+    confusion_heatmap,
+    gmacs_by_part,
+    per_class_bars,
+    training_curves,
+)
+
+PROTOCOL = get_protocol("camvid-segnet-360x480")
+
+
+def rows(count=4, shift=0.0):
+    return [
+        {"epoch": e + 1, "loss": 2.0 - e / 4, "val_miou": None if e % 2 else 0.1 * e + shift, "lr": 1e-3, "step_s": 0.1}
+        for e in range(count)
+    ]
+
+
+def test_training_curves_draw_one_panel_a_quantity():
+    figure = training_curves(rows())
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "mIoU", "learning rate"]
+    x, y = figure.axes[0].lines[0].get_data()
+    assert (list(x), list(y)) == ([1, 2, 3, 4], [2.0, 1.75, 1.5, 1.25])
+    assert list(figure.axes[1].lines[0].get_xdata()) == [1, 3]  # epochs that were validated
+    runs = training_curves({"seed 0": rows(), "seed 1": rows(shift=0.1), "empty": []})
+    assert [text.get_text() for text in runs.axes[1].get_legend().get_texts()] == ["seed 0", "seed 1"]
+    with pytest.raises(ValueError, match="not finished an epoch"):
+        training_curves([])
+
+
+def test_per_class_bars_show_percent_and_name_absent_classes():
+    table = pd.DataFrame({"iou": [0.5, np.nan, 0.25]}, index=["Sky", "Car", "Tree"])
+    axis = per_class_bars(table).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [50, 0, 25]
+    assert [text.get_text() for text in axis.texts] == ["50.0", "does not occur", "25.0"]
+
+
+def test_confusion_heatmap_is_normalised_by_row():
+    matrix = ConfusionMatrix.from_matrix(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 5, 5]]))
+    axis = confusion_heatmap(matrix, ["a", "b", "c"]).axes[0]
+    shown = np.ma.filled(axis.collections[0].get_array().reshape(3, 3), np.nan)
+    np.testing.assert_allclose(shown, [[75, 25, 0], [np.nan] * 3, [0, 50, 50]])
+
+
+def test_class_shares():
+    shares = np.array([0.3, 0.2, 0.01, 0.2, 0.1, 0.1, 0.02, 0.03, 0.02, 0.01, 0.01])
+    axis = class_shares_bars({"train": shares, "val": shares[::-1]}, PROTOCOL).axes[0]
+    ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
+    np.testing.assert_allclose(ends, 100 * shares)
+    np.testing.assert_allclose(axis.collections[0].get_offsets()[:, 0], 100 * shares[::-1])
+
+
+def test_gmacs_by_part_has_a_bar_for_every_number():
+    parts = pd.DataFrame({"v1": [9.0, 3.0, 0.5], "v2": [9.0, 5.0, 1.0]}, index=["encoder", "APF", "head"])
+    axis = gmacs_by_part(parts, "two revisions").axes[0]
+    assert [bar.get_height() for bar in axis.patches] == [*parts["v1"], *parts["v2"]]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches]
+    assert np.round(middles).tolist() == [0, 1, 2] * 2  # each in its part's group
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(parts.index)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(parts)
+
+
+@pytest.mark.parametrize("dataset", ["cityscapes", "camvid"])
+def test_accuracy_speed_has_every_point_and_no_text_over_text(dataset):
+    published = load_published()
+    ours = {
+        "model": "s2fpn_lite",
+        "revision": "v1",
+        "split": "val",
+        "input": "360x480",
+        "way": "eager float32, network",
+    }
+    points = [{"fps": 60.0, "miou_percent": 72.0, "device": "CPU A"}, {"fps": 9.0, "miou_percent": 72.0, "device": "B"}]
+    ours = pd.DataFrame([{**ours, **point} for point in points])
+    figure = accuracy_speed(published, ours, dataset=dataset)
+    axis = figure.axes[0]
+    points = np.concatenate([c.get_offsets() for c in axis.collections])
+    wanted = published[(published["dataset"] == dataset) & published["fps"].notna()]
+    assert len(points) == len(wanted) + 2
+    figure.canvas.draw()
+    boxes = [plt.Text.get_window_extent(text) for text in axis.texts]
+    assert len(boxes) >= len(wanted)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [*sorted(wanted["device"].unique()), "B (measured here)", "CPU A (measured here)"]
+
+
+def test_figures_are_not_left_open():
+    before = plt.get_fignums()
+    training_curves(rows())
+    accuracy_speed(load_published())
+    assert plt.get_fignums() == before

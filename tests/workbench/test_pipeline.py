@@ -1,0 +1,91 @@
+"""`make run`'s pipeline: parameters to the right notebooks, results in place, failures named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from s2fpn_lib.workbench import pipeline
+from s2fpn_lib.workbench.parameters import declarations
+from s2fpn_lib.workbench.pipeline import PipelineError, distribute, main, run
+
+DECLARED = {
+    "10_train": declarations("dataset: str = 'auto'  # which\nepochs: int = 3  # passes\nflip: bool = True  # mirror"),
+    "11_evaluate": declarations("dataset: str = 'auto'  # which\nlimit: int | None = None  # images"),
+}
+
+
+def write_notebook(folder: Path, name: str, body: str, parameters: str = "word: str = 'a'  # a word") -> None:
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(body),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    folder.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
+
+
+def test_each_notebook_gets_what_it_declares():
+    assert distribute(["DATASET=camvid", "epochs=5", "FLIP=False", "LIMIT=None"], DECLARED) == {
+        "10_train": {"preset": "quick", "dataset": "camvid", "epochs": 5, "flip": False},
+        "11_evaluate": {"dataset": "camvid", "limit": None},
+    }
+
+
+def test_text_stays_text_where_text_is_declared():
+    assert distribute(["DATASET=2024"], DECLARED)["10_train"] == {"preset": "quick", "dataset": "2024"}
+
+
+@pytest.mark.parametrize(("assignment", "near"), [("EPOCH=5", True), ("EPOCHS", True), ("zzz=1", False)])
+def test_unknown_parameter_is_refused_before_anything_runs(assignment, near):
+    with pytest.raises(PipelineError, match="fits no notebook of the pipeline") as caught:
+        distribute([assignment], DECLARED)
+    assert "Known: DATASET EPOCHS FLIP LIMIT" in str(caught.value)
+    assert ("Did you mean EPOCHS=" in str(caught.value)) == near
+
+
+def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd):
+    body = "from pathlib import Path\nPath('../out/report.html').write_text(word)\nPath.cwd().name"
+    write_notebook(tmp_path / "notebooks", "90_report", body)
+    report = run(["WORD=hello"], notebooks=["90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
+    assert report.read_text() == "hello"
+    printed = capfd.readouterr()
+    assert printed.out.startswith("[1/1] 90_report ... ")
+    assert printed.err == "", "warnings between the progress lines"
+    executed = nbformat.read(tmp_path / "out" / "main" / "90_report.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0]["data"]["text/plain"] == "'notebooks'"
+
+
+def test_a_failing_notebook_is_named_with_its_cell_and_its_executed_copy(tmp_path):
+    write_notebook(tmp_path / "notebooks", "10_train", "rate = 1\nrate / 0")
+    write_notebook(tmp_path / "notebooks", "90_report", "print('never')")
+    with pytest.raises(PipelineError) as caught:
+        run(notebooks=["10_train", "90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
+    message = str(caught.value)
+    assert "10_train.ipynb failed in the cell that begins with\n    rate = 1" in message
+    assert "ZeroDivisionError: division by zero" in message
+    assert str(tmp_path / "out" / "main" / "10_train.ipynb") in message
+    assert (tmp_path / "out" / "main" / "10_train.ipynb").is_file()
+    assert not (tmp_path / "out" / "main" / "90_report.ipynb").exists()
+
+
+def test_a_pipeline_without_a_report_fails(tmp_path):
+    write_notebook(tmp_path / "notebooks", "90_report", "pass")
+    with pytest.raises(PipelineError, match=r"wrote no .*report\.html"):
+        run(notebooks=["90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
+
+
+def test_the_shell_sees_the_report_last_or_the_reason_and_exit_code_1(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(pipeline, "run", lambda arguments: tmp_path / "report.html")
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+
+    def failing(arguments):
+        raise PipelineError("10_train.ipynb failed")
+
+    monkeypatch.setattr(pipeline, "run", failing)
+    assert main([]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.strip()) == ("", "10_train.ipynb failed")

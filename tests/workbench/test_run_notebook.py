@@ -1,0 +1,143 @@
+"""One notebook of a study: executed, recorded, waited for, with a GPU of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from s2fpn_lib.runs import RunDirectory
+from s2fpn_lib.workbench import run_notebook as module
+from s2fpn_lib.workbench.pipeline import PipelineError
+from s2fpn_lib.workbench.run_notebook import main, reserved_gpus, run_notebook
+
+
+def notebook(folder: Path, *cells: str) -> Path:
+    """A notebook 20_try with the parameter `word` and these cells."""
+    parameters = nbformat.v4.new_code_cell("word: str = 'a'  # a word", metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    made = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, cells)], metadata=kernel)
+    path = folder / "20_try.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
+def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path, capsys):
+    source = notebook(tmp_path, "fine = 1", "# The division\nif word == 'a':\n    fine / 0")
+    folder = tmp_path / "out"
+    assert main([str(source), str(folder), "--parameters", '{"word": "a"}', "--threads", "1"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert not (folder / "done.json").exists()
+    failure = json.loads((folder / "failure.json").read_text())
+    assert (failure["notebook"], failure["cell"]) == ("20_try.ipynb", "# The division")
+    assert failure["error"] == "ZeroDivisionError: division by zero"
+    assert Path(failure["executed"]) == folder / "20_try.ipynb"
+    assert Path(failure["executed"]).is_file()
+
+    assert main([str(source), str(folder), "--parameters", '{"word": "b"}', "--threads", "1"]) == 0
+    assert not (folder / "failure.json").exists()
+    assert json.loads((folder / "done.json").read_text())["notebook"] == "20_try"
+
+
+def test_a_kernel_that_dies_is_a_failure_with_its_cell(tmp_path):
+    source = notebook(tmp_path, "import os", "os._exit(9)")
+    with pytest.raises(PipelineError, match="did not finish"):
+        run_notebook(source, tmp_path / "out", {"word": "x"})
+    failure = json.loads((tmp_path / "out" / "failure.json").read_text())
+    assert failure["cell"] == "os._exit(9)"
+    assert "Dead" in failure["error"]
+
+
+def test_threads_and_variant_reach_the_kernel(tmp_path):
+    source = notebook(tmp_path, "import os", "raise ValueError(os.environ['OMP_NUM_THREADS'] + study)")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in module.THREAD_VARIABLES:
+            patch.setenv(name, "7")  # put back afterwards
+        assert main([str(source), str(tmp_path / "out"), "--parameters", '{"study": "s", "seed": 4}', "--threads", "3"])
+    failure = json.loads((tmp_path / "out" / "failure.json").read_text())
+    assert failure["error"] == "ValueError: 3s"
+    assert (failure["study"], failure["seed"]) == ("s", 4)
+
+
+def test_whoever_works_in_the_folder_is_waited_for(tmp_path, capsys):
+    source, folder = notebook(tmp_path, "word"), tmp_path / "out"
+    (folder / "run").mkdir(parents=True)
+    ended = []
+
+    def other_training():
+        with RunDirectory(folder / "run").lock():
+            begun.set()
+            time.sleep(1.5)
+            ended.append((folder / "20_try.ipynb").exists())
+
+    begun = threading.Event()
+    thread = threading.Thread(target=other_training)
+    thread.start()
+    begun.wait()
+    run_notebook(source, folder, {})
+    thread.join()
+    assert ended == [False], "the notebook was started while the training still ran"
+    assert capsys.readouterr().out.count("waiting: ") == 1
+    assert (folder / "done.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main([str(notebook(tmp_path, "word")), str(tmp_path / "file" / "out"), "--threads", "1"]) == 1
+    assert f"{tmp_path / 'file' / 'out'} cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_fresh_forgets_an_unfinished_measurement(tmp_path):
+    source = notebook(tmp_path, "word")
+    old = tmp_path / "out" / "20_try" / "speed.jsonl"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}\n")
+    assert main([str(source), str(tmp_path / "out"), "--threads", "1", "--fresh"]) == 0
+    assert not old.exists()
+
+
+@pytest.fixture
+def two_gpus(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+
+def test_each_training_gets_gpus_of_its_own(two_gpus):
+    got = []
+
+    def third():
+        with reserved_gpus(1) as names:
+            got.append(names)
+
+    with reserved_gpus(1) as second, reserved_gpus(0) as none:
+        with reserved_gpus(1) as first:
+            assert (sorted(first + second), none) == (["0", "1"], [])
+            thread = threading.Thread(target=third)
+            thread.start()
+            time.sleep(0.1)
+            assert got == [], "a third training must wait"
+        thread.join()
+    assert got == [first]
+    with reserved_gpus(2) as both:
+        assert both == ["0", "1"]
+
+
+def test_gpus_that_a_cluster_allotted_are_taken_as_they_are(two_gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    with reserved_gpus(1) as first, reserved_gpus(1) as second:
+        assert first == second == ["5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    with reserved_gpus(1) as first, reserved_gpus(1) as second:
+        assert sorted(first + second) == ["5", "6"]
+
+
+def test_more_gpus_than_there_are_is_an_error(two_gpus):
+    with pytest.raises(PipelineError, match="3 GPUs were asked for, and there are 2: 0, 1"), reserved_gpus(3):
+        pass
