@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced, get_protocol
 from s2fpn_lib.distributed import AMP_DTYPES, rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import write_atomic
 
 # MERGED inference: """From uint8 images to scores: one view, several scales, mirrored, or window by window.
@@ -209,15 +208,7 @@ def evaluate(
     per_image = torch.zeros(len(indices), protocol.num_classes, 3, dtype=torch.int64, device=device)
     start = time.perf_counter()
     what = f"{protocol.name} {split}"
-    watched = is_interactive()
-    options = {
-        "desc": what,
-        "unit": "image",
-        "mininterval": 1,
-        "file": sys.stdout,
-        "disable": not (progress and watched),
-    }
-    with tqdm(total=sum(map(len, mine)), **options) as bar:
+    with progress_bar(sum(map(len, mine)), enabled=None if progress else False, desc=what, unit="image") as bar:
         for positions in mine:
             images, labels = load_batch(dataset, [indices[i] for i in positions])
             totals: list[Tensor] = []
@@ -237,7 +228,7 @@ def evaluate(
         boundary.image_sums = sum_over_processes(boundary.image_sums.to(device))
         per_image = sum_over_processes(per_image)  # each image's row is 0 in all processes but one
     seconds = time.perf_counter() - start
-    if progress and not watched:
+    if progress and not is_interactive():
         print(f"{what}: {len(indices)} images in {seconds:.1f} s, mIoU {100 * confusion.miou():.2f} %")
     return Evaluation(
         confusion=confusion,
@@ -262,11 +253,6 @@ def evaluate(
         },
         seconds=seconds,
     )
-
-
-def is_interactive() -> bool:
-    """Whether somebody sees a progress bar: on a terminal, and in a notebook that runs in JupyterLab or the like."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def load_batch(dataset: SegmentationDataset, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:

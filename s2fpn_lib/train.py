@@ -10,7 +10,6 @@ of every batch, BatchNorm over all of it. A run may go on with another number of
 """
 
 import copy
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from s2fpn_lib import runs
 from s2fpn_lib.checkpoint import (
@@ -52,10 +50,11 @@ from s2fpn_lib.distributed import (
     synchronize_batch_norm,
     world_size,
 )
-from s2fpn_lib.evaluate import evaluate, is_interactive
+from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import DeepSupervisionLoss, distillation_loss
 from s2fpn_lib.model import build_model
 from s2fpn_lib.optim import ExponentialMovingAverage, build_optimizer, fit_warmup, warmup_poly_schedule
+from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked
 
 # MERGED training: """One step, one epoch and the state of a training run; `train` drives them."""
@@ -534,12 +533,8 @@ def _train_epochs(training: Training, on_epoch: Callable[[Row], None] | None, pr
     rows = runs.read_rows(run.metrics)
     longest = max((row["seconds"] for row in rows), default=0.0)
     last_saved = training.seconds
-    with tqdm(
-        total=training.total_steps,
-        initial=training.step,
-        unit="step",
-        desc=run.path.name,
-        disable=not (progress and first),
+    with progress_bar(
+        training.total_steps, enabled=progress and first, initial=training.step, unit="step", desc=run.path.name
     ) as bar:
 
         def after_step() -> None:
@@ -566,7 +561,7 @@ def _train_epochs(training: Training, on_epoch: Callable[[Row], None] | None, pr
                 last_saved = training.seconds
             if first:
                 bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-                bar.write(_epoch_line(row, config.epochs), file=sys.stdout)
+                bar.write(_epoch_line(row, config.epochs))
                 if on_epoch:
                     on_epoch(row)
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from s2fpn_lib.checkpoint import CheckpointError, load_model, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import open_dataset
-from s2fpn_lib.losses import Teacher, distillation_loss
+from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.train import Training, pretraining, step_seed
+from s2fpn_lib.train import Teacher, Training, pretraining, step_seed
 
 CPU = torch.device("cpu")
 

@@ -60,7 +60,7 @@ def test_the_published_recipe_is_the_published_command_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "artefact"), [("test.py", "11_evaluate/*/row.csv"), ("predict.py", "13_predict/**/*.png")]
+    ("script", "artifact"), [("test.py", "11_evaluate/*/row.csv"), ("predict.py", "13_predict/**/*.png")]
 )
 def test_the_calls_on_a_published_checkpoint_run(script, artifact, tmp_path, monkeypatch):
     """As the README has them, beside a checkpoint in the author's layout and a CamVid of one picture."""

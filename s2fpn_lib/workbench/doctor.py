@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-DISTRIBUTION = "s2fpn-workbench"
-
 from s2fpn_lib.runs import PROJECT
+
+DISTRIBUTION = "s2fpn-workbench"
 
 REINSTALL = f"{sys.executable} -m pip install -e '{PROJECT}[lite,openvino,studies,test]'"
 MIN_PYTHON = (3, 11)

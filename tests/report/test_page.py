@@ -7,7 +7,7 @@ import pandas as pd
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.report.page import Report
-from s2fpn_lib.viz.charts import class_legend
+from s2fpn_lib.viz.images import class_legend
 
 
 class _Outside(HTMLParser):
