@@ -14,9 +14,10 @@ from PIL import Image
 
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.published import published_name
+from s2fpn_lib.runs import PROJECT
 from s2fpn_lib.train import TrainConfig
-from s2fpn_lib.workbench.parameters import as_float
-from s2fpn_lib.workbench.pipeline import PROJECT, notebook_declarations
+from s2fpn_lib.validate import as_declared
+from s2fpn_lib.workbench.pipeline import declared_types
 
 README = (PROJECT / "README.md").read_text()
 CALLS = re.findall(r"papermill notebooks/[^`\n]+", README)
@@ -43,11 +44,10 @@ def test_every_published_script_has_its_call():
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_gives_declared_parameters_of_their_types(call, tmp_path):
     source, values = injected(call, tmp_path)
-    declared = {each.name: each for each in notebook_declarations(source)}
+    types = declared_types(source)
     assert values
     for name, value in values.items():
-        kind = type(declared[name].default)
-        assert type(as_float(value) if kind is float else value) is kind, f"{name} of {source.name}"
+        as_declared(value, eval(types[name]))  # raises TypeError for another type
 
 
 def test_the_published_recipe_is_the_published_command_line(tmp_path):

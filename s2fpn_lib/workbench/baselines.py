@@ -1,6 +1,4 @@
-"""What a predictor that never looks at the image would score: the floor that a network must clear."""
-
-from __future__ import annotations
+"""Scores of predictors that ignore the image: a network must do better than these."""
 
 from typing import Any
 
@@ -14,18 +12,18 @@ from s2fpn_lib.metrics import ConfusionMatrix
 def majority_baselines(
     dataset: SegmentationDataset, *, fit: SegmentationDataset | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Scores of two blind predictors on a split's labels.
+    """Scores of two predictors on a split's labels.
 
     - "commonest class": that class everywhere.
-    - "commonest class at each position": at every pixel position the class that is commonest there.
+    - "commonest class at each position": at every pixel position the class that is most frequent there.
 
     Args:
-        fit: where "commonest" is counted; None: on the evaluated labels themselves, which flatters the baselines.
-        limit: as in `evaluate`, for both splits.
+        fit: the split whose labels are counted. None counts the evaluated labels, which favors the baselines.
+        limit: number of images as in `evaluate`, for both splits.
 
     Returns:
-        One row a predictor: baseline, protocol, split, images, fitted_on, class (None for positions), miou,
-        pixel_accuracy. Scores are shares in 0..1 under the same convention as `evaluate`.
+        One row per predictor: baseline, protocol, split, images, images_in_split, fitted_on, class (None for
+        positions), miou, pixel_accuracy. Scores are fractions in 0..1 under the same convention as `evaluate`.
     """
     fit = dataset if fit is None else fit
     protocol = dataset.protocol
@@ -39,14 +37,17 @@ def majority_baselines(
                 counts[k] += label == k
     everywhere = int(counts.flatten(1).sum(1, dtype=torch.int64).argmax())
     position = counts.argmax(0).to(torch.uint8)  # (H, W)
-    position[counts.amax(0) == 0] = everywhere  # never labelled in the fit
-    found = {"commonest class": everywhere, "commonest class at each position": position}
-    matrices = {name: ConfusionMatrix(protocol.num_classes, protocol.ignore_id) for name in found}
+    position[counts.amax(0) == 0] = everywhere  # positions without a label
+    guesses = {
+        "commonest class": torch.full_like(position, everywhere),
+        "commonest class at each position": position,
+    }
+    matrices = {name: ConfusionMatrix(protocol.num_classes, protocol.ignore_id) for name in guesses}
     indices = evenly_spaced(len(dataset), limit)
     for index in indices:
         label = dataset[index][1]
-        matrices["commonest class"].update(torch.full_like(label, everywhere), label)
-        matrices["commonest class at each position"].update(_resized(position, tuple(label.shape)), label)
+        for name, guess in guesses.items():
+            matrices[name].update(_resized(guess, label.shape), label)
     return [
         {
             "baseline": name,
@@ -64,6 +65,5 @@ def majority_baselines(
 
 
 def _resized(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(label.shape) == tuple(size):
-        return label
-    return F.interpolate(label[None, None], size=size, mode="nearest-exact")[0, 0]
+    """An (H, W) map of ids at another size; `size` (height, width)."""
+    return F.interpolate(label[None, None], size=tuple(size), mode="nearest-exact")[0, 0]

@@ -1,12 +1,11 @@
-"""Says what is wrong with an installation, and the command that mends it.
+"""Examines an installation and names the command that fixes each problem.
 
-    python -m s2fpn_lib.workbench.doctor        (or `make doctor`; exit code 1 where something must be mended)
+    python -m s2fpn_lib.workbench.doctor        (or `make doctor`; exit code 1 if something must be fixed)
 
-In a notebook, `check_environment()` as the last line of a cell shows the same list. Packages are imported inside the
-checks, so that one that is missing or broken becomes a finding.
+In a notebook, `check_environment()` shows the same list. `pip check` compares packages with
+what they require, `torch.utils.collect_env` asks the GPU's driver. What they lack: a kernel that starts another Python,
+a build of torch that the driver cannot run, and folders that cannot be written.
 """
-
-from __future__ import annotations
 
 import importlib.metadata
 import os
@@ -14,215 +13,136 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from s2fpn_lib.runs import PROJECT
-
-DISTRIBUTION = "s2fpn-workbench"
+from s2fpn_lib.runs import PROJECT, results_root
 
 REINSTALL = f"{sys.executable} -m pip install -e '{PROJECT}[lite,openvino,studies,test]'"
-MIN_PYTHON = (3, 11)
 # CUDA's major version and the oldest build of torch for it that is recent enough, newest first
 TORCH_BUILDS = {13: "cu130", 12: "cu126"}
-GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the examination: "ok", "note" (works, but know it) or "error" (must be mended)."""
+class Finding(NamedTuple):
+    """One line of the examination. `status` is "ok", "note" (works, but is worth knowing), or "error"."""
 
     status: str
     what: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.status:>5}  {self.what}"
-        return f"{line}\n       → {self.mend}" if self.mend else line
+        return f"{self.status:>5}  {self.what}" + (f"\n       → {self.fix}" if self.fix else "")
 
 
-@dataclass(frozen=True)
-class Examination:
-    findings: tuple[Finding, ...]
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.status == "error"]
-
-    def __repr__(self) -> str:
-        count = len(self.errors)
-        verdict = "Nothing to mend." if not count else f"{count} thing{'s' * (count > 1)} to mend."
-        return "\n".join([*map(str, self.findings), verdict])
+def check_environment() -> None:
+    """Prints the findings of `examine`, one per line."""
+    _print(examine())
 
 
-def check_environment() -> Examination:
-    """Runs every check. A check that itself breaks becomes an error finding, never an exception."""
-    checks: list[Callable[[], list[Finding]]] = [
-        check_python,
-        check_packages,
-        check_kernel,
-        check_gpu,
-        check_disk,
-        check_data,
-    ]
-    findings: list[Finding] = []
-    for check in checks:
+def examine() -> list[Finding]:
+    """The findings of every check. A check that itself fails becomes an error finding, never an exception."""
+    found = []
+    for check in (check_packages, check_kernel, check_gpu, check_folders, check_data):
         try:
-            findings += check()
+            found += check()
         except Exception as error:
-            what = f"{check.__name__} could not finish: {type(error).__name__}: {error}"
-            findings.append(Finding("error", what, REINSTALL))
-    return Examination(tuple(findings))
+            found.append(Finding("error", f"{check.__name__} failed: {type(error).__name__}: {error}", REINSTALL))
+    return found
 
 
-def check_python() -> list[Finding]:
-    version = sys.version_info[:2]
-    here = f"Python {sys.version.split()[0]} in {sys.prefix}"
-    if version < MIN_PYTHON:
-        wanted = ".".join(map(str, MIN_PYTHON))
-        return [Finding("error", f"{here}: {wanted} or newer is needed", "make clean && make run PYTHON=python3.12")]
-    return [Finding("ok", here)]
+def _print(found: list[Finding]) -> int:
+    """Prints the findings and returns the number of errors."""
+    errors = sum(finding.status == "error" for finding in found)
+    print(*found, f"{errors} to fix." if errors else "No problem found.", sep="\n")
+    return errors
 
 
-def check_packages() -> list[Finding]:
-    """Holds what is installed against the requirements of this distribution, those of its extras included."""
-    from packaging.requirements import Requirement
-
-    try:
-        requirements = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
-    except importlib.metadata.PackageNotFoundError:
-        what = f"{DISTRIBUTION} is not installed in this environment: notebooks cannot import s2fpn_lib"
-        return [Finding("error", what, REINSTALL)]
-    findings = []
-    for requirement in requirements:
-        extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", str(requirement.marker or ""))
-        mend = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
-        severity = "note" if extra else "error"
-        label = f"{requirement.name} (optional, extra {extra[1]!r})" if extra else requirement.name
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(severity, f"{label} is missing", mend))
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            findings.append(Finding(severity, f"{label} is {version}, wanted {requirement.specifier}", mend))
-    satisfied = len(requirements) - len(findings)
-    return [Finding("ok", f"{satisfied} of {len(requirements)} packages in place"), *findings]
+def check_packages() -> Iterator[Finding]:
+    importlib.metadata.version("s2fpn-workbench")  # raises an error where this project is not installed
+    result = _run(sys.executable, "-m", "pip", "check")
+    if result.returncode:
+        yield from (Finding("error", line, REINSTALL) for line in result.stdout.splitlines())
+    else:
+        yield Finding("ok", f"Python {sys.version.split()[0]} in {sys.prefix}: no broken requirements")
 
 
-def check_kernel() -> list[Finding]:
-    """The notebooks name the kernel "python3": it must be this environment, or imports fail or, worse, differ."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+def check_kernel() -> Iterator[Finding]:
+    """The notebooks name the kernel "python3". It must start this environment, else imports fail or differ."""
+    from jupyter_client.kernelspec import KernelSpecManager
 
-    install = f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
-    try:
-        spec = KernelSpecManager().get_kernel_spec("python3")
-    except NoSuchKernel:
-        return [Finding("error", "Jupyter knows no kernel 'python3'", install)]
-    # A spec from elsewhere (the user's folder, JUPYTER_PATH) goes before this environment's: it has to go
+    spec = KernelSpecManager().get_kernel_spec("python3")
+    # A kernelspec from elsewhere (the user's folder, JUPYTER_PATH) is found before this environment's: remove it
     own = Path(spec.resource_dir).resolve().is_relative_to(Path(sys.prefix).resolve())
-    mend = install if own else f"{sys.executable} -m jupyter kernelspec remove -f python3"
+    action = "ipykernel install --sys-prefix --name python3" if own else "jupyter kernelspec remove -f python3"
     # jupyter_client starts a bare "python" with the interpreter that runs it
     interpreter = sys.executable if Path(spec.argv[0]).name == spec.argv[0] else spec.argv[0]
-    probe = [interpreter, "-c", "import sys; print(sys.prefix)"]
     try:
-        prefix = subprocess.run(probe, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return [Finding("error", f"the kernel 'python3' starts {interpreter}, which does not run", mend)]
-    if Path(prefix).resolve() != Path(sys.prefix).resolve():
+        prefix = _run(interpreter, "-c", "import sys; print(sys.prefix)").stdout.strip()
+    except OSError as error:
+        prefix = f"a Python that does not run ({error})"
+    if Path(prefix).resolve() == Path(sys.prefix).resolve():
+        yield Finding("ok", "the notebook kernel 'python3' is this environment")
+    else:
         what = f"the kernel 'python3' ({spec.resource_dir}) belongs to {prefix}, not to {sys.prefix}"
-        return [Finding("error", what, mend)]
-    return [Finding("ok", "the notebook kernel 'python3' is this environment")]
+        yield Finding("error", what, f"{sys.executable} -m {action}")
 
 
-def check_gpu() -> list[Finding]:
+def check_gpu() -> Iterator[Finding]:
     import torch
+    from torch.utils.collect_env import run
 
+    build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'not included'})"
     if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-        return [Finding("ok", f"torch {torch.__version__} on {names}")]
-    driver_cuda = _driver_cuda()
-    if driver_cuda is None:
-        what = f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} threads: no NVIDIA driver found"
-        return [Finding("note", what)]
-    if torch.version.cuda is None:
-        what = f"there is an NVIDIA GPU, but torch {torch.__version__} is a build for the CPU"
-        return [Finding("error", what, _other_torch(driver_cuda))]
-    if driver_cuda < tuple(int(part) for part in torch.version.cuda.split(".")[:2]):
-        what = (
-            f"the NVIDIA driver is too old: it runs CUDA {_dotted(driver_cuda)}, "
-            f"torch {torch.__version__} was built for CUDA {torch.version.cuda}"
-        )
-        return [Finding("error", what, _other_torch(driver_cuda))]
-    what = f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not see the GPU that nvidia-smi shows"
-    return [Finding("error", what, "unset CUDA_VISIBLE_DEVICES; then restart the kernel, or the machine")]
+        yield Finding("ok", f"{build} on {torch.cuda.get_device_name()}")
+        return
+    driver = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", run("nvidia-smi")[1])  # the newest CUDA that the driver runs
+    if driver is None:
+        yield Finding("note", f"{build} on the CPU: no NVIDIA driver found")
+    elif torch.version.cuda and _numbers(torch.version.cuda) <= [int(driver[1]), int(driver[2])]:
+        fix = "unset CUDA_VISIBLE_DEVICES; then restart the kernel, or the machine"
+        yield Finding("error", f"{build} does not see the GPU that nvidia-smi shows", fix)
+    else:
+        fix = "update the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install; elsewhere: nvidia.com/drivers)"
+        tag = next((tag for major, tag in TORCH_BUILDS.items() if int(driver[1]) >= major), None)
+        if tag:
+            install = f"{sys.executable} -m pip install --force-reinstall torch torchvision"
+            fix = f"{install} --index-url https://download.pytorch.org/whl/{tag}  (or {fix})"
+        yield Finding("error", f"{build} cannot use the NVIDIA driver ({driver[0]})", fix)
 
 
-def _driver_cuda() -> tuple[int, ...] | None:
-    """The newest CUDA version that the installed NVIDIA driver runs, None without a working driver."""
-    try:
-        shown = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", shown)
-    return (int(found[1]), int(found[2])) if found else None
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
-def _other_torch(driver_cuda: tuple[int, ...]) -> str:
-    """The command that brings a torch which this driver runs: a driver runs every build of its own major version."""
-    build = next((tag for major, tag in TORCH_BUILDS.items() if driver_cuda[0] >= major), None)
-    update = "update the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install; elsewhere: nvidia.com/drivers)"
-    if build is None:
-        return f"{update}; until then everything runs on the CPU"
-    index = f"https://download.pytorch.org/whl/{build}"
-    return f"{sys.executable} -m pip install --force-reinstall torch torchvision --index-url {index}  (or {update})"
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
-
-
-def check_disk() -> list[Finding]:
+def check_folders() -> Iterator[Finding]:
     from s2fpn_lib.data.cache import cache_root
-    from s2fpn_lib.runs import results_root
 
-    findings = []
-    for purpose, folder, mend in [
-        ("results", results_root(), "free space, or set S2FPN_RESULTS to a larger disk"),
-        ("the data cache", cache_root(), "free space, or set S2FPN_CACHE to a larger disk"),
-    ]:
+    for variable, folder in {"S2FPN_RESULTS": results_root(), "S2FPN_CACHE": cache_root()}.items():
         existing = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
-        free = shutil.disk_usage(existing).free
-        what = f"{free / GIB:.1f} GiB free for {purpose} ({folder})"
-        if not os.access(existing, os.W_OK):
-            findings.append(Finding("error", f"{folder} cannot be written, needed for {purpose}", mend))
-        elif free < GIB:
-            findings.append(Finding("error", what, mend))
+        free = shutil.disk_usage(existing).free / 2**30
+        if os.access(existing, os.W_OK) and free >= 1:
+            yield Finding("ok", f"{folder} can be written, {free:.1f} GiB free")
         else:
-            findings.append(Finding("ok", what))
-    return findings
+            fix = f"free space, or set {variable} to another folder"
+            yield Finding("error", f"{folder} cannot be written or is nearly full ({free:.1f} GiB free)", fix)
 
 
-def check_data() -> list[Finding]:
+def check_data() -> Iterator[Finding]:
     from s2fpn_lib.data import DatasetNotFound, open_dataset
 
-    findings = [Finding("ok", "roadscenes is built in")]
     for name in ("camvid", "cityscapes"):
         try:
             dataset = open_dataset(name, split="train", cache=False)
         except DatasetNotFound as error:
-            findings.append(Finding("note", f"{name} is not here", " ".join(str(error).split())))
+            yield Finding("note", f"{name} is not installed", " ".join(str(error).split()))
         else:
-            findings.append(Finding("ok", f"{name}: {len(dataset)} training images"))
-    return findings
+            yield Finding("ok", f"{name}: {len(dataset)} training images")
 
 
-def main() -> int:
-    examination = check_environment()
-    print(examination)
-    return 1 if examination.errors else 0
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_print(examine()) > 0)

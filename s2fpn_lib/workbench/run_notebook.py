@@ -1,11 +1,11 @@
-"""Runs one notebook of a study and leaves a trace of how it went; Snakemake calls this, and so may anyone.
+"""Runs one notebook of a study and records how it went. Snakemake calls this; it also works by hand.
 
-    python -m s2fpn_lib.workbench.run_notebook 20_ablation results/studies/try/one --parameters '{"seed": 1}' --threads 2
+    python -m s2fpn_lib.workbench.run_notebook 20_ablation results/studies/try/one --parameters '{"seed": 1}'
 
-The folder gets the executed notebook, then done.json; or failure.json, which the next success removes.
+The folder gets the executed notebook and then done.json, or failure.json, which the next success removes.
+papermill executes the notebook. What it lacks: waiting for another process that works in the same folder, reserving
+GPUs for a notebook, and a record of a failure that survives until the notebook succeeds.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -22,36 +22,76 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
 import torch
 
-from s2fpn_lib.runs import RunDirectory, RunLocked, write_json
-from s2fpn_lib.workbench.pipeline import PROJECT, PipelineError, execute
+from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, write_json
 
 POLL_SECONDS = 0.5
-# What torch, numpy and their libraries read when they start
+# Environment variables that torch, numpy, and their libraries read when they start
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 IDENTITY = ("study", "variant", "dataset", "model", "revision", "seed")
 
 
+class NotebookError(RuntimeError):
+    """A notebook failed, or it cannot be run as asked. The message is for the person at the shell."""
+
+
+def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
+    """Runs a notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`.
+
+    Raises:
+        NotebookError: a cell failed, or the kernel died, ran out of memory, or did not start.
+    """
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            parameters=values,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=source.parent,
+            extra_arguments=["--log-level=CRITICAL"],  # a kernel's warnings would break progress lines
+        )
+    except Exception as error:
+        if isinstance(error, papermill.PapermillExecutionError):
+            what = (
+                f"failed in the cell that begins with\n    {_first_line(error.source)}\n{error.ename}: {error.evalue}"
+            )
+        else:
+            what = f"did not finish: {type(error).__name__}: {error}"
+        raise NotebookError(f"{source.name} {what}\nThe notebook as far as it ran: {target}") from error
+
+
 def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    """Executes `source` with `parameters` into `folder`; afterwards there is done.json.
+    """Executes `source` with `parameters` into `folder` and writes done.json.
 
-    Whoever else works in this folder is waited for: another study, or the kernel of one that was killed a moment ago.
+    Waits for any other process that works in this folder: another study, or the kernel of one that was just killed.
 
-    Raises PipelineError where the notebook fails; failure.json then says where and why.
+    Raises:
+        NotebookError: the notebook failed. failure.json says where and why.
     """
     folder = folder.resolve()
-    failure = folder / "failure.json"
-    with contextlib.ExitStack() as held:
-        held.enter_context(_waiting_for(RunDirectory(folder)))
+    executed, failure = folder / source.name, folder / "failure.json"
+    with _waiting_for(RunDirectory(folder)):
         if (folder / "run").exists():
             with _waiting_for(RunDirectory(folder / "run")):
                 pass
         try:
-            execute(source, folder / source.name, parameters)
-        except PipelineError as error:
-            with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                write_json(failure, _failure(source, folder / source.name, parameters, error))
+            execute(source, executed, parameters)
+        except NotebookError as error:
+            cause = error.__cause__
+            in_cell = isinstance(cause, papermill.PapermillExecutionError)
+            record = {
+                **{name: parameters[name] for name in IDENTITY if name in parameters},
+                "notebook": source.name,
+                "executed": str(executed),
+                "cell": _first_line(cause.source) if in_cell else _cell_of_dead_kernel(executed),
+                "error": f"{cause.ename}: {cause.evalue}" if in_cell else f"{type(cause).__name__}: {cause}",
+                "time": _now(),
+            }
+            with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+                write_json(failure, record)
             raise
         failure.unlink(missing_ok=True)
         write_json(folder / "done.json", {"notebook": source.stem, "time": _now()})
@@ -59,33 +99,32 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
 
 @contextlib.contextmanager
 def _waiting_for(run: RunDirectory) -> Iterator[None]:
-    """Holds the directory's lock as soon as its present holder, if there is one, has let go."""
-    told = False
-    while True:
-        with contextlib.ExitStack() as held:
+    """Holds the directory's lock; waits while another process holds it."""
+    with contextlib.ExitStack() as held:
+        told = False
+        while True:
             try:
                 held.enter_context(run.lock())
+                break
             except RunLocked as error:
                 if not told:
                     print(f"waiting: {error}", flush=True)
                 told = True
-            else:
-                yield
-                return
-        time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
+        yield
 
 
 @contextlib.contextmanager
 def reserved_gpus(count: int) -> Iterator[list[str]]:
-    """Names of `count` GPUs that no other notebook on this machine has reserved; waits until so many are free.
+    """Names of `count` GPUs that no other notebook on this machine has reserved; waits until they are free.
 
-    They are chosen among those that CUDA_VISIBLE_DEVICES allows; where it allows just so many, a cluster has allotted
-    them and knows better. A lock belongs to its process, so none outlives it.
+    The GPUs are among those that CUDA_VISIBLE_DEVICES allows. If it allows exactly `count`, a cluster has assigned
+    them, and they are taken without a reservation. The locks end with the process.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     if count > len(names):
-        raise PipelineError(f"{count} GPUs were asked for, and there are {len(names)}: {', '.join(names) or 'none'}")
+        raise NotebookError(f"{count} GPUs were asked for, and there are {len(names)}: {', '.join(names) or 'none'}")
     if not count or (visible and len(names) == count):
         yield names[:count]
         return
@@ -94,47 +133,28 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
             free = []
             for name in names:
                 path = Path(tempfile.gettempdir()) / f"s2fpn-gpu-{os.getuid()}-{name}.lock"
-                file = path.open("w")
-                try:
+                file = held.enter_context(path.open("w"))
+                with contextlib.suppress(OSError):  # reserved by another process
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    file.close()
-                    continue
-                held.enter_context(file)
-                free.append(name)
+                    free.append(name)
                 if len(free) == count:
-                    break
-            if len(free) == count:
-                yield free
-                return
+                    yield free
+                    return
         time.sleep(POLL_SECONDS)
 
 
-def _failure(source: Path, executed: Path, parameters: dict[str, Any], error: PipelineError) -> dict[str, Any]:
-    """What failure.json holds."""
-    cause = error.__cause__
-    return {
-        **{name: parameters[name] for name in IDENTITY if name in parameters},
-        "notebook": source.name,
-        "executed": str(executed),
-        "cell": _unfinished_cell(executed),
-        "error": f"{getattr(cause, 'ename', type(cause).__name__)}: {getattr(cause, 'evalue', cause)}",
-        "time": _now(),
-    }
-
-
-def _unfinished_cell(executed: Path) -> str:
-    """First line of the cell in which the executed notebook stopped; empty where that is not known."""
+def _cell_of_dead_kernel(executed: Path) -> str:
+    """First line of the last cell that papermill marks as completed: there the kernel died. Empty if unknown."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
-    except Exception:  # not written, or torn by what went wrong
+    except Exception:  # missing, or damaged by the failure
         return ""
-    reached = {"failed": [], "completed": []}
-    for cell in cells:
-        reached.setdefault(cell.metadata.get("papermill", {}).get("status"), []).append(cell)
-    # papermill calls a cell completed, too, in which the kernel died
-    stopped = reached["failed"] or reached["completed"][-1:]
-    return stopped[0].source.strip().split("\n")[0] if stopped else ""
+    completed = [cell.source for cell in cells if cell.metadata.get("papermill", {}).get("status") == "completed"]
+    return _first_line(completed[-1]) if completed else ""
+
+
+def _first_line(source: str) -> str:
+    return source.strip().split("\n")[0]
 
 
 def _now() -> str:
@@ -147,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where everything goes")
     parser.add_argument("--parameters", type=json.loads, default={}, help="JSON object")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of the kernel")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows of an unfinished attempt")
+    parser.add_argument("--fresh", action="store_true", help="delete the rows of an unfinished attempt")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to reserve for it")
     given = parser.parse_args(arguments)
     source = Path(given.notebook)
@@ -158,10 +178,10 @@ def main(arguments: list[str] | None = None) -> int:
         with reserved_gpus(given.gpus) as gpus:
             if gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-            if given.fresh:  # rows of two attempts would stand in one file, and their ratios are only good within one
+            if given.fresh:  # ratios are only valid between rows of one attempt
                 shutil.rmtree(given.folder / source.stem, ignore_errors=True)
             run_notebook(source, given.folder, given.parameters)
-    except PipelineError as error:
+    except NotebookError as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 import yaml
@@ -11,7 +10,8 @@ from s2fpn_lib.benchmark import inference as speed
 from s2fpn_lib.benchmark.inference import measure_rows
 from s2fpn_lib.benchmark.timing import Timing
 from s2fpn_lib.checkpoint import released_names
-from s2fpn_lib.workbench.parameters import declarations
+from s2fpn_lib.validate import as_declared
+from s2fpn_lib.workbench.pipeline import declared_types
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -98,8 +98,6 @@ def test_cuda_events_and_graphs():
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "results" / "speed").glob("*.yaml")), ids=lambda path: path.stem)
 def test_parameter_files_fit_the_notebook(path):
-    cells = nbformat.read(PROJECT / "notebooks" / "12_speed.ipynb", 4).cells
-    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    declared = {each.name: each.default for each in declarations(source)}
+    types = declared_types(PROJECT / "notebooks" / "12_speed.ipynb")
     for name, value in yaml.safe_load(path.read_text()).items():
-        assert type(value) is type(declared[name]), name
+        as_declared(value, eval(types[name]))  # raises TypeError for another type

@@ -30,7 +30,7 @@ CALL = "parameters = checked_parameters()"
 def notebook(monkeypatch: pytest.MonkeyPatch):
     """Runs cells as a kernel would, keeping their history, and returns what the last call found."""
     shell = SimpleNamespace(user_ns={}, history_manager=SimpleNamespace(input_hist_parsed=[""]))
-    monkeypatch.setattr(parameters, "_running_shell", lambda: shell)
+    monkeypatch.setattr(parameters, "get_ipython", lambda: shell)
     shell.user_ns["checked_parameters"] = checked_parameters
 
     def run(*cells: str) -> dict:
@@ -173,7 +173,7 @@ def test_a_line_without_type_or_comment_is_refused(line):
 
 def test_other_cells_are_no_parameters_cells():
     for source in ["", "epochs = 3", "import torch", "x: list = []", "y: int = f()  # call", "if", CELL + "print(1)"]:
-        assert declarations(source) == []
+        assert declarations(source) == {}
 
 
 @pytest.fixture(scope="module")

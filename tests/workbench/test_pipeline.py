@@ -8,12 +8,12 @@ import nbformat
 import pytest
 
 from s2fpn_lib.workbench import pipeline
-from s2fpn_lib.workbench.parameters import declarations
-from s2fpn_lib.workbench.pipeline import PipelineError, distribute, main, run
+from s2fpn_lib.workbench.pipeline import distribute, main, run
+from s2fpn_lib.workbench.run_notebook import NotebookError
 
-DECLARED = {
-    "10_train": declarations("dataset: str = 'auto'  # which\nepochs: int = 3  # passes\nflip: bool = True  # mirror"),
-    "11_evaluate": declarations("dataset: str = 'auto'  # which\nlimit: int | None = None  # images"),
+TYPES = {
+    "10_train": {"dataset": "str", "epochs": "int", "flip": "bool"},
+    "11_evaluate": {"dataset": "str", "limit": "int"},
 }
 
 
@@ -28,22 +28,22 @@ def write_notebook(folder: Path, name: str, body: str, parameters: str = "word: 
 
 
 def test_each_notebook_gets_what_it_declares():
-    assert distribute(["DATASET=camvid", "epochs=5", "FLIP=False", "LIMIT=None"], DECLARED) == {
+    assert distribute(["DATASET=camvid", "epochs=5", "FLIP=False", "LIMIT=3"], TYPES) == {
         "10_train": {"preset": "quick", "dataset": "camvid", "epochs": 5, "flip": False},
-        "11_evaluate": {"dataset": "camvid", "limit": None},
+        "11_evaluate": {"dataset": "camvid", "limit": 3},
     }
 
 
 def test_text_stays_text_where_text_is_declared():
-    assert distribute(["DATASET=2024"], DECLARED)["10_train"] == {"preset": "quick", "dataset": "2024"}
+    assert distribute(["DATASET=2024"], TYPES)["10_train"] == {"preset": "quick", "dataset": "2024"}
 
 
 @pytest.mark.parametrize(("assignment", "near"), [("EPOCH=5", True), ("EPOCHS", True), ("zzz=1", False)])
 def test_unknown_parameter_is_refused_before_anything_runs(assignment, near):
-    with pytest.raises(PipelineError, match="fits no notebook of the pipeline") as caught:
-        distribute([assignment], DECLARED)
+    with pytest.raises(NotebookError, match="fits no notebook of the pipeline") as caught:
+        distribute([assignment], TYPES)
     assert "Known: DATASET EPOCHS FLIP LIMIT" in str(caught.value)
-    assert ("Did you mean EPOCHS=" in str(caught.value)) == near
+    assert ("Did you mean 'EPOCHS'?" in str(caught.value)) == near
 
 
 def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd):
@@ -61,7 +61,7 @@ def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd):
 def test_a_failing_notebook_is_named_with_its_cell_and_its_executed_copy(tmp_path):
     write_notebook(tmp_path / "notebooks", "10_train", "rate = 1\nrate / 0")
     write_notebook(tmp_path / "notebooks", "90_report", "print('never')")
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(NotebookError) as caught:
         run(notebooks=["10_train", "90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
     message = str(caught.value)
     assert "10_train.ipynb failed in the cell that begins with\n    rate = 1" in message
@@ -73,7 +73,7 @@ def test_a_failing_notebook_is_named_with_its_cell_and_its_executed_copy(tmp_pat
 
 def test_a_pipeline_without_a_report_fails(tmp_path):
     write_notebook(tmp_path / "notebooks", "90_report", "pass")
-    with pytest.raises(PipelineError, match=r"wrote no .*report\.html"):
+    with pytest.raises(NotebookError, match=r"wrote no .*report\.html"):
         run(notebooks=["90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
 
 
@@ -83,7 +83,7 @@ def test_the_shell_sees_the_report_last_or_the_reason_and_exit_code_1(monkeypatc
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
 
     def failing(arguments):
-        raise PipelineError("10_train.ipynb failed")
+        raise NotebookError("10_train.ipynb failed")
 
     monkeypatch.setattr(pipeline, "run", failing)
     assert main([]) == 1

@@ -12,8 +12,7 @@ import pytest
 
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.workbench import run_notebook as module
-from s2fpn_lib.workbench.pipeline import PipelineError
-from s2fpn_lib.workbench.run_notebook import main, reserved_gpus, run_notebook
+from s2fpn_lib.workbench.run_notebook import NotebookError, main, reserved_gpus, run_notebook
 
 
 def notebook(folder: Path, *cells: str) -> Path:
@@ -45,7 +44,7 @@ def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path, capsys):
 
 def test_a_kernel_that_dies_is_a_failure_with_its_cell(tmp_path):
     source = notebook(tmp_path, "import os", "os._exit(9)")
-    with pytest.raises(PipelineError, match="did not finish"):
+    with pytest.raises(NotebookError, match="did not finish"):
         run_notebook(source, tmp_path / "out", {"word": "x"})
     failure = json.loads((tmp_path / "out" / "failure.json").read_text())
     assert failure["cell"] == "os._exit(9)"
@@ -139,5 +138,5 @@ def test_gpus_that_a_cluster_allotted_are_taken_as_they_are(two_gpus, monkeypatc
 
 
 def test_more_gpus_than_there_are_is_an_error(two_gpus):
-    with pytest.raises(PipelineError, match="3 GPUs were asked for, and there are 2: 0, 1"), reserved_gpus(3):
+    with pytest.raises(NotebookError, match="3 GPUs were asked for, and there are 2: 0, 1"), reserved_gpus(3):
         pass

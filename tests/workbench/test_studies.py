@@ -10,7 +10,7 @@ import yaml
 
 from s2fpn_lib.train import TrainConfig
 from s2fpn_lib.workbench import studies
-from s2fpn_lib.workbench.pipeline import notebook_declarations
+from s2fpn_lib.workbench.pipeline import declared_types
 from s2fpn_lib.workbench.studies import StudyError, failure_listing, failures, make_variant, read_studies, read_study
 
 SHIPPED = Path(__file__).resolve().parents[2] / "notebooks" / "studies"
@@ -54,10 +54,9 @@ def test_the_studies_of_the_paper():
     assert [(job.notebook, job.threads) for job in found["speed"]] == [("12_speed", None)]
     for name, jobs in found.items():
         assert len({job.name for job in jobs}) == len(jobs), name
-        notebooks = {job.notebook: notebook_declarations(SHIPPED.parent / f"{job.notebook}.ipynb") for job in jobs}
+        notebooks = {job.notebook: declared_types(SHIPPED.parent / f"{job.notebook}.ipynb") for job in jobs}
         for job in jobs:
-            known = {declaration.name for declaration in notebooks[job.notebook]}
-            assert job.arguments("results").keys() <= known
+            assert job.arguments("results").keys() <= notebooks[job.notebook].keys()
 
 
 def test_ablations_score_images_that_were_not_trained_on():
@@ -115,7 +114,7 @@ def test_the_notebook_finds_the_folder_that_the_plan_named(tmp_path):
         ({"changes": {"lr": 1e-4}}, True),
         ({"limit": 5}, True),
         ({"split": "test"}, True),
-        ({"preset": "glance"}, True),
+        ({"preset": "demo"}, True),
         ({"changes": {"checkpoint_minutes": 1.0}}, False),
         ({"changes": {"workers": 2}}, False),
         ({"device": "cpu"}, False),

@@ -1,0 +1,58 @@
+"""The report page: the executed notebook 90_report as one HTML file, without its code.
+
+python -m s2fpn_lib.workbench.report_page results/main/90_report.ipynb results/report.html
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+
+from s2fpn_lib.runs import write_atomic
+
+CSS = Path(__file__).with_name("report_page.css")
+# nbconvert's full templates load scripts from other servers; the page has none and works offline.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
+
+
+def export_html(notebook: str | Path, target: str | Path) -> Path:
+    """Writes the texts and outputs of an executed notebook as one self-contained page, atomically; returns its path.
+
+    The first cell, which introduces the notebook and not its results, is left out. The page's title is the first
+    heading of what remains.
+    """
+    executed = nbformat.read(notebook, as_version=4)
+    executed.cells = executed.cells[1:]
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    body, _ = exporter.from_notebook_node(executed)
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", body)
+    title = heading[1] if heading else html.escape(Path(notebook).stem)
+    write_atomic(target, PAGE.format(title=title, css=CSS.read_text(), body=body))
+    return Path(target)
+
+
+if __name__ == "__main__":
+    print(export_html(*sys.argv[1:]))
