@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2fpn_lib.checkpoint import find_weights, read_metadata, released_names
-from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.config import RENAMED_FIELDS, TrainConfig
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import ConfigChanged, config_hash, read_json, results_root
 from s2fpn_lib.train import train
@@ -102,15 +102,16 @@ def recipe_hashes(recipe: Mapping[str, Any], varied: Collection[str] = ()) -> di
     """Hashes of parts of a run's config.json.
 
     Args:
-        varied: fields that a study varies on purpose.
+        varied: fields of TrainConfig that a study varies on purpose.
 
     Returns:
         recipe_without_seed, which is the same for repetitions, and training_recipe, which is the same for all networks
         that were trained alike: without seed, network (model, revision, switches), and the varied fields.
     """
     repeated = {name: value for name, value in recipe.items() if name != "seed"}
-    network = ("model", "revision", "switches", *varied)
-    alike = {name: value for name, value in repeated.items() if name not in network}
+    network = {"model", "revision", "switches", *(RENAMED_FIELDS.get(name, name) for name in varied)}
+    # a recipe keeps the names under which its fields were first stored
+    alike = {name: value for name, value in repeated.items() if RENAMED_FIELDS.get(name, name) not in network}
     return {"recipe_without_seed": config_hash(repeated), "training_recipe": config_hash(alike)}
 
 

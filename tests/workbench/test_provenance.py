@@ -90,6 +90,9 @@ def test_hashes_tell_repetitions_and_networks_trained_alike():
     varied = recipe_hashes(TrainConfig(dataset="roadscenes", epochs=151).recipe(), ["epochs"])
     assert varied["training_recipe"] == recipe_hashes(recipe, ["epochs"])["training_recipe"]
     assert varied["recipe_without_seed"] == longer["recipe_without_seed"]
+    stored = recipe | {"colour_cast": 0.5}  # the name in config.json
+    for name in ("color_cast", "colour_cast"):
+        assert recipe_hashes(stored, [name])["training_recipe"] == recipe_hashes(recipe, [name])["training_recipe"]
 
 
 def test_switches_in_words():

@@ -170,8 +170,8 @@ def test_fields_given_on_the_command_line(tmp_path):
         ({"variants": {"slow": None}}, "variant slow is None"),
         ({"preset": "quik"}, "Did you mean 'quick'"),
         ({"changes": {"epoch": 3}}, "Did you mean 'epochs'"),
-        ({"preset": None}, "does not say preset"),
-        ({"question": None}, "does not say question"),
+        ({"preset": None}, "does not give preset"),
+        ({"question": None}, "does not give question"),
         ({"seeds": 3}, "seeds is 3; it takes a list"),
         ({"seeds": [1, 1]}, "occurs more than once"),
         ({"seeds": ["one"]}, "seed is 'one'"),
@@ -185,7 +185,7 @@ def test_a_wrong_study_is_refused_by_its_name(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "is no YAML"), ("- a", "holds no fields"), ("", "holds no fields")]
+    ("text", "message"), [("a: [", "is not valid YAML"), ("- a", "has no fields"), ("", "has no fields")]
 )
 def test_a_file_that_is_no_study(tmp_path, text, message):
     path = tmp_path / "odd.yaml"
