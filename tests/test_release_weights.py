@@ -1,4 +1,4 @@
-"""scripts/release_weights.py on small runs: what it writes, what it refuses, and that nothing else changes."""
+"""scripts/release_weights.py on small runs: its files, its errors, and that no run folder changes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from s2fpn_lib.checkpoint import load_model, read_metadata, save_weights
-from s2fpn_lib.data import get_protocol, open_dataset
+from s2fpn_lib.data import Subset, get_protocol, open_dataset
 from s2fpn_lib.model import build_model
 from tests.loading import load_file
 
@@ -21,7 +22,8 @@ CLASSES = get_protocol("roadscenes").num_classes
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
-    """The script, which releases into a folder of the test."""
+    """The script; it releases into a folder of the test."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # a script imports its neighbors from its own folder
     module = load_file(SCRIPT)
     monkeypatch.setattr(module, "RELEASED", tmp_path / "weights")
     return module
@@ -29,7 +31,7 @@ def script(monkeypatch, tmp_path):
 
 @pytest.fixture
 def release(script, monkeypatch, tmp_path):
-    """Calls it as a shell would; gives the released file."""
+    """Calls the script as a shell would; returns the released file."""
 
     def call(*arguments: object) -> Path:
         words = ["small", *map(str, arguments), "--records", str(tmp_path / "records")]
@@ -46,9 +48,10 @@ def finished_run(folder: Path, seed: int) -> Path:
     model = build_model("s2fpn_lite", num_classes=CLASSES)
     about = {"dataset": "roadscenes", "protocol": "roadscenes", "train_split": "train", "recipe": f"recipe-{seed}"}
     save_weights(model, folder / "last.safetensors", about)
-    (folder / "result.json").write_text(json.dumps({"checkpoint": "last.safetensors", "seed": seed}))
-    (folder / "config.json").write_text("{}")
-    (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
+    (folder / "result.json").write_text(json.dumps({"checkpoint": "last.safetensors", "val_miou": None, "seed": seed}))
+    config = {"dataset": "auto", "lr": 0.1 * 3, "crop": [96, 128], "switches": {}, "seed": seed}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(f'{{"epoch": {epoch}, "loss": 0.1}}\n' for epoch in (1, 2)))
     return folder
 
 
@@ -56,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_runs_mean_is_released_in_half_precision_with_the_runs_records(release, tmp_path, capsys):
+def test_mean_of_runs_is_released_in_half_precision(release, tmp_path, capsys):
     first, second = (finished_run(tmp_path / f"run{seed}", seed) for seed in (0, 1))
     before = contents(first), contents(second)
     path = release(f"early={first}", f"late={second}")
@@ -70,15 +73,25 @@ def test_the_runs_mean_is_released_in_half_precision_with_the_runs_records(relea
     assert hashlib.sha256(path.read_bytes()).hexdigest() in capsys.readouterr().out
     assert path.stat().st_size < 10e6
     assert [each.name for each in path.parent.iterdir()] == [path.name]
-    records = contents(tmp_path / "records")
-    assert set(records) == {
-        f"{run}-{file}" for run in ("early", "late") for file in ("config.json", "metrics.jsonl", "result.json")
-    }
-    assert json.loads(records["late-result.json"])["seed"] == 1
     assert (contents(first), contents(second)) == before
 
 
-def test_one_run_is_released_as_it_is(release, tmp_path):
+def test_runs_are_recorded_in_two_tables(script, tmp_path):
+    runs = {name: finished_run(tmp_path / name, seed) for seed, name in enumerate(("early", "late"))}
+    script.record_runs({"early": runs["early"]}, tmp_path)
+    script.record_runs(runs, tmp_path)  # replaces the row of the first run
+    table = pd.read_csv(tmp_path / "runs.csv")
+    assert table["run"].tolist() == ["early", "late"]
+    assert {each for each in table if each.startswith("config.")} == {"config.lr", "config.crop", "config.seed"}
+    assert table["config.seed"].tolist() == table["result.seed"].tolist() == [0, 1]
+    assert table["config.lr"].tolist() == [0.1 * 3] * 2
+    assert table["config.crop"].map(json.loads).tolist() == [[96, 128]] * 2
+    assert table["result.val_miou"].isna().all()
+    curves = pd.read_csv(tmp_path / "curves.csv")
+    assert curves[["run", "epoch"]].apply(tuple, axis=1).tolist() == [(r, e) for r in runs for e in (1, 2)]
+
+
+def test_one_run_is_released_unchanged(release, tmp_path):
     run = finished_run(tmp_path / "run", 0)
     path = release(f"only={run}")
     trained, released = load_model(run).state_dict(), load_model(path).state_dict()
@@ -86,23 +99,27 @@ def test_one_run_is_released_as_it_is(release, tmp_path):
     assert not {"averaged_over", "class_offsets"} & set(read_metadata(path))
 
 
-def test_offsets_are_fitted_on_unseen_images_halved_and_recorded(script, release, monkeypatch, tmp_path):
+def test_offsets_are_fitted_halved_and_recorded(script, release, monkeypatch, tmp_path):
     sampled = script.sample_scores
-    monkeypatch.setattr(script, "sample_scores", lambda *given, **options: sampled(*given, every=12))
+
+    def sample_scores(model, dataset, **options):
+        return sampled(model, Subset([(dataset, index) for index in (0, 9)], dataset.split, dataset), every=12)
+
+    monkeypatch.setattr(script, "sample_scores", sample_scores)
     run = finished_run(tmp_path / "run", 0)
     places = ("val:drive=park", "val:drive=town")
     path = release(f"only={run}", "--offsets", *(f"{run}@{place}" for place in places))
 
-    recorded = json.loads((tmp_path / "records" / "offsets.json").read_text())
+    recorded = json.loads((tmp_path / "records" / "class-offsets.json").read_text())
     assert set(recorded["splits"]) == set(places)
     fits = torch.tensor([recorded["splits"][place]["fitted"] for place in places])
     assert recorded["share"] == 0.5
     assert recorded["offsets"] == (fits.mean(0) / 2).tolist()
     for place, other in zip(places, fits.flip(0), strict=True):
-        scores, labels = sampled(load_model(run), open_dataset("roadscenes", split=place), every=12)
+        scores, labels = sample_scores(load_model(run), open_dataset("roadscenes", split=place))
         row = recorded["splits"][place]
         assert row["miou"] == pytest.approx(script.miou(scores, labels))
-        assert row["miou_with_fitted"] > row["miou"]  # an untrained network has everything to gain
+        assert row["miou_with_fitted"] > row["miou"]  # an untrained network is far from its optimum
         assert row["miou_with_others"] == pytest.approx(script.miou(scores, labels, other / 2))
     assert read_metadata(path)["class_offsets"] == recorded["offsets"]
     trained, released = load_model(run).state_dict(), load_model(path).state_dict()
@@ -115,14 +132,14 @@ def test_offsets_are_fitted_on_unseen_images_halved_and_recorded(script, release
 
 
 @pytest.mark.parametrize("split", ["train:drive=park", "trainval:drive=park"])
-def test_images_that_were_trained_on_are_refused(release, tmp_path, split):
+def test_training_images_are_refused(release, tmp_path, split):
     run = finished_run(tmp_path / "run", 0)
     with pytest.raises(SystemExit, match=r"was trained on \d+ images"):
         release(f"only={run}", "--offsets", f"{run}@{split}")
     assert not (tmp_path / "weights").exists()
 
 
-def test_a_weight_that_is_too_large_leaves_the_released_one(script, release, monkeypatch, tmp_path):
+def test_too_large_file_leaves_the_released_one(script, release, monkeypatch, tmp_path):
     before = release(f"only={finished_run(tmp_path / 'run0', 0)}").read_bytes()
     monkeypatch.setattr(script, "LARGEST_MB", 1)
     with pytest.raises(SystemExit, match="a released weight has at most 1"):
