@@ -1,23 +1,20 @@
-"""Predictions for pictures and videos of any size, as files: masks, overlays, label PNGs and areas.
+"""Predictions for images and videos of any size, as files: class ids, overlays, and the area of each class.
 
     report = predict(model, "holiday/", "out/", get_protocol("camvid-segnet-360x480"))
 
-`out` then holds, for every picture, `train_ids/NAME.png` (the class ids), `colour/NAME.png`, `overlay/NAME.png` and,
-for Cityscapes, `label_ids/NAME.png` (what its benchmark takes); for a video the same of every frame, in a folder NAME,
-and `overlay/NAME.mp4`; besides, `areas.csv` and `skipped.csv`.
+For every image, `out` then holds `train_ids/NAME.png` (the class ids), `colour/NAME.png`, `overlay/NAME.png`, and for
+Cityscapes `label_ids/NAME.png` (the benchmark's format); for a video the same of every frame, in a folder NAME, and
+`overlay/NAME.mp4`. `areas.csv` and `skipped.csv` list what was predicted and what could not be read.
 
-It may be stopped at any time: started again, it goes on after the last finished picture.
+An interrupted call can be repeated: it continues after the last finished image.
 """
 
-from __future__ import annotations
-
-import functools
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +22,32 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from s2fpn_lib.data import Protocol
 from s2fpn_lib.data.cityscapes import to_label_ids
+from s2fpn_lib.data.images import ImageError, read_ids, read_image
 from s2fpn_lib.evaluate import at_size, predict_logits
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.s2fpn import MIN_SIZE
+from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import read_json, write_atomic, write_json
 from s2fpn_lib.viz.images import colorize, overlay
-from s2fpn_lib.workbench.media import (
-    MediaError,
-    find_media,
-    is_video,
-    read_picture,
-    video_frames,
-    video_summary,
-    write_png,
-    write_video,
-)
+from s2fpn_lib.workbench.media import MediaError, find_media, is_video, video_frames, video_rate, write_png, write_video
 
-# Rows of the picture whose scores at its own size are in memory at a time
+# Rows of the image whose scores at its own size are in memory at a time
 ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """What `predict` did.
+    """The outcome of `predict`.
 
     Attributes:
-        areas: one row a picture or frame: picture (its NAME), source, width, height, and % of its pixels by class.
-        skipped: one row a file that could not be read: source, reason.
-        predicted, kept: how many were predicted now, and how many were there from an earlier call.
+        areas: one row per image or frame: picture (its NAME), source, width, height, and the percentage of its pixels
+            in each class.
+        skipped: one row per file that could not be read: source, reason.
+        predicted, kept: number of images predicted by this call, and of those found from an earlier call.
     """
 
     areas: pd.DataFrame
@@ -81,23 +70,23 @@ def predict(
     progress: bool = True,
     **views: Any,
 ) -> PredictionReport:
-    """Predicts every picture and video frame of `source` and writes the results to `out`, at their own sizes.
+    """Predicts every image and video frame of `source` and writes the results to `out`, at their own sizes.
 
     Args:
-        source: a picture, a video, or a folder of them, subfolders included.
-        protocol: classes and colours; what the model was trained on.
-        size: what the network sees: "protocol" scales every picture to the protocol's height and keeps its aspect;
+        source: an image, a video, or a folder of them, including subfolders.
+        protocol: classes and colors of the dataset that the model was trained on.
+        size: what the network sees: "protocol" scales each image to the protocol's height and keeps its aspect ratio;
             "own" leaves it as it is; (height, width) resizes to that.
-        opacity: of the class colours in the overlay.
+        opacity: of the class colors in the overlay.
         every: of a video, predict every n-th frame.
-        limit: stop after so many pictures and frames, 0 or None: none.
-        overwrite: predict again what `out` holds already. A source that is newer than its result is predicted again
-            anyway.
+        limit: stop after this number of images and frames; 0 or None: no limit.
+        overwrite: predict again what `out` already holds. A source that is newer than its result always is.
         views: scales, flip, window, overlap, amp of `predict_logits`.
 
     Raises:
-        FileNotFoundError: no such source. ValueError: options that make no sense, a model of other classes, an `out`
-            that holds results of other settings, and (MediaError) nothing that can be read.
+        FileNotFoundError: the source does not exist.
+        ValueError: invalid options, a model with other classes, or an `out` with results of other settings.
+        MediaError: nothing could be read.
     """
     _check(model, protocol, size, every)
     out = Path(out)
@@ -105,30 +94,36 @@ def predict(
     names = _names(media, Path(source).expanduser())
     settings = {"weights": _fingerprint(model), "protocol": protocol.name, "size": size, "every": every}
     _claim(out, settings | {"opacity": opacity, **views}, overwrite)
-    results = _Results(out, protocol, opacity)
+    kinds = ["colour", "overlay", "train_ids", *(["label_ids"] if protocol.dataset == "cityscapes" else [])]
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     predicted = 0
-    watched = sys.stdout.isatty() or "ipykernel" in sys.modules
-    options = {"unit": "picture", "mininterval": 1, "file": sys.stdout, "disable": not (progress and watched)}
+    watched = progress and is_interactive()
     try:
-        for path, name, load in tqdm(_pictures(media, names, every, skipped), total=_count(media, every), **options):
-            ids = None if overwrite else results.finished(name, path)
-            if ids is None:
-                try:
-                    image = load()
-                except MediaError as error:
-                    skipped.append({"source": str(path), "reason": str(error)})
-                    continue
-                ids = predict_ids(model, image, network_size(image.shape[-2:], size, protocol), **views)
-                results.write(name, image, ids)
-                predicted += 1
-            rows.append(_areas(name, path, ids, protocol))
-            if len(rows) == limit:
-                break
+        with progress_bar(len(media), enabled=watched, unit="image") as bar:
+            for path, name, load in _images(media, names, every, skipped):
+                files = {kind: out / kind / f"{name}.png" for kind in kinds}
+                ids = None if overwrite else _finished(files, path)
+                if ids is None:
+                    try:
+                        image = torch.from_numpy(load()).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+                    except ImageError as error:
+                        skipped.append({"source": str(path), "reason": str(error)})
+                        continue
+                    ids = predict_ids(model, image, network_size(image.shape[-2:], size, protocol), **views)
+                    write_png(files["colour"], colorize(ids, protocol))
+                    write_png(files["overlay"], overlay(image, ids, protocol, opacity))
+                    if "label_ids" in files:
+                        write_png(files["label_ids"], to_label_ids(ids.numpy()))
+                    write_png(files["train_ids"], ids.numpy())
+                    predicted += 1
+                rows.append(_areas(name, path, ids, protocol))
+                bar.update()
+                if len(rows) == limit:
+                    break
         for video in filter(is_video, media):
-            frames = [row["picture"] for row in rows if row["source"] == str(video)]
-            skipped += results.overlay_video(video, frames, every)
+            frames = [out / "overlay" / f"{row['picture']}.png" for row in rows if row["source"] == str(video)]
+            skipped += _overlay_video(video, out / "overlay" / f"{names[video]}.mp4", frames, every)
     finally:
         areas = pd.DataFrame(rows, columns=["picture", "source", "width", "height", *protocol.classes])
         problems = pd.DataFrame(skipped, columns=["source", "reason"])
@@ -137,19 +132,20 @@ def predict(
     if not rows:
         raise MediaError("nothing could be predicted:\n  " + "\n  ".join(problems["reason"]))
     if progress and not watched:
-        print(f"{len(rows)} pictures, {predicted} of them predicted now, {len(skipped)} problems; in {out}")
+        print(f"{len(rows)} images, {predicted} of them predicted now, {len(skipped)} problems; in {out}")
     return PredictionReport(areas, problems, predicted, len(rows) - predicted)
 
 
 def predict_ids(model: S2FPN, image: Tensor, size: tuple[int, int], **views: Any) -> Tensor:
-    """(3, H, W) uint8 -> (H, W) uint8 class ids; the network sees it at `size`. views: see `predict_logits`."""
+    """(3, H, W) uint8 -> (H, W) uint8 class ids; the network sees the image at `size`. views: see `predict_logits`."""
     return ids_at_size(predict_logits(model, at_size(image, size)[None], **views), image.shape[-2:])
 
 
 def ids_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Class ids of (1, K, h, w) scores resized bilinearly to `size`: (H, W) uint8 on the CPU.
 
-    Row band by row band, because the scores of a large photograph at its own size are gigabytes.
+    One band of rows at a time, because the scores of a large photograph at its own size take gigabytes.
+    `F.interpolate` resizes a whole image only.
     """
     height, width = size
     rows = scores.shape[-2]
@@ -167,7 +163,7 @@ def ids_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def network_size(own: Sequence[int], size: str | Sequence[int], protocol: Protocol) -> tuple[int, int]:
-    """(height, width) at which the network sees a picture of `own` size; see `predict`. No side is under 32 pixels."""
+    """(height, width), at least 32 pixels each, at which the network sees an image of size `own`; see `predict`."""
     height, width = own
     if not isinstance(size, str):
         return tuple(size)
@@ -176,85 +172,52 @@ def network_size(own: Sequence[int], size: str | Sequence[int], protocol: Protoc
     return max(MIN_SIZE, round(height * factor)), max(MIN_SIZE, round(width * factor))
 
 
-class _Results:
-    """The files of one `out` folder."""
-
-    def __init__(self, out: Path, protocol: Protocol, opacity: float) -> None:
-        self.out, self.protocol, self.opacity = out, protocol, opacity
-        self.kinds = ("label_ids",) if protocol.dataset == "cityscapes" else ()
-
-    def finished(self, name: str, source: Path) -> Tensor | None:
-        """The ids of a picture that is done, None where it is not, or where its source is newer."""
-        files = [self.out / kind / f"{name}.png" for kind in ("train_ids", "colour", "overlay", *self.kinds)]
-        if not all(file.exists() for file in files) or files[0].stat().st_mtime < source.stat().st_mtime:
-            return None
-        try:
-            with Image.open(files[0]) as stored:
-                return torch.from_numpy(np.array(stored))
-        except (OSError, SyntaxError):  # damaged on the disk
-            return None
-
-    def write(self, name: str, image: Tensor, ids: Tensor) -> None:
-        write_png(self.out / "colour" / f"{name}.png", colorize(ids, self.protocol))
-        write_png(self.out / "overlay" / f"{name}.png", overlay(image, ids, self.protocol, self.opacity))
-        if "label_ids" in self.kinds:
-            write_png(self.out / "label_ids" / f"{name}.png", to_label_ids(ids.numpy()))
-        write_png(self.out / "train_ids" / f"{name}.png", ids.numpy())
-
-    def overlay_video(self, source: Path, frames: list[str], every: int) -> list[dict[str, str]]:
-        """Puts the overlays of a video's frames together; what went wrong, as rows of `skipped`."""
-        if not frames:
-            return []
-        target = self.out / "overlay" / f"{Path(frames[0]).parent}.mp4"
-        pictures = [self.out / "overlay" / f"{frame}.png" for frame in frames]
-        newest = max(picture.stat().st_mtime for picture in pictures)
-        if target.exists() and target.stat().st_mtime >= newest:
-            return []
-        try:
-            write_video(target, pictures, video_summary(source)[1] / every)
-        except MediaError as error:
-            return [{"source": str(source), "reason": f"frames are done, but not {target.name}: {error}"}]
-        return []
-
-
-def _pictures(
+def _images(
     media: list[Path], names: dict[Path, str], every: int, skipped: list[dict[str, str]]
-) -> Iterator[tuple[Path, str, Callable[[], Tensor]]]:
-    """(file, name, function that gives the picture); what a video's file hides goes to `skipped`."""
+) -> Iterator[tuple[Path, str, Callable[[], np.ndarray]]]:
+    """(file, name, function that returns the pixels) of each image and frame. Unreadable videos go to `skipped`."""
     for path in media:
         if not is_video(path):
-            yield path, names[path], functools.partial(read_picture, path)
+            yield path, names[path], partial(read_image, path)
             continue
         try:
             for number, frame in video_frames(path, every=every):
-                yield path, f"{names[path]}/{number:06d}", lambda frame=frame: frame
+                yield path, f"{names[path]}/{number:06d}", partial(np.ascontiguousarray, frame)
         except MediaError as error:
             skipped.append({"source": str(path), "reason": str(error)})
 
 
-def _count(media: list[Path], every: int) -> int | None:
-    """How many pictures and frames there are to come; None where a video does not say."""
-    total = 0
-    for path in media:
-        frames = 1
-        if is_video(path):
-            try:
-                frames = -(-video_summary(path)[0] // every)
-            except MediaError:
-                continue  # listed when its turn comes
-        if not frames:
-            return None
-        total += frames
-    return total
+def _finished(files: dict[str, Path], source: Path) -> Tensor | None:
+    """The ids (H, W) of an image whose files are complete and newer than their source; None otherwise."""
+    ids = files["train_ids"]
+    if not all(file.exists() for file in files.values()) or ids.stat().st_mtime < source.stat().st_mtime:
+        return None
+    try:
+        return torch.from_numpy(read_ids(ids))
+    except ImageError:  # damaged on the disk
+        return None
+
+
+def _overlay_video(source: Path, target: Path, frames: list[Path], every: int) -> list[dict[str, str]]:
+    """Writes the overlays of a video's frames as a video, unless they already are. Returns rows of `skipped`."""
+    if not frames:
+        return []
+    if target.exists() and target.stat().st_mtime >= max(frame.stat().st_mtime for frame in frames):
+        return []
+    try:
+        write_video(target, frames, video_rate(source) / every)
+    except ImageError as error:
+        return [{"source": str(source), "reason": f"the frames are predicted, but {target.name} is not made: {error}"}]
+    return []
 
 
 def _names(media: list[Path], source: Path) -> dict[Path, str]:
-    """The name of each file's results: its path in `source` without suffix, or with it where two would be the same."""
+    """The name of each file's results: its path in `source`, without its suffix unless two files would get the same."""
     inner = {path: path.relative_to(source) if path != source else Path(path.name) for path in media}
-    stems = {path: str(short.with_suffix("")) for path, short in inner.items()}
-    counts = Counter(stems.values())
+    counts = Counter(short.with_suffix("") for short in inner.values())
     return {
-        path: stem if counts[stem] == 1 else f"{stem}_{path.suffix.lstrip('.').lower()}" for path, stem in stems.items()
+        path: str(stem) if counts[stem := short.with_suffix("")] == 1 else f"{stem}_{path.suffix.lstrip('.').lower()}"
+        for path, short in inner.items()
     }
 
 
@@ -266,7 +229,7 @@ def _areas(name: str, source: Path, ids: Tensor, protocol: Protocol) -> dict[str
 
 
 def _fingerprint(model: S2FPN) -> str:
-    """12 hex digits that name the network and its weights."""
+    """12 hex digits that identify the network and its weights."""
     digest = hashlib.sha256(repr(sorted(model.config.items())).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -275,7 +238,7 @@ def _fingerprint(model: S2FPN) -> str:
 
 
 def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Notes the settings in `out`; ValueError where it holds predictions of other ones."""
+    """Writes the settings to `out`; ValueError where it holds predictions with other settings."""
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they are read back
     path = out / "settings.json"
     if path.exists() and not overwrite:
@@ -292,11 +255,11 @@ def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
 def _check(model: S2FPN, protocol: Protocol, size: str | Sequence[int], every: int) -> None:
     if model.num_classes != protocol.num_classes:
         raise ValueError(
-            f"the model gives {model.num_classes} classes, {protocol.name} has {protocol.num_classes}: give the "
-            "protocol of the dataset it was trained on"
+            f"the model has {model.num_classes} classes, {protocol.name} has {protocol.num_classes}: give the protocol "
+            "of the dataset that it was trained on"
         )
     known = size in ("protocol", "own") if isinstance(size, str) else len(size) == 2 and min(size) >= MIN_SIZE
     if not known:
-        raise ValueError(f'size is {size!r}; use "protocol", "own" or (height, width) from {MIN_SIZE} pixels up')
+        raise ValueError(f'size is {size!r}; use "protocol", "own", or (height, width) of at least {MIN_SIZE} pixels')
     if every < 1:
-        raise ValueError(f"every is {every}: of a video every n-th frame is predicted, n from 1 up")
+        raise ValueError(f"every is {every}: every n-th frame of a video is predicted, with n of at least 1")

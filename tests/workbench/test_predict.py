@@ -12,11 +12,12 @@ from PIL import Image
 
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.data.cityscapes import to_label_ids
+from s2fpn_lib.data.images import read_image
 from s2fpn_lib.evaluate import predict_logits
 from s2fpn_lib.model import build_model
 from s2fpn_lib.viz.images import colorize, overlay
 from s2fpn_lib.workbench import predict as module
-from s2fpn_lib.workbench.media import MediaError, read_picture, write_png, write_video
+from s2fpn_lib.workbench.media import MediaError, write_png, write_video
 from s2fpn_lib.workbench.predict import ids_at_size, network_size, predict
 
 PROTOCOL = get_protocol("roadscenes")
@@ -54,7 +55,7 @@ def test_every_file_is_what_the_network_says(model, folder, tmp_path):
     assert (report.predicted, report.kept) == (2, 0)
     assert list(report.areas["picture"]) == ["a", "more/b"]
     for name, source in {"a": "a.png", "more/b": "more/b.jpg"}.items():
-        image = read_picture(folder / source)
+        image = torch.from_numpy(read_image(folder / source)).permute(2, 0, 1)
         seen = F.interpolate(image[None].float(), (64, 96), mode="bilinear", antialias=True)
         scores = predict_logits(model, seen.round().clamp(0, 255).to(torch.uint8), flip=True)
         size = image.shape[-2:]
@@ -77,7 +78,7 @@ def test_every_file_is_what_the_network_says(model, folder, tmp_path):
 def test_unreadable_files_are_listed_and_the_rest_is_done(model, folder, tmp_path):
     report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32), progress=False)
     assert [str(folder / name) for name in ("broken.jpg", "notes.txt")] == list(report.skipped["source"])
-    assert report.skipped["reason"].str.contains("no readable picture").all()
+    assert report.skipped["reason"].str.contains("cannot be decoded").all()
     assert len(pd.read_csv(tmp_path / "out" / "skipped.csv")) == 2
     assert len(report.areas) == 2
 
@@ -97,7 +98,7 @@ def test_a_second_call_predicts_only_what_is_missing_or_newer(model, folder, tmp
 
     assert run(limit=1) == (1, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_picture", stopped)
+        patch.setattr(module, "read_image", stopped)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert len(pd.read_csv(tmp_path / "out" / "areas.csv")) == 1
@@ -196,7 +197,11 @@ def test_what_the_network_sees():
 
 def test_options_that_make_no_sense_are_refused_before_anything_is_written(model, folder, tmp_path):
     out = tmp_path / "out"
-    for options, reason in (({"size": "big"}, "size is 'big'"), ({"size": (8, 8)}, "from 32"), ({"every": 0}, "every")):
+    for options, reason in (
+        ({"size": "big"}, "size is 'big'"),
+        ({"size": (8, 8)}, "at least 32"),
+        ({"every": 0}, "every"),
+    ):
         with pytest.raises(ValueError, match=reason):
             predict(model, folder, out, PROTOCOL, progress=False, **options)
     fewer = dataclasses.replace(PROTOCOL, classes=PROTOCOL.classes[:3], palette=PROTOCOL.palette[:3])
