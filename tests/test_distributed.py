@@ -1,8 +1,8 @@
 """Two gloo processes against one: losses, gradients, BatchNorm, confusion matrices, resuming, failures.
 
-Dropout is off wherever two processes are compared with one: their masks differ, because each process draws its own.
-The network starts from trained weights: at random ones rounding alone, such as another memory format's, already moves
-the loss of s2fpn_lite by 4e-5. Run as a program (`python tests/test_distributed.py RUN_DIR CHANGES`) this file trains.
+Dropout is off wherever two processes are compared with one, because each process draws its own masks. The network
+starts from trained weights: with random ones, rounding alone moves the loss of s2fpn_lite by 4e-5.
+`python tests/test_distributed.py RUN_DIR CHANGES` trains, for the tests that kill a process.
 """
 
 import json
@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from s2fpn_lib import train as train_module
+from s2fpn_lib import state as state_module
 from s2fpn_lib.checkpoint import RELEASED, load_model, load_state
-from s2fpn_lib.data.roadscenes.dataset import RoadScenes
+from s2fpn_lib.data.roadscenes import RoadScenes
 from s2fpn_lib.distributed import (
     SyncBatchNorm,
     WorkerFailed,
@@ -34,14 +34,15 @@ from s2fpn_lib.distributed import (
     mean_over_processes,
     node_rank,
     rank,
-    refuse_differing,
+    require_equal,
     sum_over_processes,
     synchronize_batch_norm,
     world_size,
 )
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import DeepSupervisionLoss
-from s2fpn_lib.train import TrainConfig, step_seed, train
+from s2fpn_lib.state import step_seed
+from s2fpn_lib.train import TrainConfig, train
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZE = (64, 96)
@@ -50,7 +51,7 @@ START = "s2fpn_lite-camvid"
 
 
 class Scenes(RoadScenes):
-    """A few small scenes, the labels of every third one mostly ignored: the processes' weights differ widely."""
+    """A few small scenes. Most labels of every third one are ignored, so the processes' weights differ widely."""
 
     def __init__(self, split: str, count: int):
         super().__init__(split, size=SIZE, count=count)
@@ -70,7 +71,7 @@ class Breaking(Scenes):
     def arrays(self, index):
         if rank() == 1:
             self.reads += 1
-            if self.reads > len(self) + 6:  # every label once for the class weights, then three steps' halves
+            if self.reads > len(self) + 6:  # each label once for the class weights, then the halves of three steps
                 raise OSError("the disk is gone")
         return super().arrays(index)
 
@@ -84,7 +85,7 @@ def breaking_scenes(name, root=None, split="train"):
 
 
 def run(run_dir, scenes=few_scenes, **changes):
-    """A short training, two steps an epoch; `changes` of its configuration."""
+    """A short training with two steps per epoch; `changes` of its configuration."""
     config = TrainConfig.preset(
         "quick",
         **{
@@ -95,7 +96,7 @@ def run(run_dir, scenes=few_scenes, **changes):
             "epochs": 2,
             "warmup": 0,
             "optimizer": "sgd",
-            "lr": 5e-4,  # small steps: rounding grows with the way that they go
+            "lr": 5e-4,  # small steps: rounding errors grow with their length
             "encoder_lr": 0.0,
             "encoder_weights": "",
             "init_from": START,
@@ -108,13 +109,13 @@ def run(run_dir, scenes=few_scenes, **changes):
             **changes,
         },
     )
-    with mock.patch.object(train_module, "open_dataset", scenes):
+    with mock.patch.object(state_module, "open_dataset", scenes):
         return train(config, run_dir=run_dir)
 
 
 @contextmanager
 def program(run_dir, environment=(), **changes):
-    """`run` in a Python process of its own, without the breaking scenes."""
+    """`run` in another Python process, without the breaking scenes."""
     command = [sys.executable, __file__, str(run_dir), json.dumps(changes)]
     process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **dict(environment)})
     try:
@@ -126,7 +127,7 @@ def program(run_dir, environment=(), **changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def _importable():
-    """New processes take over sys.path, and find this module there."""
+    """New processes inherit sys.path and find this module there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PROJECT))
         yield
@@ -156,14 +157,14 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def distance(result, other) -> float:
-    """Between the last weights of two runs, as a share of the way that training moved them."""
+    """Distance between the last weights of two runs, relative to how far training moved them."""
     start = flat(load_file(RELEASED / f"{START}.safetensors"))
     first, second = (flat(load_file(each.run_dir / "last.safetensors")) for each in (result, other))
     return ((first - second).norm() / (first - start).norm()).item()
 
 
 def assert_same_run(result, other):
-    """Equal to the bit, weights and learning curve."""
+    """Weights and learning curve are bit-equal."""
     assert losses(result) == losses(other)
     for name in ("last.safetensors", "best.safetensors"):
         assert torch.equal(*(flat(load_file(each.run_dir / name)) for each in (result, other)))
@@ -179,7 +180,7 @@ def test_two_processes_train_as_one(alone, together):
 
 
 @pytest.mark.slow
-def test_a_failed_process_is_named_and_one_process_goes_on_alone(alone, folder):
+def test_a_failed_process_is_named_and_one_process_continues(alone, folder):
     with pytest.raises(WorkerFailed, match=r"process 1 of 2 failed: OSError: the disk is gone"):
         run(folder / "broken", breaking_scenes, devices=2)
     state, whole = (load_state(path / "last.pt") for path in (folder / "broken", alone.run_dir))
@@ -192,7 +193,7 @@ def test_a_failed_process_is_named_and_one_process_goes_on_alone(alone, folder):
 
 
 @pytest.mark.slow
-def test_killed_it_leaves_no_process_and_goes_on_to_the_same_bits(together, folder):
+def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_bits(together, folder):
     state = folder / "killed" / "last.pt"
     with program(folder / "killed", devices=2) as process:
         started = time.monotonic()
@@ -218,18 +219,18 @@ def test_two_nodes_train_as_two_devices(together, folder, monkeypatch):
     with program(folder / "nodes", {"NODE_RANK": "1"}, nodes=2) as second:
         result = run(folder / "nodes", nodes=2)
         assert second.wait(60) == 0
-    assert losses(result) == pytest.approx(losses(together), rel=1e-5)  # with more threads a process: not to the bit
+    assert losses(result) == pytest.approx(losses(together), rel=1e-5)  # more threads per process: not bit-equal
     assert distance(result, together) < 0.01
     assert result.summary["processes"] == 2
 
 
 @pytest.mark.slow
-def test_what_two_processes_compute_is_what_one_computes_on_the_whole():
+def test_two_processes_compute_what_one_computes_on_the_whole_batch():
     assert launch(checks, devices=2, nodes=1, backend="gloo") == "what the first returns"
 
 
 def checks() -> str:
-    """What each of two processes checks of itself; a failure of either ends both."""
+    """The checks that each of two processes makes; a failure in one ends both."""
     assert world_size() == 2
     check_sums()
     check_batch_norm()
@@ -249,9 +250,9 @@ def check_sums():
     assert_close(sum_over_processes(mine), torch.tensor([3.0, 40.0]))
     assert_close(mean_over_processes(mine), torch.tensor([1.5, 20.0]))
     assert from_first([rank(), "a"]) == [0, "a"]
-    refuse_differing("nothing", 5, "so nothing is wrong")
+    require_equal("nothing", 5, "so nothing is wrong")
     with pytest.raises(ValueError, match=r"differ in step \(\[0, 1\]\): share a disk"):
-        refuse_differing("step", rank(), "share a disk")
+        require_equal("step", rank(), "share a disk")
 
 
 def check_batch_norm():
@@ -284,7 +285,7 @@ def check_batch_norm():
 
 
 def check_loss(criterion: str):
-    """Mean of the losses and of the gradients, with nearly everything ignored in one half, and all of it."""
+    """Mean losses and gradients, with nearly all or all pixels of one half ignored."""
     torch.manual_seed(1)
     weights = torch.rand(IGNORED) + 0.5
     loss = DeepSupervisionLoss(
@@ -307,7 +308,7 @@ def check_loss(criterion: str):
 
 
 def check_evaluation():
-    """The counts of the same weights, shared out and whole, the last batch short, then one batch only."""
+    """Distributed and single-process evaluation agree, with a short last batch and with a single batch."""
     model, scenes = load_model(START), few_scenes("roadscenes", split="val")
     for batch_size in (2, 8):
         whole = evaluate(model, scenes, batch_size=batch_size, progress=False)
@@ -319,15 +320,15 @@ def check_evaluation():
         assert shared.row() == whole.row() | {"boundary_f": shared.boundary_mean}
 
 
-def test_one_process_is_its_own_world():
+def test_one_process_alone():
     value = torch.ones(2)
     assert (rank(), world_size(), from_first("a")) == (0, 1, "a")
     assert sum_over_processes(value) is value
     assert mean_over_processes(value) is value
-    refuse_differing("anything", 1, "impossible")
+    require_equal("anything", 1, "impossible")
 
 
-def test_batches_that_cannot_be_shared_equally_are_refused():
+def test_batch_size_is_a_multiple_of_the_processes():
     with pytest.raises(ValueError, match=r"batch_size is 8, which 3 processes \(devices=3, nodes=1\)"):
         TrainConfig(devices=3)
     with pytest.raises(ValueError, match="nodes is 0"):
@@ -335,7 +336,7 @@ def test_batches_that_cannot_be_shared_equally_are_refused():
     assert TrainConfig(devices=2, nodes=2).recipe() == TrainConfig().recipe()
 
 
-def test_nodes_must_know_where_they_meet(monkeypatch):
+def test_nodes_need_a_meeting_point(monkeypatch):
     assert node_rank(1) == 0
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)

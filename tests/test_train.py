@@ -1,6 +1,6 @@
-"""Training end to end on a few drawn scenes: exact resume after SIGKILL, refusals, divergence, full disks, learning.
+"""Training end to end on a few drawn scenes: exact resume after SIGKILL, errors, divergence, full disks, learning.
 
-Run as a program (`python tests/test_train.py RUN_DIR`) this file trains the interruptible run; the kill test does that.
+`python tests/test_train.py RUN_DIR` trains the interruptible run, for the kill test.
 """
 
 import json
@@ -18,24 +18,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from s2fpn_lib import checkpoint, runs
+from s2fpn_lib import state as state_module
 from s2fpn_lib import train as train_module
 from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
 from s2fpn_lib.data import DatasetError, DatasetNotFound
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.model import build_model
-from s2fpn_lib.optim import build_optimizer, warmup_poly
-from s2fpn_lib.runs import RunDirectory, RunLocked, read_rows
-from s2fpn_lib.train import (
-    ConfigChanged,
-    TrainConfig,
-    Training,
-    TrainingDiverged,
-    batch_names,
-    default_run_dir,
-    step_seed,
-    train,
-)
+from s2fpn_lib.optim import warmup_poly
+from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, read_rows
+from s2fpn_lib.state import TrainingDiverged, TrainingState, default_run_dir, step_seed
+from s2fpn_lib.train import TrainConfig, train, train_step
 
 SIZE = (64, 96)
 COUNTS = {"train": 10, "val": 2, "trainval": 12}
@@ -59,7 +52,7 @@ def few_scenes(name, root=None, split="train"):
 
 
 def tiny(**changes) -> TrainConfig:
-    """5 steps an epoch of the real network on small crops, with everything that carries state switched on."""
+    """Five steps per epoch of the real network on small crops, with everything on that has state."""
     return TrainConfig.preset(
         "quick",
         **{
@@ -80,26 +73,26 @@ def tiny(**changes) -> TrainConfig:
 
 
 def interruptible() -> TrainConfig:
-    return tiny(checkpoint_minutes=1e-6)  # a state after every step, so that a kill lands inside epochs, too
+    return tiny(checkpoint_minutes=1e-6)  # a state after every step, so that kills fall inside epochs, too
 
 
-def stand_ins():
-    """Few scenes, and one commit for all: a commit between two of the runs compared would show in their metadata."""
+def few_scenes_and_one_commit():
+    """Patches: few scenes, and one code version, as a commit between two compared runs would show in their metadata."""
     version = {"git_sha": "0" * 40, "dirty": False}
-    return mock.patch.multiple(train_module, open_dataset=few_scenes), mock.patch.object(
+    return mock.patch.multiple(state_module, open_dataset=few_scenes), mock.patch.object(
         runs, "code_version", return_value=version
     )
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _stand_ins():
-    scenes, commit = stand_ins()
+def _patched():
+    scenes, commit = few_scenes_and_one_commit()
     with scenes, commit:
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, _stand_ins):
+def finished(tmp_path_factory, _patched):
     """One uninterrupted run of `interruptible`."""
     return train(interruptible(), run_dir=tmp_path_factory.mktemp("runs") / "whole")
 
@@ -126,7 +119,7 @@ def test_a_run_records_what_it_did(finished):
     assert json.loads(run.environment.read_text())["device"] == "cpu"
 
 
-def test_a_finished_run_is_returned_untouched(finished):
+def test_a_finished_run_is_returned_unchanged(finished):
     before = {path: path.read_bytes() for path in finished.run_dir.iterdir() if path.name != "lock"}
     again = train(interruptible().replace(workers=1), run_dir=finished.run_dir)
     assert again.history == finished.history
@@ -134,7 +127,7 @@ def test_a_finished_run_is_returned_untouched(finished):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_killed_at_random_moments_and_taken_up_again_it_ends_with_the_same_bytes(finished, tmp_path):
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_path):
     run = RunDirectory(tmp_path / "killed")
     seed = random.randrange(10**6)
     moments = random.Random(seed)
@@ -169,19 +162,18 @@ class Interrupt(Exception):
 
 
 def interrupt_after(step):
-    """Makes the first call that has done `step` steps fail, as Ctrl-C would between two steps."""
-    original = Training.train_step
+    """Interrupts the training after `step` steps, as Ctrl-C would."""
 
-    def train_step(self, images, labels):
-        if self.step == step:
+    def interrupted(state, images, labels):
+        if state.step == step:
             raise Interrupt
-        original(self, images, labels)
+        train_step(state, images, labels)
 
-    return mock.patch.object(Training, "optimise", train_step)
+    return mock.patch.object(train_module, "train_step", interrupted)
 
 
 @pytest.mark.parametrize("step", [3, 8])
-def test_interrupted_with_states_at_epoch_ends_only_it_also_ends_with_the_same_bytes(finished, tmp_path, step):
+def test_a_run_interrupted_between_states_ends_with_the_same_bytes(finished, tmp_path, step):
     config = interruptible().replace(checkpoint_minutes=0.0)
     with interrupt_after(step), pytest.raises(Interrupt):
         train(config, run_dir=tmp_path)
@@ -201,24 +193,24 @@ def test_a_damaged_state_costs_steps_but_not_the_result(finished, tmp_path):
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("spoilt", ["train", "val"])
-def test_a_broken_file_of_either_split_stops_the_run_before_it_starts(tmp_path, spoilt):
+@pytest.mark.parametrize("damaged", ["train", "val"])
+def test_a_broken_file_of_either_split_stops_the_run_before_it_starts(tmp_path, damaged):
     def broken(name, root=None, split="train"):
         scenes = few_scenes(name, root, split)
-        if split == spoilt:
+        if split == damaged:
             image, label = scenes.pairs[1]
             scenes.pairs[1] = image, label.clip(40)
         return scenes
 
     with (
-        mock.patch.object(train_module, "open_dataset", broken),
-        pytest.raises(DatasetError, match=rf"(?s)roadscenes {spoilt} has 1 broken.*: label holds 40"),
+        mock.patch.object(state_module, "open_dataset", broken),
+        pytest.raises(DatasetError, match=rf"(?s)roadscenes {damaged} has 1 broken.*: label holds 40"),
     ):
         train(tiny(), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_callers_random_stream_is_left_alone(tmp_path):
+def test_the_random_numbers_of_the_caller_are_unchanged(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -243,18 +235,16 @@ def test_the_default_directory_is_named_by_the_recipe():
 
 
 def test_a_nan_loss_stops_with_step_and_samples_named_and_keeps_the_last_good_state(tmp_path):
-    original = Training.train_step
-
-    def poisoned(self, images, labels):
-        if self.step == 7:
+    def poisoned(state, images, labels):
+        if state.step == 7:
             with torch.no_grad():
-                self.model.head.weight.fill_(float("nan"))
-        original(self, images, labels)
+                state.model.head.weight.fill_(float("nan"))
+        train_step(state, images, labels)
 
-    with mock.patch.object(Training, "optimise", poisoned), pytest.raises(TrainingDiverged) as caught:
+    with mock.patch.object(train_module, "train_step", poisoned), pytest.raises(TrainingDiverged) as caught:
         train(tiny(), run_dir=tmp_path)
     message = str(caught.value)
-    assert "loss of step 7 (epoch 2, batch 3 of 5)" in message
+    assert "step 7 (epoch 2, batch 3 of 5): the loss is not finite" in message
     state = load_state(tmp_path / "last.pt")
     assert state["step"] == 5
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -263,7 +253,7 @@ def test_a_nan_loss_stops_with_step_and_samples_named_and_keeps_the_last_good_st
 
 
 def test_weights_that_overflow_without_a_nan_loss_are_never_saved(tmp_path):
-    original = Training.save
+    original = TrainingState.save
 
     def overflowed(self):
         with torch.no_grad():
@@ -271,22 +261,23 @@ def test_weights_that_overflow_without_a_nan_loss_are_never_saved(tmp_path):
         original(self)
 
     with (
-        mock.patch.object(Training, "save", overflowed),
+        mock.patch.object(TrainingState, "save", overflowed),
         pytest.raises(TrainingDiverged, match="weights are not finite"),
     ):
         train(tiny(), run_dir=tmp_path)
     assert load_state(tmp_path / "last.pt") is None
 
 
-def test_named_samples_are_those_of_the_batch(tmp_path):
+def test_batch_names_are_those_of_the_batch(tmp_path):
     scenes = Scenes("train")
     config = tiny(scales=(1.0,), scale_range=None, flip=False, photometric=0.0, crop=SIZE)
-    training = Training(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
-    for step in range(2 * len(training.loader)):
-        if step % len(training.loader) == 0:
+    training = TrainingState(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
+    steps = len(training.loader)
+    for step in range(2 * steps):
+        if step % steps == 0:
             batches = iter(training.loader)
         images, _ = next(batches)
-        for image, name in zip(images, batch_names(training.loader, step), strict=True):
+        for image, name in zip(images, training.loader.batch_names(*divmod(step, steps)), strict=True):
             assert torch.equal(image, scenes[scenes.names.index(name)][0])
 
 
@@ -318,7 +309,7 @@ def test_the_time_budget_stops_at_an_epochs_end_and_may_grow(finished, tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
 
 
-def test_the_last_rule_hands_over_the_last_weights(tmp_path):
+def test_the_rule_last_returns_the_last_weights(tmp_path):
     result = train(tiny(epochs=1, val_split="", checkpoint_rule="last", ema=0.0), run_dir=tmp_path)
     assert (result.summary["checkpoint"], result.summary["val_miou"]) == ("last.safetensors", None)
     assert not (tmp_path / "best.safetensors").exists()
@@ -326,27 +317,13 @@ def test_the_last_rule_hands_over_the_last_weights(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in load_model(tmp_path).state_dict().items())
 
 
-def test_choosing_by_images_that_were_trained_on_is_refused(tmp_path):
-    overlapping = tiny(train_split="train:drive=x")  # the stand-in knows no filter
+def test_a_checkpoint_is_not_chosen_by_training_images(tmp_path):
+    overlapping = tiny(train_split="train:drive=x")  # these scenes ignore the filter
     with (
-        mock.patch.object(train_module, "open_dataset", return_value=Scenes("train")),
+        mock.patch.object(state_module, "open_dataset", return_value=Scenes("train")),
         pytest.raises(ValueError, match=r"10 of the 10 images of val_split='val' are also in"),
     ):
         train(overlapping, run_dir=tmp_path)
-
-
-def test_encoder_and_one_dimensional_parameters_have_their_own_rates_and_decay():
-    model = build_model("s2fpn_lite", num_classes=3)
-    config = tiny(lr=1e-3, encoder_lr=1e-4, weight_decay=0.1, decay_all=False)
-    groups = build_optimizer(model, config).param_groups
-    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    encoder = {id(p) for p in model.encoder.parameters()}
-    assert len(settings) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    for parameter in model.parameters():
-        rate = 1e-4 if id(parameter) in encoder else 1e-3
-        assert settings[id(parameter)] == (rate, 0.1 if parameter.ndim > 1 else 0.0)
-    everything = build_optimizer(model, tiny(weight_decay=0.1, decay_all=True)).param_groups
-    assert {group["weight_decay"] for group in everything} == {0.1}
 
 
 def test_step_seeds_differ_between_steps_and_seeds():
@@ -360,7 +337,7 @@ def flat_parameters(model: nn.Module) -> torch.Tensor:
 
 
 def test_a_step_is_the_plain_recipe(tmp_path):
-    """Two steps of the loop against the same arithmetic written out with torch alone."""
+    """Two steps of the loop equal the same arithmetic in plain torch."""
     changes = {
         "optimizer": "sgd",
         "lr": 0.05,
@@ -372,7 +349,7 @@ def test_a_step_is_the_plain_recipe(tmp_path):
     }
     config = tiny(decay_all=True, crop=SIZE, batch_size=4, epochs=8, **changes)
     scenes = Scenes("train")
-    training = Training(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
+    training = TrainingState(config, scenes, None, torch.device("cpu"), RunDirectory(tmp_path))
     training.model.train()
 
     torch.manual_seed(config.seed)
@@ -382,7 +359,7 @@ def test_a_step_is_the_plain_recipe(tmp_path):
     weights = class_weights_from(scenes, "published")
 
     for step, (images, labels) in enumerate(training.loader):
-        training.train_step(images, labels)
+        train_step(training, images, labels)
 
         torch.manual_seed(step_seed(config.seed, step))
         logits, auxiliary = model((images.float() - model.mean) / model.std, aux=True)  # all at the label's size
@@ -390,7 +367,7 @@ def test_a_step_is_the_plain_recipe(tmp_path):
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        # 16 steps in all, 2 an epoch: the warm-up is cut to one step
+        # 16 steps, 2 per epoch: the warm-up is one step
         optimizer.param_groups[0]["lr"] = 0.05 * warmup_poly(step, total=16, warmup=1)
         optimizer.step()
     weights_now, expected = (flat_parameters(each) for each in (training.model, model))
@@ -410,7 +387,7 @@ def test_it_learns(tmp_path):
 
 
 def main(run_dir: str) -> None:
-    scenes, commit = stand_ins()
+    scenes, commit = few_scenes_and_one_commit()
     with scenes, commit:
         train(interruptible(), run_dir=run_dir)
 

@@ -1,0 +1,298 @@
+"""The state of a training run: built from a configuration, saved, and restored."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from s2fpn_lib import checkpoint, runs
+from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.data import SegmentationDataset, TrainLoader, check_dataset, open_dataset, train_loader
+from s2fpn_lib.data.statistics import class_weights_from
+from s2fpn_lib.distributed import choose_amp, rank, require_equal, synchronize_batch_norm, world_size
+from s2fpn_lib.losses import DeepSupervisionLoss
+from s2fpn_lib.model import S2FPN, build_model
+from s2fpn_lib.optim import ExponentialMovingAverage, build_optimizer, fit_warmup, warmup_poly_schedule
+from s2fpn_lib.runs import RunDirectory
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the weights became infinite or NaN; the message names step and samples, and what to try."""
+
+
+class TrainingState:
+    """Everything that changes while a run goes on; `train` has the steps that change it.
+
+    A new object continues from the last state in the run directory, if there is one. Each of several processes has an
+    object of its own and its part of every batch. Gradients, losses, and BatchNorm statistics are those of the whole
+    batch, so all processes hold the same weights after each step; only the first one writes files.
+
+    Attributes:
+        model: the network. `network` is what a step calls: the model itself or a wrapper that shares its parameters.
+        averaged: the weights that are validated and saved: the moving average, or the model without one.
+        step: number of finished optimizer steps. `epoch`: number of finished epochs.
+        seconds: time spent in training and validation, over all starts.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset | None,
+        device: torch.device,
+        run: RunDirectory,
+    ):
+        self.config, self.val_set, self.device, self.run = config, val_set, device, run
+        self.protocol = train_set.protocol
+        self.amp = choose_amp(config.amp, device)
+        self.loader = build_loader(config, train_set, device)
+        self.total_steps = config.epochs * len(self.loader)
+        self.provenance = provenance(config, self.protocol.name)
+        state = checkpoint.load_state(run.state)
+
+        self.model = build_network(config, self.protocol.num_classes, device, pretrained=state is None)
+        if world_size() > 1:
+            self.model = synchronize_batch_norm(self.model)
+        self.network = torch.compile(self.model) if config.compile else self.model
+        if world_size() > 1:
+            # static_graph: published layouts hold parameters that never get a gradient
+            self.network = DistributedDataParallel(self.network, static_graph=True)
+        self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
+        self.averaged = self.ema.model if self.ema else self.model
+        self.criterion = build_criterion(config, train_set).to(device)
+        self.teacher = load_teacher(config, self.protocol.num_classes, device)
+        self.optimizer, self.schedule = build_optimization(config, self.model, self.total_steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
+
+        self.step, self.seconds = 0, 0.0
+        self.best: float | None = None  # best validation mIoU so far
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # first step with a NaN or infinite loss
+        self.reset_epoch()
+        if state:
+            self.load_state_dict(state)
+        require_equal(
+            "recipe and step",
+            (self.provenance["recipe"], self.step),
+            f"start every node with the same parameters, and with {run.path} on a disk that all nodes share",
+        )
+
+    @property
+    def epoch(self) -> int:
+        return self.step // len(self.loader)
+
+    def reset_epoch(self) -> None:
+        """Sets the sums of the current epoch to zero."""
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.data_seconds = self.step_seconds = 0.0
+
+    def check_finite(self) -> None:
+        """Raises TrainingDiverged if a loss so far was not finite. Synchronizes with the device."""
+        step = int(self.first_bad)
+        if step < 0:
+            return
+        advice = "try a lower lr, clip=1.0 or amp='off'"
+        try:
+            self.criterion.check_labels(
+                self.loader.batch(*divmod(step, len(self.loader)))[1], self.protocol.num_classes
+            )
+        except ValueError as error:
+            advice = str(error)
+        raise self._diverged(step, "the loss is not finite", advice)
+
+    def _diverged(self, step: int, what: str, advice: str) -> TrainingDiverged:
+        epoch, batch = divmod(step, len(self.loader))
+        kept = f"{self.run.state} keeps the last good state" if self.run.state.exists() else "no state had been saved"
+        return TrainingDiverged(
+            f"step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(self.loader)}): {what}; samples: "
+            f"{', '.join(self.loader.batch_names(epoch, batch))}. {kept}; {advice}"
+        )
+
+    def save(self) -> None:
+        """Writes the training state in the first process, unless the training has diverged."""
+        self.check_finite()
+        norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
+        if not norms.isfinite().all():
+            what = "the weights are not finite after it though its loss was (an overflow in the gradient)"
+            raise self._diverged(self.step - 1, what, "try a lower lr, clip=1.0 or amp='off'")
+        if rank() == 0:
+            checkpoint.save_state(self.run.state, self.state_dict())
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("model", "ema", "optimizer", "schedule", "scaler", "loader")
+        return {name: getattr(self, name) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""
+        return {
+            **{name: None if part is None else part.state_dict() for name, part in self._parts().items()},
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        loss_sum, self.data_seconds, self.step_seconds = state["this_epoch"]
+        self.loss_sum.copy_(loss_sum)
+
+    def save_weights(self, path: Path, val_miou: float | None) -> None:
+        """Writes the averaged weights with their provenance in the first process."""
+        if rank() == 0:
+            position = {"val_miou": val_miou, "epoch": self.epoch, "step": self.step}
+            checkpoint.save_weights(self.averaged, path, {**self.provenance, **position})
+
+
+def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """The training and validation splits of a run, with every file checked; None without a validation split.
+
+    Raises:
+        DatasetError: files are broken; the message names all of them.
+        ValueError: the checkpoint rule would choose by images that are trained on.
+    """
+    train_set = open_dataset(config.dataset, config.data_root or None, config.train_split)
+    check_dataset(train_set).raise_for_errors()
+    if not config.val_split:
+        return train_set, None
+    val_set = open_dataset(train_set.name, config.data_root or None, config.val_split)  # "auto" is resolved by now
+    check_dataset(val_set).raise_for_errors()
+    seen = set(train_set.names) & set(val_set.names)
+    if seen and config.checkpoint_rule == "best-val":
+        raise ValueError(
+            f"{len(seen)} of the {len(val_set)} images of val_split={config.val_split!r} are also in "
+            f"train_split={config.train_split!r} ({min(seen)}, ...): checkpoint_rule='best-val' would choose by images "
+            "trained on. Choose disjoint splits, or checkpoint_rule='last'"
+        )
+    return train_set, val_set
+
+
+def build_loader(config: TrainConfig, train_set: SegmentationDataset, device: torch.device) -> TrainLoader:
+    """The augmented batches of this process."""
+    return train_loader(
+        train_set,
+        crop=config.crop or train_set.protocol.size,
+        batch_size=config.batch_size // world_size(),
+        seed=config.seed,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.workers,
+        augment=config.augment(),
+        pin_memory=device.type == "cuda",
+    )
+
+
+def build_network(config: TrainConfig, num_classes: int, device: torch.device, *, pretrained: bool) -> S2FPN:
+    """The network on `device`. pretrained: with the weights of `encoder_weights` or `init_from`."""
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.model,
+        revision=config.revision,
+        num_classes=num_classes,
+        encoder_weights=config.encoder_weights or None if pretrained else None,
+        normalization=config.normalization or None,
+        **config.switches,
+    ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    if config.init_from and pretrained:
+        checkpoint.load_weights(model, checkpoint.find_weights(config.init_from))
+    return model
+
+
+def build_criterion(config: TrainConfig, train_set: SegmentationDataset) -> DeepSupervisionLoss:
+    """The loss, with class weights from the training split."""
+    return DeepSupervisionLoss(
+        train_set.protocol.ignore_id,
+        class_weights_from(train_set, config.class_weights) if config.class_weights else None,
+        config.aux_weight,
+        criterion=config.criterion,
+        aux_resolution=config.aux_resolution,
+        ohem_threshold=config.ohem_threshold,
+        ohem_min_kept=config.ohem_min_kept,
+        lovasz_weight=config.lovasz_weight,
+    )
+
+
+def build_optimization(
+    config: TrainConfig, model: nn.Module, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """The optimizer, and the learning-rate schedule over `total_steps` optimizer steps."""
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        encoder_lr=config.encoder_lr,
+        weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
+        momentum=config.momentum,
+    )
+    warmup = fit_warmup(config.warmup, total_steps)
+    options = {"start_factor": config.warmup_start, "power": config.poly_power}
+    return optimizer, warmup_poly_schedule(optimizer, total=total_steps, warmup=warmup, **options)
+
+
+def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) -> S2FPN | None:
+    """The frozen network of `distill_from`; None without one.
+
+    Raises:
+        CheckpointError: there are no such weights, or they are damaged.
+        ValueError: the teacher has another number of classes.
+    """
+    if not config.distill_from:
+        return None
+    teacher = checkpoint.load_model(config.distill_from, device=device).requires_grad_(False)
+    if teacher.num_classes != num_classes:
+        raise ValueError(
+            f"the teacher {config.distill_from} has {teacher.num_classes} classes, the student {num_classes}: "
+            "use a teacher that was trained on the same classes"
+        )
+    return teacher
+
+
+def provenance(config: TrainConfig, protocol: str) -> dict[str, Any]:
+    """Where the weights of a run come from: data, pretraining, seed, recipe, and code version."""
+    return {
+        "dataset": config.dataset,
+        "protocol": protocol,
+        "train_split": config.train_split,
+        "val_split": config.val_split,
+        "pretraining": pretraining(config),
+        "seed": config.seed,
+        "recipe": runs.config_hash(config.recipe()),
+        "git_sha": runs.code_version()["git_sha"],
+    }
+
+
+def pretraining(config: TrainConfig) -> str:
+    """What the weights were trained on before the run, in words: "none", "imagenet", or the data of `init_from`, and
+    the data of the teacher's training."""
+    known = config.encoder_weights or "none"
+    if config.init_from:
+        earlier = checkpoint.read_metadata(checkpoint.find_weights(config.init_from))
+        known = f"{earlier.get('pretraining', 'unstated')}, then {earlier.get('dataset')} {earlier.get('train_split')}"
+    if config.distill_from:
+        teacher = checkpoint.read_metadata(checkpoint.find_weights(config.distill_from))
+        known += f"; taught by a network trained on {teacher.get('dataset')} {teacher.get('train_split')}"
+    return known
+
+
+def default_run_dir(config: TrainConfig, results: str | Path | None = None) -> Path:
+    """<results>/train/<dataset>-<model>-<revision>-<hash>: equal recipes have equal folders."""
+    name = f"{config.dataset}-{config.model}-{config.revision}-{runs.config_hash(config.recipe())}"
+    return Path(results or runs.results_root()) / "train" / name
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of the random numbers (dropout) of one step in one process.
+
+    SplitMix64 of the three numbers, cut to the 32 bits that torch's CPU generator uses, so that neighboring steps,
+    seeds, and processes get unrelated streams.
+    """
+    mask = 2**64 - 1
+    z = ((seed + 1) * 0xD1342543DE82EF95 + (step + 1) * 0x9E3779B97F4A7C15 + rank * 0xA0761D6478BD642F) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 32
