@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced
-from s2fpn_lib.evaluate import by_label_size, load_batch, predict_logits
+from s2fpn_lib.evaluate import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import evaluation_mode
@@ -28,8 +28,9 @@ def sample_scores(
     """(N, K) float32 logits and (N,) int64 labels of every `every`-th pixel, in both directions, that is labelled."""
     scores, labels = [], []
     for i in tqdm(range(len(dataset)), unit="image", disable=not progress):
-        images, (label,) = load_batch(dataset, [i])
-        ((logits, _),) = by_label_size(predict_logits(model, images), [label])
+        image, label = dataset[i]
+        logits = predict_logits(model, at_size(image, dataset.protocol.size)[None])
+        logits = resize_bilinear(logits, label.shape)
         label = label[::every, ::every].long()
         kept = label != dataset.protocol.ignore_id
         scores.append(logits[0, :, ::every, ::every][:, kept].T.cpu())  # (K, h, w) -> (n, K)
@@ -78,7 +79,7 @@ def add_offsets(model: S2FPN, offsets: Tensor, dataset: SegmentationDataset, *, 
     features = []
     with torch.inference_mode(), evaluation_mode(model):
         for i in evenly_spaced(len(dataset), images):
-            image, _ = load_batch(dataset, [i])
+            image = at_size(dataset[i][0], dataset.protocol.size)[None]
             last = model.pyramid(model.preprocess(image)).gfu[-1]  # (1, C, h, w), what the head reads
             features.append(last[0].flatten(1).T[::11].double().cpu())
     stacked = torch.cat(features)

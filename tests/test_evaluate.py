@@ -1,5 +1,6 @@
-"""Evaluation of a split against the same thing computed image by image."""
+"""Evaluation of a split against scoring image by image; prediction from several views against explicit averages."""
 
+import itertools
 import math
 import weakref
 
@@ -10,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from s2fpn_lib.data import evenly_spaced, get_protocol
-from s2fpn_lib.data.dataset import SegmentationDataset
-from s2fpn_lib.evaluate import Evaluation, evaluate
+from s2fpn_lib.data import SegmentationDataset, evenly_spaced, get_protocol
+from s2fpn_lib.evaluate import Evaluation, evaluate, predict_logits, window_starts, window_weights
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix
+from s2fpn_lib.model import build_model
 from s2fpn_lib.workbench.baselines import majority_baselines
 
 
 class Scenes(SegmentationDataset):
-    """In-memory images of chosen sizes; the label follows the first colour channel, with some noise."""
+    """In-memory images of chosen sizes; the brightness follows the label, with some noise."""
 
     def __init__(self, sizes, split="val"):
         g = torch.Generator().manual_seed(len(sizes))
@@ -40,7 +41,7 @@ class Scenes(SegmentationDataset):
 
 
 class ByBrightness(nn.Module):
-    """Reads the class off the brightness; never says class 10."""
+    """Predicts the class from the brightness, and never class 10."""
 
     num_classes = 11
 
@@ -61,7 +62,7 @@ def dataset():
     return Scenes([(240, 320)] * 5)
 
 
-def test_equals_scoring_image_by_image(dataset):
+def test_evaluation_equals_scoring_image_by_image(dataset):
     model = ByBrightness()
     got = evaluate(model, dataset, batch_size=2, progress=False)
     confusion, boundary = ConfusionMatrix(11, 11), BoundaryScore(11, 11)
@@ -78,7 +79,7 @@ def test_equals_scoring_image_by_image(dataset):
     assert 0.5 < got.confusion.miou() < 1
 
 
-def test_images_of_another_size_are_scored_at_their_labels_size():
+def test_images_are_scored_at_their_labels_size():
     dataset = Scenes([(240, 320), (480, 640), (120, 160)])
     model = ByBrightness()
     got = evaluate(model, dataset, batch_size=3, progress=False)
@@ -92,12 +93,14 @@ def test_images_of_another_size_are_scored_at_their_labels_size():
     torch.testing.assert_close(got.image_iou()[1], alone.iou(), equal_nan=True)
 
 
-def test_row_says_how_it_came_about(dataset):
-    row = evaluate(ByBrightness(), dataset, progress=False, limit=3, flip=True).row(checkpoint="none", seed=4)
+def test_row_holds_settings_and_scores(dataset):
+    evaluation = evaluate(ByBrightness(), dataset, progress=False, limit=3, flip=True)
+    evaluation.provenance = {"checkpoint": "none", "seed": 4}
+    row = evaluation.row()
     assert (row["checkpoint"], row["seed"]) == ("none", 4)
     assert (row["protocol"], row["split"], row["images"], row["images_in_split"]) == ("roadscenes", "val", 3, 5)
     assert (row["device"], row["amp"], row["scales"], row["flip"]) == ("cpu", "float32", "1", True)
-    assert row["iou_Bicyclist"] == 0  # labelled, never predicted: counts as 0 ...
+    assert row["iou_Bicyclist"] == 0  # labeled, never predicted: counts as 0 ...
     ious = [value for key, value in row.items() if key.startswith("iou_")]
     assert row["miou"] == pytest.approx(np.nanmean(ious))
     assert row["published_miou"] == pytest.approx(np.mean([v for v in ious if v > 0]))  # ... and is left out here
@@ -122,7 +125,7 @@ def test_json_round_trip_is_exact(dataset, tmp_path):
     assert (again.names, again.seconds) == (result.names, result.seconds)
 
 
-def test_worst_images_are_the_worst_and_have_the_class(dataset):
+def test_worst_images_have_the_class(dataset):
     result = evaluate(ByBrightness(), dataset, progress=False)
     iou = result.image_iou()[:, 3]
     worst = result.worst("Road", 3)
@@ -132,14 +135,8 @@ def test_worst_images_are_the_worst_and_have_the_class(dataset):
         result.worst("Aeroplane")
 
 
-def test_memory_grows_by_three_numbers_a_class(dataset):
-    result = evaluate(ByBrightness(), dataset, progress=False)
-    assert result.per_image.shape == (5, 11, 3)
-    assert result.per_image.dtype == torch.int64
-
-
-def test_images_are_let_go_after_their_batch():
-    """However long the split, never more than two batches are alive: the one at work and the next."""
+def test_images_are_released_after_their_batch():
+    """At most two batches are alive, the current and the next, however long the split is."""
     dataset = Scenes([(240, 320)] * 12)
     alive, most = weakref.WeakSet(), 0
 
@@ -160,7 +157,7 @@ def test_images_are_let_go_after_their_batch():
     assert most <= 4
 
 
-def test_limits_spread_over_the_split():
+def test_evenly_spaced_images():
     assert evenly_spaced(100, 4) == [12, 37, 62, 87]
     assert evenly_spaced(3, None) == evenly_spaced(3, 10) == [0, 1, 2]
     with pytest.raises(ValueError, match="empty"):
@@ -169,7 +166,7 @@ def test_limits_spread_over_the_split():
         evenly_spaced(5, 0)
 
 
-def test_a_length_items_and_a_protocol_are_enough(dataset):
+def test_evaluation_of_a_minimal_dataset(dataset):
     class Bare:
         protocol = dataset.protocol
 
@@ -186,11 +183,130 @@ def test_a_length_items_and_a_protocol_are_enough(dataset):
         evaluate(ByBrightness(), Bare(), batch_size=0)
 
 
-def test_a_model_with_other_classes_is_refused(dataset):
+def test_evaluation_of_a_model_with_other_classes(dataset):
     model = ByBrightness()
     model.num_classes = 19
     with pytest.raises(ValueError, match="19 classes, roadscenes has 11"):
         evaluate(model, dataset)
+
+
+class Pointwise(nn.Module):
+    """Classifies each pixel by its color alone, so that no view or window changes it."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 4, 1))
+
+    def preprocess(self, images):
+        return images.float() / 255
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Local(Pointwise):
+    """Has a receptive field and no symmetry, so that views change its logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 5, padding=2), nn.ReLU(), nn.Conv2d(6, 4, 5, padding=2))
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_one_view_gives_the_networks_logits(images):
+    model = build_model("s2fpn_lite", num_classes=5).eval()
+    expected = model(model.preprocess(images))
+    torch.testing.assert_close(predict_logits(model, images), expected, atol=1e-6, rtol=0)
+
+
+def test_flip_averages_probabilities(images):
+    model = Local().eval()
+    x = model.preprocess(images)
+    expected = (model(x).softmax(1) + model(x.flip(-1)).flip(-1).softmax(1)) / 2
+    got = predict_logits(model, images, flip=True)
+    torch.testing.assert_close(got.softmax(1), expected)
+    torch.testing.assert_close(predict_logits(model, images.flip(-1), flip=True).flip(-1), got, atol=1e-5, rtol=0)
+
+
+def test_scales_average_resized_probabilities(images):
+    model = Local().eval()
+    x = model.preprocess(images)
+    parts = []
+    for size in ((20, 28), (40, 56), (60, 84)):
+        logits = model(F.interpolate(x, size, mode="bilinear", antialias=size[0] < 40))
+        parts.append(F.interpolate(logits, (40, 56), mode="bilinear", antialias=size[0] > 40).softmax(1))
+    got = predict_logits(model, images, scales=(0.5, 1.0, 1.5))
+    torch.testing.assert_close(got.softmax(1), torch.stack(parts).mean(0))
+
+
+@pytest.mark.parametrize("window", [(40, 56), (400, 500)])
+def test_a_window_that_covers_the_image_changes_nothing(images, window):
+    model = Local()
+    torch.testing.assert_close(predict_logits(model, images, window=window), predict_logits(model, images))
+
+
+@pytest.mark.parametrize(("window", "overlap"), [((16, 16), 0.0), ((40, 20), 0.25), ((7, 56), 0.5)])
+def test_windows_leave_a_pointwise_model_unchanged(images, window, overlap):
+    model = Pointwise()
+    got = predict_logits(model, images, window=window, overlap=overlap)
+    torch.testing.assert_close(got.softmax(1), predict_logits(model, images).softmax(1))
+
+
+@pytest.mark.parametrize(("length", "window", "overlap"), [(100, 30, 0.5), (97, 32, 0.25), (64, 64, 0), (65, 64, 0)])
+def test_window_starts(length, window, overlap):
+    starts = window_starts(length, window, overlap)
+    assert starts[0] == 0
+    assert starts[-1] + window == length
+    assert all(b - a <= window * (1 - overlap) for a, b in itertools.pairwise(starts))
+
+
+def test_window_weights():
+    weights = window_weights(5, 8)
+    assert weights.min() == weights[0].max() == weights[:, -1].max() == 1
+    assert weights.max() == weights[2, 3] == 3
+
+
+def test_prediction_restores_modes_and_ignores_autocast(images):
+    model = Local().train()
+    model.net[1].eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = predict_logits(model, images)
+    assert inside.dtype == torch.float32
+    assert model.training
+    assert not model.net[1].training
+    torch.testing.assert_close(inside, predict_logits(model, images), atol=0, rtol=0)
+    low = predict_logits(model, images, amp="bf16")
+    assert low.dtype == torch.float32
+    assert 0 < (low - inside).abs().max() < 0.1
+    assert not inside.requires_grad
+
+
+def test_prediction_without_dropout(images):
+    model = Pointwise().train()
+    torch.testing.assert_close(predict_logits(model, images), predict_logits(model, images), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"scales": ()}, ValueError, "at least one scale"),
+        ({"scales": (0.0,)}, ValueError, "above 0"),
+        ({"window": (16, 0)}, ValueError, "height, width"),
+        ({"overlap": 1.0}, ValueError, "below 1"),
+        ({"amp": "half"}, ValueError, "bf16, fp16"),
+        ({"images": torch.zeros(1, 3, 8, 8)}, TypeError, "uint8"),
+        ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, ValueError, r"\(B, 3, H, W\)"),
+    ],
+)
+def test_invalid_arguments(images, change, error, words):
+    arguments = {"images": images, **change}
+    with pytest.raises(error, match=words):
+        predict_logits(Pointwise(), **arguments)
 
 
 def test_majority_baselines_in_closed_form(dataset):
