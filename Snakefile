@@ -18,7 +18,7 @@ from pathlib import Path
 PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT))
 
-from s2fpn_lib import studies
+from s2fpn_lib.workbench import studies
 from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
 
 RESULTS = results_root().resolve()
@@ -27,7 +27,7 @@ if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake stumbles over it befo
 STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
 JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
 RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.workbench.run_notebook"
-REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q}"
+REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q} --html {params.page:q}"
 REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
 HELD = contextlib.ExitStack()  # of the lock; a process that ends, however it ends, lets go
 
@@ -89,6 +89,7 @@ rule paper:
     params:
         folder=RESULTS / "studies" / "report",
         parameters=REPORT_PARAMETERS,
+        page=RESULTS / "report.html",
     shell:
         REPORT
 
@@ -98,6 +99,7 @@ rule report:
     params:
         folder=RESULTS / "studies" / "report",
         parameters=REPORT_PARAMETERS,
+        page=RESULTS / "report.html",
     shell:
         REPORT
 

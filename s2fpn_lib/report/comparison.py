@@ -1,7 +1,7 @@
 """Predictions of several networks for the same images, side by side.
 
-An evaluation's folder keeps a few samples (image, label, prediction) in samples.npz, so that a report can compare
-networks whose weights, and data whose folder, are not there any more.
+An evaluation's folder keeps a few samples (image, label, prediction) in samples.npz, so that the report can compare
+networks whose weights or data no longer exist.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from s2fpn_lib.data import Protocol, SegmentationDataset, get_protocol
+from s2fpn_lib.data import SegmentationDataset, get_protocol
 from s2fpn_lib.runs import atomic_file
-from s2fpn_lib.viz.gallery import predicted
-from s2fpn_lib.viz.images import as_picture, colorize, picture_grid
+from s2fpn_lib.viz.images import as_array, colorize, image_grid, predicted
 from s2fpn_lib.viz.style import styled
 
 SAMPLES = "samples.npz"
@@ -39,7 +38,7 @@ class Sample:
 def save_samples(
     folder: str | Path, model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], **views: Any
 ) -> Path:
-    """Predicts the chosen samples as `evaluate` does (views: see `predict_logits`) and keeps them in `folder`."""
+    """Predicts the chosen samples as `evaluate` does (views: see `predict_logits`) and writes them to samples.npz."""
     arrays: dict[str, np.ndarray] = {"protocol": np.array(dataset.protocol.name)}
     for index in indices:
         image, label = dataset[index]
@@ -54,7 +53,7 @@ def save_samples(
 
 
 def load_samples(folder: str | Path) -> dict[str, Sample]:
-    """{sample id: sample} of the samples.npz in `folder`; empty where there is none.
+    """{sample id: sample} of the samples.npz in `folder`; empty if there is none.
 
     Raises ValueError for a damaged file; the message names it.
     """
@@ -78,32 +77,41 @@ def load_samples(folder: str | Path) -> dict[str, Sample]:
 
 @styled
 def compare(networks: Mapping[str, Mapping[str, Sample]], *, count: int = 3, width: float = 11.0) -> Figure:
-    """Image | label | one prediction a network, for the first `count` images that all networks have.
+    """Image | label | one prediction per network, for the first `count` images that all networks have.
 
     networks: {name: samples of `load_samples`}, all of one protocol, in the order of the columns.
 
-    Raises ValueError where the networks have no image in common, or not one protocol.
+    Raises ValueError if the networks have no image in common, or more than one protocol.
     """
     protocols = {sample.protocol for samples in networks.values() for sample in samples.values()}
     if len(protocols) > 1:
         raise ValueError(f"refusing to compare pictures of {len(protocols)} protocols: {', '.join(sorted(protocols))}")
-    shared = common_names(networks)[:count]
+    shared = _common_names(networks)[:count]
     if not shared:
         raise ValueError("these networks have no image in common")
-    protocol: Protocol = get_protocol(protocols.pop())
+    protocol = get_protocol(protocols.pop())
     first = next(iter(networks.values()))
     rows = [
         [
-            as_picture(first[name].image),
+            as_array(first[name].image),
             colorize(first[name].label, protocol),
             *(colorize(samples[name].prediction, protocol) for samples in networks.values()),
         ]
         for name in shared
     ]
-    return picture_grid(rows, ["image", "label", *networks], shared, protocol, width)
+    return image_grid(rows, ["image", "label", *networks], shared, protocol, width)
 
 
-def common_names(networks: Mapping[str, Mapping[str, Sample]]) -> list[str]:
+def compare_evaluations(names: Mapping[str, str], root: str | Path) -> Figure | None:
+    """`compare` for evaluations under `root` that kept samples; None if fewer than two have an image in common.
+
+    names: {name: folder of the evaluation}, of `evaluation_names`.
+    """
+    kept = {name: samples for name, folder in names.items() if (samples := load_samples(Path(root) / folder))}
+    return compare(kept) if len(kept) > 1 and _common_names(kept) else None
+
+
+def _common_names(networks: Mapping[str, Mapping[str, Sample]]) -> list[str]:
     """Ids of the images that every network has, in the first one's order."""
-    samples = list(networks.values())
-    return [name for name in samples[0] if all(name in other for other in samples[1:])] if samples else []
+    first, *others = networks.values()
+    return [name for name in first if all(name in other for other in others)]

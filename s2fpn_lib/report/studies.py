@@ -1,135 +1,184 @@
-"""The report's pages on studies: the ablation against the full network, seed by seed, and what failed."""
+"""Studies: what each variant costs or gains against the full network, seed by seed.
+
+Two variants that are trained with one seed share initialization and batches where they can, so their difference varies
+less than either score. The tables give the mean and the spread of these paired differences over the common seeds.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.report import collect, tables
-from s2fpn_lib.report.ablation_plots import ablation_bars
-from s2fpn_lib.report.export_table import export_table
-from s2fpn_lib.report.page import Report
-from s2fpn_lib.report.paired import ablation_table, comparable_parts, reference_variant, seed_differences
-from s2fpn_lib.report.scores import class_scores, compare_samples, repetition_keys, versions
-from s2fpn_lib.viz.charts import confusion_heatmap, training_curves
-from s2fpn_lib.workbench.studies import failures
+from s2fpn_lib.report.tables import REPETITION, fixed, one_protocol, percent, short_names
+from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, RULE, styled
 
-NO_PUBLISHED_ABLATION = (
-    "The paper's ablation tables could not be recovered, so the column of published numbers is empty (–): these"
-    " differences stand beside nothing."
-)
-COMPARED = 5  # variants in one row of pictures
+FULL = "full"
+VARYING = ["variant", "switches", "recipe_without_seed"]  # may differ between a variant and the full network
+PART = ["study", "protocol", "split", "images", "device", "amp", "training_recipe"]
 
 
-def study_sections(page: Report, frame: pd.DataFrame, evaluations: Mapping[str, Evaluation], root: Path) -> None:
-    """frame: of `report_scores.scored_rows`, with its rows that belong to a study; one section a study."""
-    parts = list(comparable_parts(frame))
-    for study in dict.fromkeys(part["study"].iloc[0] for part in parts):
-        page.section(f"Study: {study}")
-        page.text(
-            "Every variant is trained alike but for what its name says. The difference is paired: the variant's mIoU"
-            " minus the full network's of the same seed, averaged over the seeds that both have; ± is the sample"
-            " standard deviation over seeds. A difference smaller than its spread shows nothing."
-        )
-        own = [part for part in parts if part["study"].iloc[0] == study]
-        places = Counter(_place(part) for part in own)
-        for part in own:
-            recipe = f", recipe {part['training_recipe'].iloc[0]}" if places[_place(part)] > 1 else ""
-            _study_tables(page, part, f"{_place(part)}{recipe}", evaluations, root)
+def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{title: rows} of studies, in parts that belong into one table: one study and protocol, trained and scored alike.
+
+    frame: of `collect.scored_rows`; rows outside of studies are left out. The full network comes first. If a seed was
+    trained twice from one recipe, only the last row is kept.
+    """
+    if "study" not in frame:
+        return {}
+    frame = frame[frame["study"].notna()]
+    frame = frame[~frame.duplicated([c for c in (*REPETITION, "seed") if c in frame], keep="last")]
+    order = [c for c in ("variant", "model", "revision", "seed") if c in frame]
+    frame = frame.sort_values(order, key=lambda column: column.mask(column == FULL, ""), kind="stable")
+    parts = [rows for _, rows in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False)]
+    titles = [_title(rows) for rows in parts]
+    titled = {}
+    for title, rows in zip(titles, parts, strict=True):
+        details = rows.iloc[0].reindex(["training_recipe", "device", "amp"]).dropna() if titles.count(title) > 1 else []
+        titled[", ".join([title, *details])] = rows
+    return titled
 
 
-def failure_section(page: Report, root: Path) -> None:
-    """Every notebook of a study whose last attempt failed: folder, notebook, cell, error."""
-    failed = failures(root)
-    if not failed:
-        return
-    page.section("What failed")
-    page.note(
-        f"{len(failed)} notebook{'s' * (len(failed) > 1)} of a study failed; the others are not affected, and no"
-        " number of these is in any table. Start the study again to retry them."
-    )
-    columns = ["folder", "notebook", "cell", "error", "time"]
-    table = pd.DataFrame(failed).reindex(columns=columns)
-    page.table(table, "failure.json of each folder, under the results folder")
-    export_table(table, root / "tables", "failures", "Notebooks of studies whose last attempt failed")
-
-
-def _place(part: pd.DataFrame) -> str:
-    """ "ablation: roadscenes, val, 40 images": what a table's title says."""
-    row = part.iloc[0]
-    images = f", {row['images']} images" * bool(row["images"] < row["images_in_split"])
+def _title(rows: pd.DataFrame) -> str:
+    """ "ablation: roadscenes, val", and how many images if only a part of the split was scored."""
+    row = rows.iloc[0]
+    partial = "images_in_split" in row and row["images"] < row["images_in_split"]
+    images = f", only {row['images']} of {row['images_in_split']} images" if partial else ""
     return f"{row['study']}: {row['protocol']}, {row['split']}{images}"
 
 
-def _study_tables(
-    page: Report, rows: pd.DataFrame, title: str, evaluations: Mapping[str, Evaluation], root: Path
-) -> None:
-    """One table and its figures: rows are of one part of `comparable_parts`."""
-    scored = rows.iloc[0]
-    name = f"study-{title.replace(':', '')}"
-    page.heading(title)
-    if scored["images"] < scored["images_in_split"]:
-        page.note(f"Only {scored['images']} of the {scored['images_in_split']} images of the split were scored.")
-    table = ablation_table(rows)
-    compared = not seed_differences(rows).empty
-    if not compared:
-        table = table.drop(columns=["difference to full, points", "seeds lower", "published"])
-    seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].unique()))
-    note = f"{tables.constants(rows)}; seeds {seeds}; code {versions(rows)}"
-    page.table(table, f"{note}. {NO_PUBLISHED_ABLATION}" if compared else note)
-    export_table(table, root / "tables", name, f"Study {title}. {note}")
-    if compared:
-        page.figure(ablation_bars(rows), f"{title}: bars are means of paired differences, every dot is a seed")
-    class_scores(page, rows, f"{name}-classes", repetition_keys(rows), root)
-    _curves(page, rows, root)
-    _full_network(page, rows, evaluations)
-    compare_samples(page, _first_seed(rows), root)
+def reference_variant(rows: pd.DataFrame) -> str | None:
+    """The variant that the others are compared with: "full", else the only one without switches, else None."""
+    if (rows["variant"] == FULL).any():
+        return FULL
+    plain = rows.loc[rows["switches"] == "none", "variant"].unique() if "switches" in rows else []
+    return plain[0] if len(plain) == 1 else None
 
 
-def _curves(page: Report, rows: pd.DataFrame, root: Path) -> None:
-    """Training curves, one a variant: the mean over its seeds, of the epochs that all have reached."""
-    curves = collect.collect_curves(root)
-    named: dict[str, list[pd.DataFrame]] = {}
-    for row in rows.to_dict("records"):
-        run = f"{row['evaluation']}/run"
-        if run in curves:
-            named.setdefault(_label(row, rows), []).append(pd.DataFrame(curves[run])[["epoch", "loss", "val_miou"]])
-    means = {label: pd.concat(found).groupby("epoch", as_index=False).mean() for label, found in named.items()}
-    if means:
-        drawn = {label: mean.to_dict("records") for label, mean in means.items()}
-        page.figure(training_curves(drawn), "Training curves: loss and validation mIoU, mean over seeds")
+def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `is_reference` and `difference`: the mIoU minus that of the full network with the same seed.
+
+    frame: evaluation rows of one protocol (ProtocolMixError) with variant and seed. Partners agree in everything of
+    `REPETITION` except `VARYING`. The difference is NaN for the full network and if the full network lacks the seed.
+
+    Raises ValueError if the full network was scored twice with one seed: which score to take would be a guess.
+    """
+    one_protocol(frame)
+    found = []
+    for _, rows in frame.groupby([c for c in REPETITION if c in frame and c not in VARYING], dropna=False, sort=False):
+        is_reference = rows["variant"] == reference_variant(rows)
+        reference = rows[is_reference].set_index("seed")["miou"]
+        if reference.index.has_duplicates:
+            twice = sorted(reference.index[reference.index.duplicated()].unique())
+            raise ValueError(f"the full network was scored more than once with seed {twice}: drop the repetition")
+        partner = rows["seed"].map(reference).where(~is_reference)
+        found.append(rows.assign(is_reference=is_reference, difference=rows["miou"] - partner))
+    return pd.concat(found)
 
 
-def _full_network(page: Report, rows: pd.DataFrame, evaluations: Mapping[str, Evaluation]) -> None:
-    """The full network's confusion matrix, the sum over its seeds."""
-    full = rows[rows["variant"] == reference_variant(rows)]
-    if full.empty:
-        return
-    first = evaluations[full["evaluation"].iloc[0]]
-    total = ConfusionMatrix(first.confusion.num_classes, first.confusion.ignore_index)
-    for folder in full["evaluation"]:
-        total.merge(evaluations[folder].confusion)
-    page.heading("What the full network takes for what")
-    page.figure(
-        confusion_heatmap(total, first.classes),
-        f"Sum over {len(full)} runs; rows are labels and sum to 100 %; a dot is less than half a percent",
+def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant: the keys in which its rows agree, `is_reference`, and
+
+    runs, miou, miou_std over all its seeds; pairs (seeds in common with the full network), difference, difference_std
+    (mean and sample standard deviation over these seeds), and lower (in how many of them the variant is lower).
+    """
+    rows = with_differences(frame)
+    keys = [c for c in REPETITION if c in frame]
+    return (
+        rows.groupby(keys, dropna=False, sort=False)
+        .agg(
+            is_reference=("is_reference", "first"),
+            runs=("miou", "size"),
+            miou=("miou", "mean"),
+            miou_std=("miou", "std"),
+            pairs=("difference", "count"),
+            lower=("difference", lambda differences: int((differences < 0).sum())),
+            difference=("difference", "mean"),
+            difference_std=("difference", "std"),
+            **{c: (c, "first") for c in ("parameters", "gmacs") if c in rows},
+        )
+        .reset_index()
     )
 
 
-def _first_seed(rows: pd.DataFrame) -> dict[str, str]:
-    """{variant: evaluation's folder} of the lowest seed, the full network first, at most `COMPARED`."""
-    seed = rows["seed"].min()
-    full = reference_variant(rows)
-    chosen = sorted(rows[rows["seed"] == seed].to_dict("records"), key=lambda row: row["variant"] != full)
-    return {f"{_label(row, rows)}, seed {seed}": row["evaluation"] for row in chosen[:COMPARED]}
+def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The ablation to print: one row per variant with its mIoU, its paired difference in points, and its cost.
+
+    frame: evaluation rows of one part of `comparable_parts`, with parameters and gmacs. The columns of differences are
+    left out if no variant shares a seed with the full network. The column of published numbers holds "–" throughout:
+    the paper's ablation tables could not be recovered.
+    """
+    table = paired_differences(frame)
+    networks = [c for c in ("model", "revision") if table[c].nunique() > 1]
+    out = table[["variant", *networks]].copy()
+    if "switches" in table and (table["switches"] != out["variant"]).any():
+        out["switches"] = table["switches"]
+    out["runs"] = table["runs"]
+    out["mIoU %"] = [percent(row.miou, row.miou_std) for row in table.itertuples()]
+    if table["pairs"].any():
+        signs = ["+" if row.difference >= 0 else "" for row in table.itertuples()]
+        texts = [percent(row.difference, row.difference_std) for row in table.itertuples()]
+        out["difference to full, points"] = [s + t if t else "–" for s, t in zip(signs, texts, strict=True)]
+        out["seeds lower"] = [f"{row.lower} of {row.pairs}" if row.pairs else "–" for row in table.itertuples()]
+        out["published"] = "–"
+    return out.assign(**{"parameters M": fixed(table["parameters"] / 1e6, 3), "GMACs": fixed(table["gmacs"], 3)})
 
 
-def _label(row: Mapping, rows: pd.DataFrame) -> str:
-    """The variant, with model and revision where the study has several."""
-    several = [c for c in ("model", "revision") if rows[c].nunique() > 1]
-    return ", ".join([str(row["variant"]), *(str(row[c]) for c in several)])
+@styled
+def ablation_bars(frame: pd.DataFrame) -> Figure:
+    """Bars of the mean paired difference to the full network in percentage points, one dot per common seed.
+
+    frame: as for `with_differences`. One bar per variant (and network, if there are several), worst first.
+
+    Raises ValueError if no variant shares a seed with the full network.
+    """
+    rows = with_differences(frame).dropna(subset="difference")
+    if rows.empty:
+        raise ValueError("no variant shares a seed with the full network: there is no difference to draw")
+    points = 100 * rows["difference"].groupby(short_names(rows), sort=False).agg(list).map(np.array)
+    points = points.loc[points.map(np.mean).sort_values().index]
+    reach = max(1e-6, max(np.abs(values).max() for values in points))
+    figure, axis = plt.subplots(figsize=(8.4, 1.1 + 0.42 * len(points)), layout="constrained")
+    for y, values in enumerate(points):
+        mean = values.mean()
+        axis.barh(y, mean, height=0.62, color=BAD if mean < 0 else GOOD, alpha=0.55)
+        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
+        axis.scatter(values, y + np.array(spread), s=20, color=INK, zorder=3, linewidths=0)
+        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        text = f"{mean:+.2f}{spread}  (n {len(values)})"
+        axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
+    axis.axvline(0, color=MUTED, linewidth=1)
+    axis.set_yticks(range(len(points)), points.index)
+    axis.invert_yaxis()
+    axis.set(xlim=(-1.1 * reach, 1.1 * reach), xlabel="mIoU: difference to the full network, in percentage points")
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", color=RULE)
+    return figure
+
+
+def mean_curves(rows: pd.DataFrame, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict]]:
+    """{variant: rows for `training_curves`}: loss and validation mIoU per epoch, mean over the variant's seeds.
+
+    rows: one part of `comparable_parts`; curves: of `collect_curves`.
+    """
+    found: dict[str, list[pd.DataFrame]] = {}
+    for name, folder in zip(short_names(rows), rows["evaluation"], strict=True):
+        if run := curves.get(f"{folder}/run"):
+            found.setdefault(name, []).append(pd.DataFrame(run).reindex(columns=["epoch", "loss", "val_miou"]))
+    means = {name: pd.concat(frames).groupby("epoch", as_index=False).mean() for name, frames in found.items()}
+    return {name: mean.to_dict("records") for name, mean in means.items()}
+
+
+def full_confusion(rows: pd.DataFrame, evaluations: Mapping[str, Evaluation]) -> ConfusionMatrix | None:
+    """The full network's confusion matrix, summed over its seeds; None if the part has no full network."""
+    folders = rows.loc[rows["variant"] == reference_variant(rows), "evaluation"]
+    matrices = [evaluations[folder].confusion for folder in folders]
+    if not matrices:
+        return None
+    return ConfusionMatrix.from_matrix(sum(each.matrix for each in matrices), matrices[0].ignore_index)

@@ -1,245 +1,279 @@
-"""Result rows into tables that say where every number comes from, and never mix protocols in a column."""
+"""Evaluation rows as tables: no column mixes two protocols, and every table says how its numbers came about."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from nbconvert.filters import escape_latex
+from pandas.io.formats.style import Styler
 
 from s2fpn_lib.data import get_protocol
+from s2fpn_lib.runs import write_atomic
 
-PUBLISHED = Path(__file__).resolve().parent / "published.csv"
-# What must agree for two runs to be repetitions of each other; a frame's missing columns are passed over.
+# Two runs are repetitions of each other if they agree in these columns; columns that a frame lacks are skipped.
 REPETITION = (
-    "study",
-    "variant",
-    "dataset",
-    "trained_on",
-    "protocol",
-    "train_split",
-    "split",
-    "images",
-    "model",
-    "revision",
-    "switches",
-    "pretraining",
-    "recipe_without_seed",
-    "training_recipe",
-    "checkpoint_rule",
-    "convention",
-    "scales",
-    "flip",
-    "window",
-    "device",
-    "amp",
+    *("study", "variant", "dataset", "trained_on", "protocol", "train_split", "split", "images"),
+    *("model", "revision", "switches", "pretraining", "recipe_without_seed", "training_recipe", "checkpoint_rule"),
+    *("convention", "scales", "flip", "window", "device", "amp"),
 )
+HASHES = ("recipe_without_seed", "training_recipe", "checkpoint_sha")
 SCORES = ("miou", "published_miou", "pixel_accuracy", "class_accuracy", "fwiou", "boundary_f")
+# Column headings; the heading of any other stored key is the key with spaces.
+HEADINGS = {
+    "miou": "mIoU",
+    "published_miou": "mIoU (published convention)",
+    "val_miou": "validation mIoU",
+    "fwiou": "frequency-weighted IoU",
+    "boundary_f": "boundary F-score",
+    "amp": "precision",
+    "split": "scored split",
+    "train_split": "training split",
+    "val_split": "validation split",
+    "recipe_without_seed": "recipe hash",
+    "training_recipe": "training recipe hash",
+    "checkpoint_sha": "checkpoint hash",
+}
+RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
 
 class ProtocolMixError(ValueError):
     """Numbers of different protocols were about to share a column."""
 
 
-def one_protocol(frame: pd.DataFrame) -> str:
-    """The frame's only protocol (with its dataset and input size, for published rows).
+def heading(key: str) -> str:
+    """The words for a stored key: "frequency-weighted IoU" for "fwiou", "pixel accuracy" for "pixel_accuracy"."""
+    return HEADINGS.get(key, key.replace("_", " "))
 
-    Raises ProtocolMixError naming every protocol found; ValueError where a row has none.
+
+def network_name(model: str, revision: str = "") -> str:
+    """The network's printed name: "S2-FPN34M v2" for ("s2fpn34m", "v2"); other networks keep their names."""
+    name = re.sub(r"^s2fpn_lite", "S2-FPN-Lite", model)
+    name = re.sub(r"^s2fpn(\d+m?)", lambda found: f"S2-FPN{found[1].upper()}", name)
+    return f"{name} {revision}".strip()
+
+
+def percent(mean: float, std: float = float("nan"), digits: int = 2) -> str:
+    """0.7123 -> "71.23"; with a standard deviation "71.23 ± 0.41"; empty for an unknown number."""
+    if pd.isna(mean):
+        return ""
+    return f"{100 * mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {100 * std:.{digits}f}")
+
+
+def fixed(values: Iterable[float], digits: int) -> list[str]:
+    """The numbers with `digits` decimals; empty for an unknown number."""
+    return ["" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
+
+
+def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{protocol: its rows}, in order of appearance; rows without a protocol are under "unstated".
+
+    Published rows (with `miou_percent`) are also told apart by dataset and input size: "camvid / 720x960 / 720x960".
+    """
+    if frame.empty:
+        return {}
+    parts = ["dataset", "protocol", "input"] if "miou_percent" in frame else ["protocol"]
+    keys = frame.reindex(columns=parts).fillna("unstated").agg(" / ".join, axis=1)
+    return dict(list(frame.groupby(keys, sort=False)))
+
+
+def one_protocol(frame: pd.DataFrame) -> str:
+    """The frame's only protocol, as in `split_by_protocol`.
+
+    Raises ProtocolMixError that names every protocol found; ValueError if a row has none.
     """
     if "protocol" not in frame:
         raise ValueError("these rows have no column 'protocol': a score without its protocol cannot go into a table")
-    parts = [c for c in ("dataset", "protocol", "input") if c in frame] if "miou_percent" in frame else ["protocol"]
     if frame["protocol"].isna().any():
         raise ValueError(f"{int(frame['protocol'].isna().sum())} rows name no protocol: add it before tabulating them")
-    found = frame[parts].fillna("unstated").drop_duplicates().agg(" / ".join, axis=1).tolist()
+    found = sorted(split_by_protocol(frame))
     if len(found) > 1:
         raise ProtocolMixError(
-            f"refusing to put {len(found)} protocols into one column: {'; '.join(sorted(found))}. Their scores cannot"
-            " be compared; make one table each: split_by_protocol(frame)"
+            f"refusing to put {len(found)} protocols into one column: {'; '.join(found)}. Their scores cannot be"
+            " compared; make one table each: split_by_protocol(frame)"
         )
     return found[0] if found else ""
 
 
-def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{protocol: its rows}, in order of appearance; published rows are told apart by dataset and input size as well."""
-    parts = [c for c in ("dataset", "protocol", "input") if c in frame] if "miou_percent" in frame else ["protocol"]
-    keys = frame[parts].fillna("unstated").agg(" / ".join, axis=1)
-    return {key: frame[keys == key] for key in keys.unique()}
+def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
+    """Mean and sample standard deviation over repetitions: rows that agree in `REPETITION`.
 
+    If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own.
 
-def load_published(path: str | Path = PUBLISHED) -> pd.DataFrame:
-    """Published numbers with their sources.
+    Returns:
+        One row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
+        `parameters` and `gmacs` where the frame has them.
 
-    Columns: dataset, protocol, model, revision, split, miou_percent, fps, device, input, source. Empty cells are
-    unknown (NaN, or "" in `revision`), never zero.
-    """
-    frame = pd.read_csv(path)
-    return frame.assign(revision=frame["revision"].fillna(""))
-
-
-def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """Mean and sample standard deviation of repetitions: rows that agree in `by` (None: `REPETITION`) but for the seed.
-
-    For each score s the columns s, s_std (NaN for a single run), and `runs`, `seeds` say over what. The frame must hold
-    one protocol (ProtocolMixError). A seed that occurs twice in a group is an error: it would count twice.
+    Raises:
+        ProtocolMixError: several protocols. ValueError: a seed occurs twice in a group, so it would count twice.
     """
     one_protocol(frame)
-    keys = [c for c in (by or REPETITION) if c in frame]
+    keys = [c for c in REPETITION if c in frame]
+    seed = [c for c in ("seed",) if c in frame]
+    if "checkpoint_sha" in frame and frame.duplicated([*keys, *seed]).any():
+        keys.append("checkpoint_sha")
+    twice = frame.duplicated([*keys, *seed])
+    if seed and twice.any():
+        row = frame[twice].iloc[0]
+        raise ValueError(f"seed [{row['seed']}] occurs more than once in {row[keys].to_dict()}: drop the repetition")
     scores = [s for s in scores if s in frame]
-    rows = []
-    for key, group in frame.groupby(keys, dropna=False, sort=False):
-        if "seed" in group and group["seed"].duplicated().any():
-            twice = sorted(group.loc[group["seed"].duplicated(), "seed"].unique().tolist())
-            raise ValueError(
-                f"seed {twice} occurs more than once in {dict(zip(keys, key, strict=True))}: drop the repetition, or"
-                " add to `by` the column in which they differ"
-            )
-        row = dict(zip(keys, key, strict=True))
-        row |= {"runs": len(group), "seeds": " ".join(str(s) for s in group["seed"]) if "seed" in group else ""}
-        for score in scores:
-            row |= {score: group[score].mean(), f"{score}_std": group[score].std()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    columns = {"runs": (scores[0], "size")}
+    for score in scores:
+        columns |= {score: (score, "mean"), f"{score}_std": (score, "std")}
+    columns |= {c: (c, "first") for c in ("parameters", "gmacs") if c in frame}
+    return frame.groupby(keys, dropna=False, sort=False).agg(**columns).reset_index()
 
 
-def percent(mean: float, std: float | None = None, digits: int = 2) -> str:
-    """0.7123 -> "71.23"; with a spread "71.23 ± 0.41"; empty for an unknown number."""
-    if pd.isna(mean):
-        return ""
-    return f"{100 * mean:.{digits}f}" + ("" if std is None or pd.isna(std) else f" ± {100 * std:.{digits}f}")
+def score_table(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
+    """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
 
-
-def score_table(frame: pd.DataFrame, scores: Sequence[str] = SCORES, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """The table to print: one protocol, scores in percent as mean ± std over seeds.
-
-    Columns that are the same in every row are left out; `constants` names them for the line under the table.
+    Columns with the same value in every row are left out; `provenance` names them.
     """
-    table = over_seeds(frame, scores, by)
-    out = table[[*_telling(table, by), "runs"]].copy()
+    table = over_seeds(frame, scores)
+    names = [network_name(*each) for each in _networks(table)]
+    out = pd.DataFrame({"network": names} | {heading(c): table[c] for c in _differing(table)} | {"runs": table["runs"]})
     for score in scores:
         if score in table:
             pairs = zip(table[score], table[f"{score}_std"], strict=True)
-            out[f"{SCORE_NAMES.get(score, score)} %"] = [percent(mean, std) for mean, std in pairs]
+            out[f"{heading(score)} %"] = [percent(mean, std) for mean, std in pairs]
+    if "parameters" in table:
+        out["parameters M"], out["GMACs"] = fixed(table["parameters"] / 1e6, 3), fixed(table["gmacs"], 3)
     return out
 
 
-def class_score_table(frame: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """IoU in percent, mean ± std over seeds: one line a class and one for their mean, one column a network.
+def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """IoU in percent, mean ± standard deviation over seeds: one row per class, one column per network.
 
-    frame: evaluation rows of one protocol. A class in neither labels nor predictions has empty cells.
+    frame: evaluation rows of one protocol. The last row is the mean over the classes. A class in neither labels nor
+    predictions has empty cells.
     """
     scores = {f"iou_{name}": name for name in get_protocol(one_protocol(frame)).classes} | {"miou": "mean IoU"}
-    table = over_seeds(frame, list(scores), by)
+    table = over_seeds(frame, list(scores))
     out = pd.DataFrame({"class": list(scores.values())})
-    for name, row in zip(_names(table, _telling(table, by)), table.to_dict("records"), strict=True):
+    differing = [c for c in _differing(table) if c not in ("variant", "switches")]
+    for name, row in zip(short_names(table, differing), table.to_dict("records"), strict=True):
         out[name] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
     return out
 
 
-def _names(table: pd.DataFrame, telling: list[str]) -> list[str]:
-    """A short name for each row: its variant where it has one, its network where several differ, what else differs."""
-    several = table[[c for c in ("model", "revision") if c in table]].drop_duplicates().shape[0] > 1
-    told = ("variant", "model", "revision", *(("switches",) if "variant" in telling else ()))
-    others = [c for c in telling if c not in told]
+def run_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per training run of one protocol. runs: of `collect_runs`."""
+    one_protocol(runs.fillna({"protocol": "unstated"}))
+    columns = ["run", "pretraining", "seed", "epochs", "steps", "seconds", "checkpoint_rule"]
+    columns += [c for c in RUN_SETTINGS if c in runs and runs[c].nunique(dropna=False) > 1]
+    out = runs[[c for c in [*columns, "stopped_by"] if c in runs]].rename(columns=heading)
+    out.insert(1, "network", [network_name(*each) for each in _networks(runs)])
+    if "seconds" in out:
+        out["seconds"] = fixed(out["seconds"], 0)
+    return out.assign(**{f"{heading('val_miou')} %": [percent(value) for value in runs["val_miou"]]})
+
+
+def baseline_table(rows: pd.DataFrame, root: str | Path) -> pd.DataFrame:
+    """Scores in percent of the majority baselines that 11_evaluate recorded for the rows' evaluations under `root`."""
+    files = [Path(root) / folder / "baselines.csv" for folder in rows["evaluation"]]
+    found = [pd.read_csv(path) for path in files if path.exists()]
+    if not found:
+        return pd.DataFrame()
+    table = pd.concat(found).drop_duplicates(["baseline", "split", "images"]).drop(columns="protocol")
+    for score in ("miou", "pixel_accuracy"):
+        table[f"{heading(score)} %"] = [percent(value) for value in table.pop(score)]
+    return table.rename(columns=heading).reset_index(drop=True)
+
+
+def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
+    """How the rows' numbers came about, as one line: what all rows share, seeds, checkpoints, and code versions."""
+    shared = [(c, rows[c].iloc[0]) for c in columns if c in rows and rows[c].nunique(dropna=False) == 1]
+    parts = [f"{heading(name)} {value}" for name, value in shared if not pd.isna(value)]
+    listed = {"seed": "seeds", "checkpoint": "checkpoints", "torch": "torch", "git_sha": "code"}
+    for column, name in listed.items():
+        values = sorted(rows[column].dropna().unique()) if column in rows else ["unstated"]
+        some = [str(value)[:10] if column == "git_sha" else str(value) for value in values[:6]]
+        more = f" and {len(values) - 6} more" if len(values) > 6 else ""
+        if column in rows or column == "git_sha":
+            parts.append(f"{name} {', '.join(some) or 'unstated'}{more}")
+    return "; ".join(parts)
+
+
+def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
+    """One short name per row: the variant, the network (if several, or no variant), and the values of `columns`."""
+    several = len(set(_networks(rows))) > 1
     names = []
-    for row in table.to_dict("records"):
-        words = [row["variant"]] if "variant" in telling and not pd.isna(row["variant"]) else []
+    for row, network in zip(rows.to_dict("records"), _networks(rows), strict=True):
+        words = [] if pd.isna(row.get("variant")) else [row["variant"]]
         if several or not words:
-            words.append(network_name(str(row.get("model", "")), str(row.get("revision", ""))))
-        names.append(", ".join([*words, *(str(row[c]) for c in others if not pd.isna(row[c]))]))
+            words.append(network_name(*network))
+        others = {c: row[c] for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row[c])}
+        names.append(", ".join([*words, *(f"seed {v:g}" if c == "seed" else str(v) for c, v in others.items())]))
     return names
 
 
-def _telling(table: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
-    """Key columns by which the rows differ, and the network's name in any case. Hashes only where nothing else does."""
-    keys = [c for c in table.columns if c in (by or REPETITION)]
-    shown = [c for c in keys if c in ("model", "revision") or table[c].nunique(dropna=False) > 1]
-    readable = [c for c in shown if c not in ("recipe_without_seed", "training_recipe")]
-    return shown if table.duplicated(readable).any() else readable
+def evaluation_names(rows: pd.DataFrame) -> dict[str, str]:
+    """{short name: folder of the evaluation}; a name has the seed, and the checkpoint's hash or folder if needed."""
+    seed = [c for c in ("seed",) if c in rows]
+    for more in ([], ["checkpoint_sha"], ["evaluation"]):
+        names = short_names(rows, [*seed, *(c for c in more if c in rows)])
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, rows["evaluation"], strict=True))
 
 
-SCORE_NAMES = {
-    "miou": "mIoU",
-    "published_miou": "mIoU, published convention",
-    "val_miou": "val mIoU",
-    "pixel_accuracy": "pixel accuracy",
-    "class_accuracy": "class accuracy",
-    "fwiou": "frequency-weighted IoU",
-    "boundary_f": "boundary F",
-}
+def _networks(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(model, revision) of each row; an unknown model is "unknown network"."""
+    known = rows.reindex(columns=["model", "revision"])
+    return list(zip(known["model"].fillna("unknown network"), known["revision"].fillna(""), strict=True))
 
 
-def constants(frame: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
-    """What all rows share, as one line: "protocol roadscenes; split val; ..."; the provenance under a table."""
-    shared = [(c, frame[c].iloc[0]) for c in columns if c in frame and frame[c].nunique(dropna=False) == 1]
-    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shared if not pd.isna(value))
+def _differing(table: pd.DataFrame) -> list[str]:
+    """Key columns besides the network in which the rows differ; hashes only if nothing else tells the rows apart."""
+    keys = [c for c in table if c in (*REPETITION, "checkpoint_sha") and table[c].nunique(dropna=False) > 1]
+    readable = [c for c in keys if c not in HASHES]
+    told_apart = len(table) < 2 or (readable and not table.duplicated(readable).any())
+    return [c for c in (readable if told_apart else keys) if c not in ("model", "revision")]
 
 
-def beside_published(
-    ours: pd.DataFrame, published: pd.DataFrame | None = None, by: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """Our mean mIoU per network beside the published ones, each protocol and source in a column of its own.
+class TableFolder:
+    """A folder of tables, each as CSV to compute with, LaTeX to print, and HTML to read."""
 
-    ours: rows of one protocol with model, revision, split, miou. Columns: network, "ours: <protocol>, <split>", and one
-    for each (published protocol, split, input) of the same dataset. Empty: not measured or not published. Different
-    recipes of one network are not averaged: each has its mean and the number of its runs.
-    """
-    protocol = one_protocol(ours)
-    dataset = protocol.split("-")[0]
-    published = load_published() if published is None else published
-    published = published[published["dataset"] == dataset]
-    table: dict[str, dict[str, str]] = {}
-    for split, rows in ours.groupby("split"):
-        for (model, revision), group in rows.groupby(["model", "revision"], dropna=False):
-            recipes = over_seeds(group, ["miou"], by).itertuples()
-            text = "; ".join(f"{percent(each.miou, each.miou_std)} (n {each.runs})" for each in recipes)
-            table.setdefault(network_name(model, revision), {})[f"ours: {protocol}, {split}"] = text
-    for row in published.itertuples():
-        column = f"{row.protocol}, {row.split}, {row.input}"
-        table.setdefault(network_name(row.model, row.revision), {})[column] = _published(row.miou_percent)
-    frame = pd.DataFrame(table).T.fillna("").rename_axis("network").reset_index()
-    ours_first = sorted(frame.columns[1:], key=lambda c: not c.startswith("ours"))
-    return frame[["network", *ours_first]]
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.written = {"results", "per_class"}  # of `write_results`
 
+    def save(self, name: str, table: pd.DataFrame, caption: str) -> Styler:
+        """Writes <name>.csv, .tex, and .html, each atomically, and returns the table to display.
 
-def published_tables(published: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
-    """{dataset / protocol / input: network, split, mIoU %, FPS, device, source}, Cityscapes first."""
-    published = load_published() if published is None else published
-    out = {}
-    for key, rows in split_by_protocol(published.sort_values("dataset", kind="stable", ascending=False)).items():
-        out[key] = pd.DataFrame(
-            {
-                "network": [network_name(row.model, row.revision) for row in rows.itertuples()],
-                "split": rows["split"].to_numpy(),
-                "mIoU %": [_published(value) for value in rows["miou_percent"]],
-                "FPS": ["" if pd.isna(value) else f"{value:g}" for value in rows["fps"]],
-                "device": rows["device"].fillna("").to_numpy(),
-                "source": rows["source"].to_numpy(),
-            }
-        )
-    return out
+        caption: where the numbers come from. Characters that cannot be part of a file name become "-".
+        """
+        name = re.sub(r"[^\w-]+", "-", name)
+        shown = style_table(table, caption, name)
+        write_atomic(self.folder / f"{name}.csv", table.to_csv(index=False))
+        caption, label = escape_latex(caption), f"tab:{name}"
+        latex = table.to_latex(index=False, escape=True, caption=caption, label=label, position="t", na_rep="")
+        write_atomic(self.folder / f"{name}.tex", latex.replace("±", r"$\pm$"))
+        write_atomic(self.folder / f"{name}.html", shown.to_html(doctype_html=True))
+        self.written.add(name)
+        return shown
+
+    def remove_others(self) -> None:
+        """Removes the files that were not written by this object: tables of things that no longer exist."""
+        for path in self.folder.glob("*"):
+            if path.is_file() and path.stem not in self.written:
+                path.unlink()
 
 
-def _published(value: float) -> str:
-    """A percentage with the digits its authors give, one at least: 71.0, 74.76."""
-    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
-
-
-def network_name(model: str, revision: str = "") -> str:
-    """s2fpn18, v1 and S2-FPN18, v1 are the same network."""
-    name = model
-    if model.startswith("s2fpn"):
-        name = "S2-FPN-Lite" if model == "s2fpn_lite" else model.replace("s2fpn", "S2-FPN").replace("m", "M")
-    return f"{name} {revision}".strip()
-
-
-def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
-    """A LaTeX table (booktabs) of a table made here; special characters escaped."""
-    text = table.to_latex(index=False, escape=True, caption=_escape(caption), label=label, position="t", na_rep="")
-    return text.replace("±", r"$\pm$")
-
-
-def _escape(text: str) -> str:
-    for character in "&%#_":
-        text = text.replace(character, f"\\{character}")
-    return text
+def style_table(table: pd.DataFrame, caption: str, identifier: str) -> Styler:
+    """The table without its index, text columns flush left, numbers flush right, the caption below it."""
+    text = [c for c in table if not table[c].astype(str).str.match(r"([+-]?\d[\d.]*( .*)?|–)?$").all()]
+    left: Mapping = {c: [{"selector": "", "props": "text-align: left"}] for c in text}
+    below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
+    return (
+        table.style.hide(axis="index")
+        .format(escape="html", na_rep="", precision=2)
+        .format_index(escape="html", axis="columns")
+        .set_caption(html.escape(caption))
+        .set_table_styles(left)
+        .set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
+        .set_uuid(identifier)
+    )

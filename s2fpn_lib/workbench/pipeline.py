@@ -17,6 +17,7 @@ import papermill
 
 from s2fpn_lib.runs import PROJECT, results_root
 from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.workbench.report_page import export_html
 from s2fpn_lib.workbench.run_notebook import NotebookError, execute
 
 NOTEBOOKS = ("00_quickstart", "10_train", "11_evaluate", "90_report")
@@ -32,6 +33,8 @@ def run(
     results: Path | None = None,
 ) -> Path:
     """Executes `notebooks` of `folder` in order, prints one line for each, and returns the report's path.
+
+    The report is the last notebook, converted without its code.
 
     Args:
         assignments: "NAME=value" texts.
@@ -50,10 +53,7 @@ def run(
         start = time.monotonic()
         execute(source, results / "main" / source.name, values[name])
         print(f"{time.monotonic() - start:.0f} s", flush=True)
-    report = results / "report.html"
-    if not report.is_file():
-        raise NotebookError(f"All notebooks ran, but {notebooks[-1]} wrote no {report}.")
-    return report
+    return export_html(results / "main" / f"{notebooks[-1]}.ipynb", results / "report.html")
 
 
 def declared_types(path: Path) -> dict[str, str]:

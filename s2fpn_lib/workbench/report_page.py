@@ -45,10 +45,10 @@ def export_html(notebook: str | Path, target: str | Path) -> Path:
         exclude_input=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        exclude_anchor_links=True,
+        anchor_link_text="",  # headings keep their ids for the links of the contents
     )
     body, _ = exporter.from_notebook_node(executed)
-    heading = re.search(r"<h1[^>]*>(.*?)</h1>", body)
+    heading = re.search(r"<h1[^>]*>(.*?)<(?:a |/h1)", body)
     title = heading[1] if heading else html.escape(Path(notebook).stem)
     write_atomic(target, PAGE.format(title=title, css=CSS.read_text(), body=body))
     return Path(target)

@@ -26,6 +26,7 @@ import papermill
 import torch
 
 from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, write_json
+from s2fpn_lib.workbench.report_page import export_html
 
 POLL_SECONDS = 0.5
 # Environment variables that torch, numpy, and their libraries read when they start
@@ -169,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of the kernel")
     parser.add_argument("--fresh", action="store_true", help="delete the rows of an unfinished attempt")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to reserve for it")
+    parser.add_argument("--html", type=Path, help="write the executed notebook here as a page without its code")
     given = parser.parse_args(arguments)
     source = Path(given.notebook)
     if source.suffix != ".ipynb":
@@ -181,6 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
             if given.fresh:  # ratios are only valid between rows of one attempt
                 shutil.rmtree(given.folder / source.stem, ignore_errors=True)
             run_notebook(source, given.folder, given.parameters)
+            if given.html:
+                export_html(given.folder / source.name, given.html)
     except NotebookError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""What the results folder holds is found, and nothing else."""
+"""Runs, evaluations, and speed rows of a results folder are found, and nothing else."""
 
 import json
 

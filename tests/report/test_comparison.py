@@ -7,8 +7,7 @@ import torch
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
 from s2fpn_lib.report.comparison import SAMPLES, Sample, compare, load_samples, save_samples
-from s2fpn_lib.viz.gallery import predicted
-from s2fpn_lib.viz.images import colorize
+from s2fpn_lib.viz.images import colorize, predicted
 
 
 def sample(value, protocol="roadscenes"):

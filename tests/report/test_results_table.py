@@ -9,14 +9,20 @@ import pytest
 from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import measure_complexity
-from s2fpn_lib.report import results_table
+from s2fpn_lib.report import collect, results_table
 from s2fpn_lib.workbench.provenance import DEMO_RUN
 from tests.reporting import evaluation, training_run
 
 
+def read(path):
+    """The CSV file of a tidy table, with its types."""
+    types = results_table.CLASS_COLUMNS if path.stem == "per_class" else results_table.COLUMNS
+    return pd.read_csv(path, dtype=types)
+
+
 @pytest.fixture
 def root(tmp_path):
-    """Two evaluations, one of them of a study and without a seed, one of a stand-in, and one training run."""
+    """Two evaluations, one of them of a study and without a seed, one of a demo network, and one training run."""
     known = {"model": "s2fpn_lite", "revision": "v1", "checkpoint": "run/last.safetensors", "recipe": "12e4"}
     known |= {
         "switches": "ssam=False",
@@ -52,17 +58,17 @@ def test_csv_and_parquet_hold_the_same(root):
     written = results_table.write_results(root)
     assert dict(written.dtypes.astype(str).str.lower()) == {k: v.lower() for k, v in results_table.COLUMNS.items()}
     for name in ("results", "per_class"):
-        csv, parquet = (results_table.read_results(root / "tables" / f"{name}.{kind}") for kind in ("csv", "parquet"))
+        csv, parquet = read(root / "tables" / f"{name}.csv"), pd.read_parquet(root / "tables" / f"{name}.parquet")
         assert len(csv)
         pd.testing.assert_frame_equal(csv, parquet)
-    pd.testing.assert_frame_equal(results_table.read_results(root / "tables" / "results.csv"), written)
+    pd.testing.assert_frame_equal(read(root / "tables" / "results.csv"), written)
 
 
 def test_an_empty_folder_gives_an_empty_table_of_the_same_types(tmp_path):
     written = results_table.write_results(tmp_path)
     assert written.empty
-    pd.testing.assert_frame_equal(results_table.read_results(tmp_path / "tables" / "results.csv"), written)
-    pd.testing.assert_frame_equal(results_table.read_results(tmp_path / "tables" / "results.parquet"), written)
+    pd.testing.assert_frame_equal(read(tmp_path / "tables" / "results.csv"), written)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tables" / "results.parquet"), written)
 
 
 def test_the_table_is_made_afresh(root):
@@ -70,7 +76,7 @@ def test_the_table_is_made_afresh(root):
     (root / "tables" / "results.csv").write_text("edited by hand\n")
     (root / "11_evaluate" / "a" / "evaluation.json").unlink()
     results_table.write_results(root)
-    assert results_table.read_results(root / "tables" / "results.csv")["folder"].tolist() == [
+    assert read(root / "tables" / "results.csv")["folder"].tolist() == [
         "studies/x/b",
         "train/run",
     ]
@@ -85,7 +91,7 @@ def test_classes_in_long_form(root):
 
 
 def test_cost_is_that_of_the_built_network():
-    cost = results_table.network_cost("s2fpn_lite", "v1", "crb=False strip_axis=width", 11, (64, 96))
+    cost = collect.network_cost("s2fpn_lite", "v1", "crb=False strip_axis=width", 11, (64, 96))
     model = build_model("s2fpn_lite", num_classes=11, crb=False, strip_axis="width")
     assert cost == measure_complexity(model, (64, 96))
 

@@ -1,4 +1,4 @@
-"""Tables: provenance, protocols kept apart, repetitions, published numbers, LaTeX."""
+"""Tables: protocols kept apart, repetitions, headings, provenance, and the exported files."""
 
 import statistics
 
@@ -24,32 +24,11 @@ def test_two_protocols_never_share_a_column():
     mixed = pd.DataFrame([row(), row(1, protocol="roadscenes")])
     with pytest.raises(tables.ProtocolMixError, match="camvid-segnet-360x480; roadscenes"):
         tables.score_table(mixed)
-    with pytest.raises(tables.ProtocolMixError):
-        tables.beside_published(mixed)
     assert list(tables.split_by_protocol(mixed)) == ["camvid-segnet-360x480", "roadscenes"]
     with pytest.raises(ValueError, match="no column 'protocol'"):
         tables.over_seeds(pd.DataFrame([{"miou": 1}]))
     with pytest.raises(ValueError, match="1 rows name no protocol"):
         tables.over_seeds(pd.DataFrame([row(), row(protocol=None)]))
-
-
-def test_published_rows_of_different_input_sizes_are_different_protocols():
-    published = tables.load_published()
-    with pytest.raises(tables.ProtocolMixError, match="camvid / 720x960 / 720x960"):
-        tables.one_protocol(published[published["dataset"] == "camvid"])
-    for rows in tables.split_by_protocol(published).values():
-        tables.one_protocol(rows)
-    shown = pd.concat(tables.published_tables().values())
-    assert len(shown) == len(published)
-    assert {"DDRNet-23-slim", "S2-FPN34M v2", "PIDNet-S"} <= set(shown["network"])
-
-
-def test_published_numbers_have_sources():
-    published = tables.load_published()
-    assert len(published) == 27
-    assert published["source"].str.len().gt(3).all()
-    found = published.query("model == 'S2-FPN18' and revision == 'v2' and dataset == 'cityscapes'")
-    assert found[["miou_percent", "fps"]].to_numpy().tolist() == [[76.7, 84.2]]
 
 
 def test_mean_and_spread_over_seeds():
@@ -69,19 +48,68 @@ def test_partial_evaluations_are_no_repetitions_of_whole_ones():
     assert tables.over_seeds(frame)["runs"].tolist() == [1, 1]
 
 
-def test_beside_published_has_one_column_for_each_protocol():
-    table = tables.beside_published(pd.DataFrame([row(0, 0.701), row(0, 0.4, model="s2fpn_lite")]))
-    line = table.set_index("network").loc["S2-FPN18 v1"]
-    assert line["ours: camvid-segnet-360x480, val"] == "70.10 (n 1)"
-    assert line["paper abstract, test, 360x480"] == "69.6"
-    assert line["author README, test, 360x480"] == "70.1"
-    assert line["720x960, test, 720x960"] == ""
-    assert table["network"].tolist().count("S2-FPN-Lite v1") == 1
+@pytest.mark.parametrize(
+    ("model", "revision", "name"),
+    [
+        ("s2fpn34m", "v2", "S2-FPN34M v2"),
+        ("s2fpn_lite", "v1", "S2-FPN-Lite v1"),
+        ("s2fpn_lite-camvid", "v1", "S2-FPN-Lite-camvid v1"),
+        ("S2-FPN34M", "", "S2-FPN34M"),
+        ("PIDNet-S", "", "PIDNet-S"),
+    ],
+)
+def test_network_names(model, revision, name):
+    assert tables.network_name(model, revision) == name
 
 
-def test_latex_escapes_and_keeps_the_numbers():
-    text = tables.to_latex(tables.score_table(pd.DataFrame([row(0, 0.5), row(1, 0.6)])), "val_split & more", "tab:a")
-    assert r"55.00 $\pm$ 7.07" in text
-    assert r"mIoU \%" in text
-    assert r"\caption{val\_split \& more}" in text
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+def test_headings_are_words():
+    scored = dict.fromkeys(tables.SCORES, 0.5)
+    frame = pd.DataFrame([row(**scored, amp="bf16"), row(**scored, amp="float32")])
+    assert list(tables.score_table(frame)) == [
+        *("network", "precision", "runs", "mIoU %", "mIoU (published convention) %", "pixel accuracy %"),
+        *("class accuracy %", "frequency-weighted IoU %", "boundary F-score %"),
+    ]
+
+
+def test_names_of_evaluations_are_unique():
+    frame = pd.DataFrame([row(evaluation="a", checkpoint_sha="x"), row(evaluation="b", checkpoint_sha="y")])
+    assert tables.evaluation_names(frame) == {"S2-FPN18 v1, seed 0, x": "a", "S2-FPN18 v1, seed 0, y": "b"}
+    frame = pd.DataFrame([row(evaluation="a"), row(1, evaluation="b")])
+    assert tables.evaluation_names(frame) == {"S2-FPN18 v1, seed 0": "a", "S2-FPN18 v1, seed 1": "b"}
+
+
+def test_checkpoints_of_one_seed_are_no_repetitions():
+    frame = pd.DataFrame([row(miou=0.5, checkpoint_sha="x"), row(miou=0.6, checkpoint_sha="y")])
+    assert tables.score_table(frame)["checkpoint hash"].tolist() == ["x", "y"]
+
+
+def test_provenance_names_what_all_rows_share():
+    frame = pd.DataFrame([row(0, git_sha="0123456789abc"), row(1, git_sha="0123456789abc")])
+    assert tables.provenance(frame) == (
+        "protocol camvid-segnet-360x480; scored split val; model s2fpn18; revision v1; seeds 0, 1; code 0123456789"
+    )
+
+
+def test_a_table_in_three_formats(tmp_path):
+    table = pd.DataFrame({"network": ["S2-FPN18 <v1>"], "mIoU %": ["70.10 ± 0.50"]})
+    folder = tables.TableFolder(tmp_path)
+    shown = folder.save("scores: camvid, val/360x480", table, "val_split & more").to_html()
+    name = "scores-camvid-val-360x480"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{kind}" for kind in ("csv", "html", "tex")]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{name}.csv"), table, check_dtype=False)
+    latex = (tmp_path / f"{name}.tex").read_text()
+    for text in (r"70.10 $\pm$ 0.50", r"mIoU \%", r"\caption{val\_split \& more}", r"\end{tabular}"):
+        assert text in latex
+    for text in (shown, (tmp_path / f"{name}.html").read_text()):
+        assert "70.10 ± 0.50" in text
+        assert "S2-FPN18 &lt;v1&gt;" in text
+        assert "val_split &amp; more" in text
+
+
+def test_tables_that_were_not_written_again_go(tmp_path):
+    for name in ("gone.csv", "results.csv"):
+        (tmp_path / name).write_text("old")
+    folder = tables.TableFolder(tmp_path)
+    folder.save("kept", pd.DataFrame({"a": [1]}), "")
+    folder.remove_others()
+    assert {path.stem for path in tmp_path.iterdir()} == {"kept", "results"}

@@ -1,0 +1,106 @@
+"""Published numbers with their sources; a measured point is an accuracy and a speed of the same network and size."""
+
+import pandas as pd
+import pytest
+
+from s2fpn_lib.report import published, tables
+from s2fpn_lib.report.published import measured_points
+
+SCORED = {
+    "protocol": "camvid-segnet-360x480",
+    "split": "val",
+    "images": 101,
+    "images_in_split": 101,
+    "model": "s2fpn_lite",
+    "revision": "v1",
+    "switches": "none",
+    "miou": 0.7,
+}
+TIMED = {
+    "network": "s2fpn_lite",
+    "revision": "v1",
+    "height": 360,
+    "width": 480,
+    "batch": 1,
+    "backend": "eager",
+    "precision": "float32",
+    "stage": "network",
+    "fps": 40.0,
+    "device": "CPU A",
+}
+
+
+def test_accuracy_meets_the_fastest_speed_on_each_device():
+    scored = pd.DataFrame([SCORED, {**SCORED, "miou": 0.8}])
+    compiled = {**TIMED, "backend": "compile", "fps": 50.0}
+    disturbed = {**compiled, "fps": 90.0}  # measured before the last row
+    timed = [TIMED, disturbed, compiled, {**TIMED, "device": "GPU B", "fps": 400.0}]
+    points = measured_points(scored, pd.DataFrame(timed))
+    assert points["fps"].tolist() == [50, 400]
+    assert points["miou_percent"].tolist() == pytest.approx([75, 75])
+    assert points.loc[0, ["dataset", "input", "method"]].tolist() == ["camvid", "360x480", "compile float32, network"]
+
+
+@pytest.mark.parametrize(
+    ("score", "speed"),
+    [
+        ({"images": 8}, {}),  # part of a split
+        ({"switches": "ssam=False"}, {}),  # another network than the timed one
+        ({"revision": "v2"}, {}),
+        ({"checkpoint": "stand-in/best.safetensors"}, {}),
+        ({}, {"height": 512, "width": 1024}),
+        ({}, {"batch": 8}),
+        ({}, {"precision": "bf16"}),  # whose score is another
+        ({}, {"stage": "end to end"}),
+    ],
+)
+def test_other_measurements_make_no_point(score, speed):
+    assert measured_points(pd.DataFrame([{**SCORED, **score}]), pd.DataFrame([{**TIMED, **speed}])).empty
+
+
+def test_rows_with_their_own_score_are_points():
+    row = {**TIMED, "miou": 0.6, "protocol": SCORED["protocol"], "split": "val", "precision": "int8"}
+    row["stage"] = "end to end"
+    points = measured_points(pd.DataFrame(), pd.DataFrame([row]))
+    assert points[["miou_percent", "fps", "method"]].values.tolist() == [[60.0, 40.0, "eager int8, end to end"]]
+
+
+def test_studies_are_points_of_their_own():
+    scored = pd.DataFrame([{**SCORED, "study": None}, {**SCORED, "study": "sizes", "miou": 0.5}])
+    points = measured_points(scored, pd.DataFrame([TIMED]))
+    assert sorted(points["miou_percent"]) == pytest.approx([50, 70])
+    assert set(points["method"]) == {"eager float32, network", "eager float32, network, study sizes"}
+
+
+def row(seed, miou, **changes):
+    fixed = {"model": "s2fpn18", "revision": "v1", "protocol": SCORED["protocol"], "split": "val"}
+    return {**fixed, "seed": seed, "miou": miou, **changes}
+
+
+def test_published_rows_of_different_input_sizes_are_different_protocols():
+    rows = published.load_published()
+    with pytest.raises(tables.ProtocolMixError, match="camvid / 720x960 / 720x960"):
+        tables.one_protocol(rows[rows["dataset"] == "camvid"])
+    for part in tables.split_by_protocol(rows).values():
+        tables.one_protocol(part)
+    shown = pd.concat(published.published_tables().values())
+    assert len(shown) == len(rows)
+    assert {"DDRNet-23-slim", "S2-FPN34M v2", "PIDNet-S"} <= set(shown["network"])
+
+
+def test_published_numbers_have_sources():
+    rows = published.load_published()
+    assert len(rows) == 27
+    assert rows["source"].str.len().gt(3).all()
+    found = rows.query("model == 'S2-FPN18' and revision == 'v2' and dataset == 'cityscapes'")
+    assert found[["miou_percent", "fps"]].to_numpy().tolist() == [[76.7, 84.2]]
+
+
+def test_beside_published_has_one_column_for_each_protocol():
+    table = published.beside_published(pd.DataFrame([row(0, 0.701), row(0, 0.4, model="s2fpn_lite")]))
+    line = table.set_index("network").loc["S2-FPN18 v1"]
+    assert line["measured here: camvid-segnet-360x480, val"] == "70.10 (n 1)"
+    assert line["paper abstract, test, 360x480"] == "69.6"
+    assert line["author README, test, 360x480"] == "70.1"
+    assert line["720x960, test, 720x960"] == ""
+    assert table["network"].tolist().count("S2-FPN-Lite v1") == 1
