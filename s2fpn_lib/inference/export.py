@@ -1,4 +1,4 @@
-"""The network as a file for other runtimes: ONNX with a dynamic size, and a torch.export program."""
+"""The network as a file for other runtimes: ONNX, in float32 or in 8-bit integers, and a torch.export program."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.model.efficientnet_lite import SameConv2d
-
-# MERGED quantize: """An ONNX network in 8-bit integers: weights per output channel, activations by the range that real images give."""
-
+from s2fpn_lib.model.modes import evaluation_mode
 
 OPSET = 18
 LITE_MULTIPLE = 32
@@ -26,30 +24,34 @@ PARITY = 1e-3  # of float32 logits, relative to the largest
 
 
 def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor, *, dynamic: bool = True) -> None:
-    """Writes an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` gives it, output `logits` (B, K, H, W).
+    """Write an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits` (B, K, H, W).
 
-    network: `simplify.simplify(model)`, or a model as it is. dynamic: batch, height and width are free (see
-    `free_sizes`); otherwise they are the example's. The file's metadata hold, as JSON, what `preprocess` does (mean and
-    std of R, G, B on the 0..255 scale) and size_multiple, which height and width have to be multiples of:
-    examples/run_onnx.py needs nothing else.
+    The metadata of the file hold, as JSON, what examples/run_onnx.py needs besides the network: the mean and std that
+    `preprocess` uses (R, G, B on the 0..255 scale), and `size_multiple`, of which height and width must be multiples.
 
-    Raises ImportError without the extra [onnx].
+    Args:
+        network: `simplify.simplify(model)`, or a model itself.
+        dynamic: leave batch, height, and width variable (see `dynamic_shapes`); otherwise they are the example's.
+
+    Raises:
+        ImportError: the extra [onnx] is not installed.
     """
-    needs_onnx()
-    program = torch.onnx.export(
-        network.eval(),
-        (example.contiguous(),),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=free_sizes(network, example) if dynamic else None,
-        verbose=False,
-    )
+    require_onnx()
+    with evaluation_mode(network):
+        program = torch.onnx.export(
+            network,
+            (example.contiguous(),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=dynamic_shapes(network, example) if dynamic else None,
+            verbose=False,
+        )
     program.model.metadata_props.update(
         mean=json.dumps(network.mean.flatten().tolist()),
         std=json.dumps(network.std.flatten().tolist()),
-        size_multiple=json.dumps(LITE_MULTIPLE if _pads_by_size(network) else 1),
+        size_multiple=json.dumps(LITE_MULTIPLE if _has_same_padding(network) else 1),
     )
     if isinstance(target, io.BytesIO):
         target.write(program.model_proto.SerializeToString())
@@ -60,11 +62,11 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
 def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
     """Largest |difference| between the logits of the file in onnxruntime and of `model`, on inputs x (B, 3, H, W).
 
-    Raises RuntimeError where it is above `PARITY` times the largest logit (or 1).
+    Raises RuntimeError if it is above `PARITY` times the largest logit (or 1).
     """
     (logits,) = onnx_session(path).run(None, {"image": x.contiguous().numpy()})
-    with torch.inference_mode():
-        expected = model.eval()(x)
+    with evaluation_mode(model), torch.inference_mode():
+        expected = model(x)
     difference = float((torch.from_numpy(logits) - expected).abs().max())
     if not difference <= PARITY * max(1.0, float(expected.abs().max())):
         raise RuntimeError(
@@ -73,51 +75,50 @@ def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
     return difference
 
 
-def export_program(network: nn.Module, path: str | Path, example: Tensor, *, dynamic: bool = True) -> None:
-    """Writes a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library."""
-    shapes = free_sizes(network, example) if dynamic else None
+def export_program(network: nn.Module, path: str | Path, example: Tensor) -> None:
+    """Write a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library."""
     # channels_last weights would tie the program to relations between the example's height and width
     plain = copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)
+    shapes = dynamic_shapes(network, example)
     torch.export.save(torch.export.export(plain, (example.contiguous(),), dynamic_shapes=shapes), path)
 
 
-def free_sizes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
-    """Which dimensions of the exported input are free: batch from 1, height and width above 64 pixels.
+def dynamic_shapes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
+    """The variable dimensions of the exported input: batch from 1, height and width above 64 pixels.
 
-    s2fpn_lite pads as TensorFlow does, by an amount that depends on whether a size is even at every stride: its
-    exported sizes are multiples of 32. Raises ValueError for an example of it that is not.
+    s2fpn_lite pads as TensorFlow does, by an amount that depends on whether a size is even at each stride; its exported
+    sizes are multiples of 32. Raises ValueError if its example has another size.
     """
-    if not _pads_by_size(network):
-        dynamic = torch.export.Dim.DYNAMIC
+    dynamic = torch.export.Dim.DYNAMIC
+    if not _has_same_padding(network):
         return ({0: dynamic, 2: dynamic, 3: dynamic},)
     if any(size % LITE_MULTIPLE for size in example.shape[-2:]):
         raise ValueError(
-            f"s2fpn_lite exports with free sizes that are multiples of {LITE_MULTIPLE}, and the example is "
-            f"{tuple(example.shape[-2:])}: give such an example, or dynamic=False for this one size"
+            f"s2fpn_lite exports with variable sizes that are multiples of {LITE_MULTIPLE}, and the example is "
+            f"{tuple(example.shape[-2:])}: give an example of such a size, or dynamic=False to export_onnx for this one"
         )
     height, width = torch.export.Dim("height", min=3, max=128), torch.export.Dim("width", min=3, max=128)
-    return ({0: torch.export.Dim.DYNAMIC, 2: LITE_MULTIPLE * height, 3: LITE_MULTIPLE * width},)
+    return ({0: dynamic, 2: LITE_MULTIPLE * height, 3: LITE_MULTIPLE * width},)
 
 
-def _pads_by_size(network: nn.Module) -> bool:
+def _has_same_padding(network: nn.Module) -> bool:
     return any(isinstance(module, SameConv2d) for module in network.modules())
 
 
 def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU. threads: 0 takes all cores."""
-    needs_onnx()
+    """An onnxruntime session on the CPU. threads: 0 uses all cores."""
+    require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-    )
+    model = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def needs_onnx() -> None:
-    """ImportError that names the extra where a package of [onnx] is missing."""
+def require_onnx() -> None:
+    """Raise an ImportError that names the extra if a package of [onnx] is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -127,30 +128,29 @@ def needs_onnx() -> None:
 
 
 def quantize_onnx(model: bytes, examples: Iterable[Tensor]) -> bytes:
-    """The float32 ONNX `model` of one fixed input size with quantize and dequantize pairs around its operators.
+    """The float32 ONNX `model` of one fixed input size in 8-bit integers: quantize and dequantize pairs around each
+    operator, weights per output channel. onnxruntime and OpenVINO run such a file in integer arithmetic where they can.
 
-    Both onnxruntime and OpenVINO run such a file in integer arithmetic where they can. What it costs in accuracy is
-    for an evaluation to say: nothing here bounds it.
+    The loss of accuracy is not bounded here: evaluate the result.
 
     Args:
-        model: as `export.export_onnx(..., dynamic=False)` writes it, for inputs of one shape (B, 3, H, W).
-        examples: inputs of that shape as `model.preprocess` gives them, from images like those to come: their
-            smallest and largest activations become the ranges. A handful is enough; noise is not.
+        model: written by `export_onnx(..., dynamic=False)`, for inputs of one shape (B, 3, H, W).
+        examples: inputs of that shape from `model.preprocess`. Their smallest and largest activations become the
+            ranges. A handful of real images is enough; noise is not.
 
-    Raises ImportError without the extra [onnx].
+    Raises:
+        ImportError: the extra [onnx] is not installed.
     """
-    from s2fpn_lib.inference.export import needs_onnx
-
-    needs_onnx()
+    require_onnx()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Examples(CalibrationDataReader):
         def __init__(self) -> None:
-            self.rest = iter(examples)
+            self.remaining = iter(examples)
 
         def get_next(self) -> dict | None:
-            example = next(self.rest, None)
+            example = next(self.remaining, None)
             return None if example is None else {"image": example.contiguous().numpy()}
 
     with tempfile.TemporaryDirectory() as folder, _silent():
@@ -171,7 +171,7 @@ def quantize_onnx(model: bytes, examples: Iterable[Tensor]) -> bytes:
 
 @contextlib.contextmanager
 def _silent():
-    """Without the advice that onnxruntime logs and prints for models it has just preprocessed."""
+    """Hide the advice that onnxruntime logs and prints even for models that it has just preprocessed."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The runtimes that run an exported network on the CPU: onnxruntime and OpenVINO, one session an input size."""
+"""The runtimes that run an exported network on the CPU: onnxruntime and OpenVINO, one session per input size."""
 
 from __future__ import annotations
 
@@ -14,46 +14,16 @@ from torch import Tensor, nn
 
 from s2fpn_lib.inference.export import export_onnx, onnx_session, quantize_onnx
 
-# MERGED signal_stack: """Keeps a thread's stack for signal handlers as it was, whatever a library does to it in between."""
-
-
-class _Stack(ctypes.Structure):
-    """glibc's stack_t, of <signal.h>."""
-
-    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
-
-
-@contextmanager
-def kept_signal_stack() -> Iterator[None]:
-    """Puts the calling thread's alternative signal stack back at the end of the block.
-
-    OpenVINO's CPU plugin installs one of its own when it is loaded, remembers the one before it, and brings that back
-    when it goes. Where plugins do not go in the reverse order of their coming, that one is freed memory, and the next
-    signal that Python handles, a child's end or an interrupt, kills the process. With the first one put back at once,
-    there is nothing for the plugin to bring back.
-    """
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    sigaltstack = ctypes.CDLL(None, use_errno=True).sigaltstack
-    before = _Stack()
-    sigaltstack(None, ctypes.byref(before))
-    try:
-        yield
-    finally:
-        sigaltstack(ctypes.byref(before), None)
-
-
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
 
 
 def runtime_runner(network: nn.Module, example: Tensor, runtime: str, precision: str) -> Callable[[Tensor], Tensor]:
     """A function from (B, 3, H, W) float32 inputs to (B, K, H, W) float32 logits.
 
-    A session is made for each size when it first comes: with a size that it knows a runtime plans memory and layouts
-    better. int8 takes the ranges of activations from the images of `example`, resized to that size.
+    A session is created when a size first occurs: a runtime plans memory and layouts better for a known size. int8
+    takes the activation ranges from the images of `example`, resized to that size.
 
-    Raises ImportError where a package is missing, ValueError where the processor lacks bfloat16.
+    Raises ImportError if a package is missing, ValueError if the processor lacks bfloat16.
     """
     sessions: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
 
@@ -83,6 +53,33 @@ def _onnxruntime(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
 
 
+class _Stack(ctypes.Structure):
+    """glibc's stack_t of <signal.h>."""
+
+    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
+
+
+@contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Restore the alternative signal stack of the calling thread at the end of the block.
+
+    When OpenVINO's CPU plugin is loaded, it installs its own signal stack, and when it is unloaded, it restores the one
+    that it found. If plugins are not unloaded in reverse order, that one has been freed, and the next signal that
+    Python handles (the end of a child process, an interrupt) kills the process. With the first stack restored at once,
+    the plugin has nothing to restore. The standard library has no sigaltstack.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack = ctypes.CDLL(None, use_errno=True).sigaltstack
+    before = _Stack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
+
+
 @kept_signal_stack()
 def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
     try:
@@ -94,17 +91,12 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor has no bfloat16 arithmetic for openvino; use precision float32 or int8")
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",  # its own choice would be bf16
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",  # the default would be bf16
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-
-    def run(x: Tensor) -> Tensor:
-        result = request.infer({"image": x.numpy()}, share_inputs=True)
-        return torch.from_numpy(result["logits"])
-
-    return run
+    return lambda x: torch.from_numpy(request.infer({"image": x.numpy()}, share_inputs=True)["logits"])
 
 
 _SESSIONS = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -1,24 +1,39 @@
-"""APF, the attention pyramid fusion module: one level of the pyramid, and its plain substitute for ablations."""
+"""APF, the attention pyramid fusion module, with its blocks FRB and CRB, and its plain substitute for ablations."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.blocks import DROPOUT, ConvBNAct, plain_conv, upsample_to
-from s2fpn_lib.model.crb import CRB
+from s2fpn_lib.model.blocks import ConvBNAct, plain_conv, upsample_to
 from s2fpn_lib.model.ssam import SSAM
 
 
-class AuxiliaryHead(nn.Sequential):
-    """3x3 ConvBNAct, dropout, plain 1x1 to the classes: (B, C, H, W) -> (B, K, H, W). Run in training only."""
+class FRB(nn.Sequential):
+    """The feature refinement block: R = 3x3(1x1(cat[L, U])), two ConvBNActs."""
 
-    def __init__(self, channels: int, num_classes: int, *, revision: str, dropout: float = DROPOUT) -> None:
-        super().__init__(
-            ConvBNAct(channels, channels, revision=revision),
-            nn.Dropout(dropout),
-            plain_conv(channels, num_classes),
-        )
+    def __init__(self, high: int, out: int, *, revision: str) -> None:
+        super().__init__(ConvBNAct(2 * high, out, 1, revision=revision), ConvBNAct(out, out, revision=revision))
+
+    def forward(self, lateral: Tensor, high: Tensor, upsampled: Tensor) -> Tensor:
+        """R (B, out, H, W) from L and U (B, C_high, H, W). U is the resized `high`, which only `SplitFRB` reads."""
+        return super().forward(torch.cat([lateral, upsampled], dim=1))
+
+
+class CRB(nn.Module):
+    """The channel-wise reweighting block: `x * sigmoid(W2 relu(W1 avgpool(x)))`, (B, C, H, W) -> (B, C, H, W).
+
+    W1 maps C channels to C/4 and W2 maps them back; both are plain 1x1 convolutions.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = plain_conv(channels, channels // 4)
+        self.expand = plain_conv(channels // 4, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        return x * torch.sigmoid(self.expand(torch.relu(self.reduce(squeezed))))
 
 
 class APF(nn.Module):
@@ -26,56 +41,39 @@ class APF(nn.Module):
 
     `high` (B, C_high, h, w) is the coarser map, `low` (B, C_low, H, W) the encoder's; the result is (B, out, H, W):
 
-    L = lateral_low(low), U = bilinear(high), R = FRB(cat[L, U]),
+    L = lateral_low(low), U = bilinear(high), R = FRB(L, U),
     F = SSAM(R) * conv_high(U) + CRB(R) * conv_low(L), result = out(F).
 
-    Switches: `ssam=False` multiplies conv_high(U) by R itself (identity gate); `crb=False` adds conv_low(L) as it is.
+    Switches: `ssam=False` multiplies conv_high(U) by R itself (identity gate); `crb=False` adds conv_low(L) unweighted.
+    `attention` holds further arguments of `SSAM`.
     """
 
     def __init__(
-        self,
-        high: int,
-        low: int,
-        out: int,
-        *,
-        revision: str,
-        ssam: bool = True,
-        crb: bool = True,
-        strip_axis: str = "height",
-        dropout: float = DROPOUT,
-        gamma_init: float = 0.0,
+        self, high: int, low: int, out: int, *, revision: str, ssam: bool = True, crb: bool = True, **attention
     ) -> None:
         super().__init__()
         self.lateral_low = ConvBNAct(low, high, 1, revision=revision)
-        self.frb = nn.Sequential(ConvBNAct(2 * high, out, 1, revision=revision), ConvBNAct(out, out, revision=revision))
+        self.frb = FRB(high, out, revision=revision)
         self.conv_high = ConvBNAct(high, out, revision=revision)
         self.conv_low = ConvBNAct(high, out, revision=revision)
-        self.ssam = (
-            SSAM(out, revision=revision, strip_axis=strip_axis, dropout=dropout, gamma_init=gamma_init)
-            if ssam
-            else nn.Identity()
-        )
+        self.ssam = SSAM(out, revision=revision, **attention) if ssam else nn.Identity()
         self.crb = CRB(out) if crb else None
         self.out = ConvBNAct(out, out, revision=revision)
 
-    def fuse(self, high: Tensor, low: Tensor) -> Tensor:
-        """F, the fused map that the auxiliary head reads: (B, out, H, W)."""
+    def forward(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """The level's result and F, which the auxiliary head reads; both (B, out, H, W)."""
         lateral = self.lateral_low(low)
-        up = upsample_to(high, lateral)
-        refined = self.frb(torch.cat([lateral, up], dim=1))
+        upsampled = upsample_to(high, lateral)
+        refined = self.frb(lateral, high, upsampled)
         low_branch = self.conv_low(lateral)
         if self.crb is not None:
             low_branch = self.crb(refined) * low_branch
-        return self.ssam(refined) * self.conv_high(up) + low_branch
-
-    def forward(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        """The level's result and F, both (B, out, H, W)."""
-        fused = self.fuse(high, low)
+        fused = self.ssam(refined) * self.conv_high(upsampled) + low_branch
         return self.out(fused), fused
 
 
 class FPNLevel(nn.Module):
-    """The substitute for APF in ablations: a feature pyramid's sum of lateral and upsampled, and its 3x3.
+    """The substitute for APF in ablations: the sum of lateral and upsampled map of a feature pyramid, then a 3x3.
 
     Same arguments and shapes as APF; the auxiliary head reads the result itself.
     """

@@ -1,4 +1,4 @@
-"""The building blocks that every part of S²-FPN shares: ConvBNAct, the plain convolution and the two resizes."""
+"""The building blocks of S²-FPN: ConvBNAct, the plain convolution, and the two resizes (docs/network.md, notation)."""
 
 from __future__ import annotations
 
@@ -11,59 +11,44 @@ REVISIONS = ("v1", "v2")
 
 
 def check_revision(revision: str) -> str:
-    """Return `revision`, or raise ValueError when it is neither "v1" nor "v2"."""
+    """Return `revision`; raise ValueError if it is neither "v1" nor "v2"."""
     if revision not in REVISIONS:
         raise ValueError(f"unknown revision {revision!r}: the published revisions are {', '.join(REVISIONS)}")
     return revision
 
 
 class ConvBNAct(nn.Sequential):
-    """Convolution without bias, batch norm, activation: ReLU in v1, PReLU with one slope a channel in v2.
+    """Convolution without bias, batch norm, activation: ReLU in v1, PReLU with one slope per channel in v2.
 
-    (B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride); the padding equals the dilation for 3x3 kernels,
-    so that only the stride changes the size.
+    (B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride). The padding of a 3x3 kernel equals its dilation.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int = 3,
-        *,
-        revision: str,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
+        self, in_channels: int, out_channels: int, kernel: int = 3, *, revision: str, dilation: int = 1, **options
     ) -> None:
         super().__init__()
+        padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride,
-            padding=dilation * (kernel // 2),
-            dilation=dilation,
-            groups=groups,
-            bias=False,
+            in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False, **options
         )
         self.bn = nn.BatchNorm2d(out_channels)
         self.act = nn.PReLU(out_channels) if check_revision(revision) == "v2" else nn.ReLU(inplace=True)
 
 
 def plain_conv(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Conv2d:
-    """A bare 1x1 convolution. The published checkpoints store a dead batch norm beside each of these."""
+    """A 1x1 convolution alone. The published checkpoints store an unused batch norm beside each of these."""
     return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
 
 def upsample_to(x: Tensor, reference: Tensor) -> Tensor:
-    """Resize (B, C, h, w) bilinearly to the height and width of `reference`, corners not aligned (as APF does)."""
+    """Resize (B, C, h, w) bilinearly to the height and width of `reference`, corners not aligned (as in APF)."""
     if x.shape[-2:] == reference.shape[-2:]:
         return x
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def resize_aligned(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize (B, C, h, w) bilinearly to `size` = (H, W), corners aligned (as GFU and the heads do)."""
+    """Resize (B, C, h, w) bilinearly to `size` = (H, W), corners aligned (as in GFU and the heads)."""
     if x.shape[-2:] == torch.Size(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

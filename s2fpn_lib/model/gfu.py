@@ -1,4 +1,4 @@
-"""GFU, global feature upsampling: carries the coarse pyramid result down to the finer level, one class a revision."""
+"""GFU, global feature upsampling: adds the coarser result to the next finer level. One class per revision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from s2fpn_lib.model.blocks import ConvBNAct, check_revision, plain_conv, resize
 class GFUv1(nn.Module):
     """conv3(f' + conv1(p)), f' = relu(W resize(f)); p (B, C, H, W), f (B, C_f, h, w) -> (B, C, H, W).
 
-    `pool=True` is the block as the paper's figure draws it: f is pooled to one vector an image before W.
+    `pool=True` is the block of the paper's figure: f is averaged over height and width before W.
     """
 
     revision = "v1"
@@ -23,7 +23,7 @@ class GFUv1(nn.Module):
         self.conv1 = ConvBNAct(channels, channels, 1, revision=self.revision)
         self.conv2 = plain_conv(coarse, channels)
         self.conv3 = ConvBNAct(channels, channels, self.conv3_kernel, revision=self.revision)
-        self.reduce_first = False  # W before the resize: the same values but for rounding, at a quarter of the cost
+        self.reduce_first = False  # W before the resize: equal up to rounding, at a quarter of the cost
 
     def context(self, p: Tensor, f: Tensor) -> Tensor:
         """f' = relu(W resize(f)), corners aligned: (B, C, H, W), or (B, C, 1, 1) when pooled."""
@@ -37,7 +37,7 @@ class GFUv1(nn.Module):
 
 
 class GFUv2(GFUv1):
-    """The gated block of v2: h = conv3(f' + p'), split into h1 | h2, then fuse(cat[s1 * f', s2 * p']).
+    """The gated block of v2: h = conv3(f' + p'), split into h1 and h2, then fuse(cat[s1 * f', s2 * p']).
 
     s1 = ConvBNAct(h1), s2 = sigmoid(BN(W h2)). Shapes as in GFUv1.
     """
@@ -59,7 +59,7 @@ class GFUv2(GFUv1):
 
 
 class UpsampleAdd(nn.Module):
-    """The substitute for GFU in ablations: p + W resize(f), W the 1x1 that the channel counts ask for."""
+    """The substitute for GFU in ablations: p + resize(W f), W a plain 1x1 that matches the channels."""
 
     def __init__(self, coarse: int, channels: int) -> None:
         super().__init__()

@@ -1,70 +1,57 @@
-"""The author's checkpoint layout: which published entry belongs to which parameter, and loading one."""
+"""Weights that others published: files read without running their code, and the author's checkpoint layout."""
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from s2fpn_lib.model.s2fpn import S2FPN
-from s2fpn_lib.model.state_dicts import read_tensors
+if TYPE_CHECKING:
+    from s2fpn_lib.model.s2fpn import S2FPN
 
-# What the published command lines call the network, and its name here.
+# The name of the network in the published command lines, and its name here.
 PUBLISHED_MODELS = {"SSFPN": "s2fpn18"}
 
-# (our name, published name) as regular expressions, the first match wins; \1 is what both have in common.
-_RENAMES = {
-    "v1": (
-        (r"(apf\d)\.ssam\.shared\.weight", r"\1.sa.conv_sh.weight"),
-        (r"(apf\d)\.ssam\.bn_max\.", r"\1.sa.bn_sh1."),
-        (r"(apf\d)\.ssam\.bn_avg\.", r"\1.sa.bn_sh2."),
-        (r"(apf\d)\.ssam\.fuse\.", r"\1.sa.fuse.conv."),
-        (r"(apf\d)\.ssam\.", r"\1.sa."),
-        (r"head\.", "classifier.fc.conv."),
-    ),
-    "v2": (
-        (r"(apf\d)\.ssam\.attention\.shared\.weight", r"\1.sa.tr.0.attn.conv_sh.weight"),
-        (r"(apf\d)\.ssam\.attention\.bn_max\.", r"\1.sa.tr.0.attn.bn_sh1."),
-        (r"(apf\d)\.ssam\.attention\.bn_query\.", r"\1.sa.tr.0.attn.bn_sh2."),
-        (r"(apf\d)\.ssam\.attention\.value\.", r"\1.sa.tr.0.attn.conv_v."),
-        (r"(apf\d)\.ssam\.attention\.augment\.", r"\1.sa.tr.0.attn.augmment_conv."),
-        (r"(apf\d)\.ssam\.attention\.(fuse|fuse_out)\.", r"\1.sa.tr.0.attn.\2.conv."),
-        (r"(apf\d)\.ssam\.attention\.", r"\1.sa.tr.0.attn."),
-        (r"(apf\d)\.ssam\.mlp\.dilated2\.", r"\1.sa.tr.0.mlp.dconv1."),
-        (r"(apf\d)\.ssam\.mlp\.dilated4\.", r"\1.sa.tr.0.mlp.dconv2."),
-        (r"(apf\d)\.ssam\.mlp\.fuse\.", r"\1.sa.tr.0.mlp.fuse.conv."),
-        (r"(gfu\d)\.s2\.0\.", r"\1.s2.0.conv."),
-        (r"head\.", "seghead.fc.conv."),
-    ),
-}
-_COMMON_RENAMES = (
-    (r"encoder\.conv1\.", "conv1_x."),
-    (r"encoder\.bn1\.", "bn1."),
-    (r"(apf\d)\.frb\.", r"\1.FRB."),
-    (r"(apf\d)\.crb\.reduce\.", r"\1.ca.conv_pool.0.conv."),
-    (r"(apf\d)\.crb\.expand\.", r"\1.ca.conv_pool.2.conv."),
-    (r"(apf\d)\.out\.", r"\1.apf."),
-    (r"(gfu\d)\.conv2\.", r"\1.conv2.0.conv."),
+# Regular expression on our name -> published name. All that match are applied, from top to bottom.
+_RENAMES = (
+    (r"^encoder\.conv1\.", "conv1_x."),
+    (r"^encoder\.bn1\.", "bn1."),
+    *((rf"^encoder\.layer{i}\.", f"conv{i + 1}_x.") for i in (1, 2, 3, 4)),
+    *((rf"^project\.{i}\.", f"down{i + 2}.") for i in (0, 1, 2, 3)),
+    *((rf"^auxiliary\.{i}\.", f"apf{i + 1}.classifier.") for i in (0, 1, 2, 3)),
+    (r"\.classifier\.2\.", ".classifier.2.conv."),
+    (r"\.frb\.", ".FRB."),
+    (r"\.crb\.reduce\.", ".ca.conv_pool.0.conv."),
+    (r"\.crb\.expand\.", ".ca.conv_pool.2.conv."),
+    (r"\.out\.", ".apf."),
+    (r"\.ssam\.(.*)(fuse|fuse_out)\.", r".ssam.\1\2.conv."),
+    (r"\.ssam\.attention\.", ".sa.tr.0.attn."),
+    (r"\.ssam\.mlp\.", ".sa.tr.0.mlp."),
+    (r"\.ssam\.", ".sa."),
+    (r"\.shared\.", ".conv_sh."),
+    (r"\.bn_max\.", ".bn_sh1."),
+    (r"\.(bn_avg|bn_query)\.", ".bn_sh2."),
+    (r"\.value\.", ".conv_v."),
+    (r"\.augment\.", ".augmment_conv."),
+    (r"\.dilated2\.", ".dconv1."),
+    (r"\.dilated4\.", ".dconv2."),
+    (r"^(gfu\d)\.(conv2|s2\.0)\.", r"\1.\2.conv."),
+    (r"^(gfu\d)\.conv2\.", r"\1.conv2.0."),
 )
-# What the published code stores and never uses, beside the batch norms and slopes of plain convolutions.
-_ALWAYS_DEAD = re.compile(r".*\.conv_res\.(weight|bias)|.*\.conv_sh\.bias|down[2-5]\..*")
+_HEAD = {"v1": "classifier.fc.conv.", "v2": "seghead.fc.conv."}
+# Entries that the published code stores and never uses, besides batch norms and slopes of plain convolutions.
+_ALWAYS_UNUSED = re.compile(r".*\.conv_res\.(weight|bias)|.*\.conv_sh\.bias|down[2-5]\..*")
 
 
 def published_name(name: str, revision: str) -> str:
-    """The key under which the published checkpoint of `revision` stores our parameter or buffer `name`."""
-    if match := re.match(r"encoder\.layer(\d)\.", name):
-        return f"conv{int(match[1]) + 1}_x." + name[match.end() :]
-    if match := re.match(r"project\.(\d)\.", name):
-        return f"down{int(match[1]) + 2}." + name[match.end() :]
-    if match := re.match(r"auxiliary\.(\d)\.", name):
-        inner = name[match.end() :].replace("2.weight", "2.conv.weight")
-        return f"apf{int(match[1]) + 1}.classifier.{inner}"
-    for pattern, replacement in (*_RENAMES[revision], *_COMMON_RENAMES):
-        if re.match(pattern, name):
-            return re.sub(rf"^{pattern}", replacement, name)
+    """The key of our parameter or buffer `name` in the published checkpoint of `revision`."""
+    for pattern, replacement in (*_RENAMES, (r"^head\.", _HEAD[revision])):
+        name = re.sub(pattern, replacement, name)
     return name
 
 
@@ -72,23 +59,23 @@ def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FP
     """Load a checkpoint in the author's layout into `model` and return it (in the mode it was in).
 
     source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
-    bare state dict. Keys may carry a `module.` prefix. Entries that the published code stores without using them are
-    ignored. Raises KeyError naming what is missing or foreign, ValueError for a shape that does not fit, RuntimeError
+    bare state dict. Keys may have the prefix `module.`. Entries that the published code stores without using them are
+    ignored. Raises KeyError with the missing and unknown keys, ValueError for a shape that does not fit, RuntimeError
     for a file that cannot be read; the model is then unchanged.
 
-    The published weights expect the published input: build with `normalization="camvid-mean"` or "cityscapes-mean"
-    when images go through `model.preprocess`.
+    The published weights expect the published input: build the model with `normalization="camvid-mean"` or
+    "cityscapes-mean" if images go through `model.preprocess`.
     """
     state = _state_dict(source)
     revision = model.config["revision"]
     own = model.state_dict()
     wanted = {published_name(name, revision): name for name in own}
     missing = sorted(key for key in wanted if key not in state and not key.endswith("num_batches_tracked"))
-    foreign = sorted(key for key in state if key not in wanted and not _is_dead(key, state, wanted))
-    if missing or foreign:
+    unknown = sorted(key for key in state if key not in wanted and not _is_unused(key, wanted))
+    if missing or unknown:
         raise KeyError(
             f"this is not a {revision} checkpoint of {model.config['name']}: "
-            + "; ".join(_named(what, keys) for what, keys in (("missing", missing), ("foreign", foreign)) if keys)
+            + "; ".join(_listed(what, keys) for what, keys in (("missing", missing), ("unknown", unknown)) if keys)
         )
     loaded = {}
     for key, name in wanted.items():
@@ -103,36 +90,53 @@ def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FP
     return model
 
 
+def read_tensors(path: str | Path) -> Mapping[str, Any]:
+    """The dict of tensors and plain values in a .pth file, on the CPU, read with `weights_only=True`.
+
+    Raises FileNotFoundError if there is no file, and RuntimeError if it is damaged, holds pickled objects, or no dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own message recommends to run the code in the file
+        raise RuntimeError(
+            f"{path} is damaged, or holds pickled objects besides tensors, which are never executed here: "
+            "save its state dict alone"
+        ) from error
+    except Exception as error:
+        raise RuntimeError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
+    if not isinstance(found, Mapping):
+        raise RuntimeError(f"{path} holds a {type(found).__name__}, not a checkpoint dict or state dict")
+    return found
+
+
 def _state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(source, Mapping):
         source = read_tensors(source)
     if isinstance(source.get("model"), Mapping):
         source = source["model"]
-    strangers = [key for key, value in source.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strangers:
-        raise KeyError(f"not a state dict: {strangers[0]!r} is no name of a tensor (and there is no 'model' entry)")
+    for key, value in source.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise KeyError(f"not a state dict: {key!r} is no name of a tensor (and there is no 'model' entry)")
     return {key.removeprefix("module."): value for key, value in source.items()}
 
 
-def _is_dead(key: str, state: Mapping[str, Tensor], wanted: Mapping[str, str]) -> bool:
-    """Whether the published code stores `key` without using it.
+def _is_unused(key: str, wanted: Mapping[str, str]) -> bool:
+    """Whether the published code stores `key` without using it, or the model has no auxiliary heads for it.
 
-    Beside the fixed ones these are the `.bn` and `.act` entries of a block whose convolution is used alone: our network
-    wants its `.conv.weight` but none of its batch norm. And every part's heads, when the model has none.
+    Besides the fixed entries these are the `.bn` and `.act` of a block of which only the convolution is used: our
+    network has its `.conv.weight` but no batch norm.
     """
-    if _ALWAYS_DEAD.fullmatch(key):
+    if _ALWAYS_UNUSED.fullmatch(key):
         return True
     if re.match(r"apf\d\.classifier\.", key) and not any(".classifier." in name for name in wanted):
         return True
     block = re.fullmatch(r"(.*)\.(bn|act)\.\w+", key)
-    return (
-        block is not None
-        and f"{block[1]}.conv.weight" in wanted
-        and f"{block[1]}.bn.weight" not in wanted
-        and f"{block[1]}.conv.weight" in state
-    )
+    return block is not None and f"{block[1]}.conv.weight" in wanted and f"{block[1]}.bn.weight" not in wanted
 
 
-def _named(what: str, keys: list[str], shown: int = 20) -> str:
+def _listed(what: str, keys: list[str], shown: int = 20) -> str:
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return f"{what} {', '.join(keys[:shown])}{more}"

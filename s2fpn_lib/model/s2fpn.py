@@ -1,20 +1,21 @@
-"""S²-FPN: encoder, pyramid of APFs, GFU top-down path and head (SPEC "Data flow"; paper, overview figure)."""
+"""S²-FPN: encoder, pyramid of APFs, top-down path of GFUs, and head (docs/network.md; paper, overview figure)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.apf import APF, AuxiliaryHead, FPNLevel
+from s2fpn_lib.model.apf import APF, FPNLevel
 from s2fpn_lib.model.blocks import DROPOUT, ConvBNAct, check_revision, plain_conv, resize_aligned
 from s2fpn_lib.model.encoders import ENCODERS, EncoderSpec
 from s2fpn_lib.model.gfu import GFU, UpsampleAdd
+from s2fpn_lib.validate import as_declared, did_you_mean
 
 MIN_SIZE = 32
 
@@ -31,11 +32,11 @@ NORMALIZATIONS = {
 class Switches:
     """The parts that an ablation turns off or varies; the defaults are the published network.
 
-    ssam=False: identity gate. crb=False: plain convolution branch. apf=False: FPN sum of lateral and upsampled.
-    gfu=False: upsample and add. deep_supervision=False: no auxiliary heads. strip_axis: the axis that SSAM pools away,
-    "height" as published or "width". gfu_pool: global pooling in GFU, as the paper draws it. gamma_init: where SSAM's
-    learned blend starts. dropout: the rate everywhere. double_resolution: the encoder's stem halves the resolution once
-    less, as in S²-FPN34M (which is S²-FPN34 with this switch): every level at twice the height and width.
+    ssam=False: identity gate. crb=False: plain convolution branch. apf=False: FPN sum of lateral and upsampled map.
+    gfu=False: upsample and add. deep_supervision=False: no auxiliary heads. strip_axis: the axis that SSAM pools over,
+    "height" as published or "width". gfu_pool: global pooling in GFU, as in the paper's figure. gamma_init: initial
+    value of SSAM's learned blend. dropout: the rate everywhere. double_resolution: the stem of the encoder halves the
+    resolution once less, so that each level has twice the height and width (S²-FPN34M is S²-FPN34 with this switch).
     """
 
     ssam: bool = True
@@ -50,18 +51,19 @@ class Switches:
     double_resolution: bool = False
 
     def __post_init__(self) -> None:
-        for declared in fields(self):
-            value, kind = getattr(self, declared.name), type(declared.default)
-            fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                raise TypeError(f"switch {declared.name} is {value!r}; it takes {kind.__name__}")
+        for field in fields(self):
+            try:
+                value = as_declared(getattr(self, field.name), type(field.default))
+            except TypeError as error:
+                raise TypeError(f"switch {field.name}: {error}") from error
+            object.__setattr__(self, field.name, value)
 
 
 @dataclass
 class Pyramid:
-    """Everything that one forward pass makes, each at its own resolution; coarse to fine, as computed.
+    """All results of one forward pass, each at its own resolution, from coarse to fine.
 
-    apf: the four results of apf1 to apf4; auxiliary: their class logits (empty unless asked for); gfu: the results of
+    apf: the four results of apf1 to apf4; auxiliary: their class logits (empty unless requested); gfu: the results of
     gfu4 to gfu1; logits: the head's (B, K, H/4, W/4).
     """
 
@@ -71,25 +73,25 @@ class Pyramid:
     logits: Tensor
 
 
-class S2FPN(nn.Module):
-    """The network. `forward(x)` gives logits (B, K, H, W) for normalised float images (B, 3, H, W), H and W from 32 up.
+class AuxiliaryHead(nn.Sequential):
+    """3x3 ConvBNAct, dropout, plain 1x1: (B, C, H, W) -> class logits (B, K, H, W). Run in training only."""
 
-    Build it with `build_model`. `config` holds what rebuilds it: `build_model(**model.config)`.
+    def __init__(self, channels: int, num_classes: int, *, revision: str, dropout: float) -> None:
+        super().__init__(
+            ConvBNAct(channels, channels, revision=revision), nn.Dropout(dropout), plain_conv(channels, num_classes)
+        )
+
+
+class S2FPN(nn.Module):
+    """The network. `forward(x)` maps normalized float images (B, 3, H, W), H and W at least 32, to logits (B, K, H, W).
+
+    Build it with `build_model`. `config` rebuilds it: `build_model(**model.config)`.
     """
 
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        revision: str,
-        num_classes: int,
-        switches: Switches,
-        normalization: str,
-        config: dict[str, Any],
-    ) -> None:
+    def __init__(self, spec: EncoderSpec, switches: Switches, config: dict[str, Any]) -> None:
         super().__init__()
-        self.config = config
-        self.num_classes = num_classes
+        revision, num_classes, rate = config["revision"], config["num_classes"], switches.dropout
+        self.config, self.num_classes = config, num_classes
         self.encoder = spec.build(double_resolution=switches.double_resolution)
         self.project = nn.ModuleList(
             nn.Identity()
@@ -99,28 +101,41 @@ class S2FPN(nn.Module):
         )
         p1, p2, p3, p4 = spec.pyramid
         c2, c3, c4, c5 = spec.widths
-        self.cfgb = nn.Sequential(
-            ConvBNAct(c5, c5, stride=2, groups=c5, revision=revision), nn.Dropout(switches.dropout)
-        )
-        self.fab = nn.Sequential(
-            ConvBNAct(c5, p1, groups=math.gcd(c5, p1), revision=revision), nn.Dropout(switches.dropout)
-        )
-        for level, high, low, out in ((1, c5, c5, p1), (2, p1, c4, p2), (3, p2, c3, p3), (4, p3, c2, p4)):
-            self.add_module(f"apf{level}", _fusion_level(high, low, out, revision, switches))
+        self.cfgb = nn.Sequential(ConvBNAct(c5, c5, stride=2, groups=c5, revision=revision), nn.Dropout(rate))
+        self.fab = nn.Sequential(ConvBNAct(c5, p1, groups=math.gcd(c5, p1), revision=revision), nn.Dropout(rate))
+
+        attention = {"strip_axis": switches.strip_axis, "dropout": rate, "gamma_init": switches.gamma_init}
+        apf = partial(APF, ssam=switches.ssam, crb=switches.crb, **attention) if switches.apf else FPNLevel
+        self.apf1 = apf(c5, c5, p1, revision=revision)
+        self.apf2 = apf(p1, c4, p2, revision=revision)
+        self.apf3 = apf(p2, c3, p3, revision=revision)
+        self.apf4 = apf(p3, c2, p4, revision=revision)
         self.auxiliary = nn.ModuleList(
-            AuxiliaryHead(width, num_classes, revision=revision, dropout=switches.dropout)
+            AuxiliaryHead(width, num_classes, revision=revision, dropout=rate)
             for width in (spec.pyramid if switches.deep_supervision else ())
         )
-        for level, coarse, width in ((4, p1, p1), (3, p1, p2), (2, p2, p3), (1, p3, p4)):
-            self.add_module(f"gfu{level}", _upsampling_level(coarse, width, revision, switches))
+        gfu = partial(GFU, revision=revision, pool=switches.gfu_pool) if switches.gfu else UpsampleAdd
+        self.gfu4 = gfu(p1, p1)
+        self.gfu3 = gfu(p1, p2)
+        self.gfu2 = gfu(p2, p3)
+        self.gfu1 = gfu(p3, p4)
         self.head = plain_conv(p4, num_classes)
-        mean, std = NORMALIZATIONS[normalization]
+
+        mean, std = NORMALIZATIONS[config["normalization"]]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        _initialize(self, skip=self.encoder)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """He initialization of the convolutions outside the encoder, which keeps its own."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 RGB (B, 3, H, W) -> the network's float32 input, normalised, on the network's device."""
+        """uint8 RGB (B, 3, H, W) -> the network's float32 input, normalized, on the network's device."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"preprocess needs uint8 RGB images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
@@ -149,8 +164,8 @@ class S2FPN(nn.Module):
     def forward(self, x: Tensor, aux: bool = False, *, resize: bool = True) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits (B, K, H, W); with `aux` also the list of the four auxiliary logits, in the order apf1 to apf4.
 
-        `resize=False` leaves all of them at the resolution they were computed at (main at stride 4, auxiliaries at
-        strides 32, 16, 8 and 4; twice that resolution for S²-FPN34M or with double_resolution).
+        `resize=False` leaves all of them at the resolution at which they were computed (main at stride 4, auxiliaries
+        at strides 32, 16, 8, and 4; twice that resolution for S²-FPN34M or with double_resolution).
         """
         result = self.pyramid(x, aux=aux)
         logits, auxiliary = result.logits, result.auxiliary
@@ -171,12 +186,10 @@ class S2FPN(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the pretrained encoder and of everything else, for two learning rates."""
-        encoder = list(self.encoder.parameters())
-        known = {id(parameter) for parameter in encoder}
-        return {
-            "encoder": encoder,
-            "decoder": [parameter for parameter in self.parameters() if id(parameter) not in known],
-        }
+        groups: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": []}
+        for name, parameter in self.named_parameters():
+            groups["encoder" if name.startswith("encoder.") else "decoder"].append(parameter)
+        return groups
 
 
 def build_model(
@@ -190,17 +203,21 @@ def build_model(
 ) -> S2FPN:
     """Build an S²-FPN.
 
-    name: s2fpn18, s2fpn34, s2fpn34m, s2fpn50, s2fpn101, s2fpn152 or s2fpn_lite. revision: "v1" (the paper's) or "v2"
-    (the author's rewrite). encoder_weights: None, "imagenet", or the path of an ImageNet state dict; they are loaded
-    into the finished network, after every initialisation. normalization: a key of NORMALIZATIONS, by default the one
-    that the encoder was trained with. switches: the fields of `Switches`.
+    Args:
+        name: s2fpn18, s2fpn34, s2fpn34m, s2fpn50, s2fpn101, s2fpn152, or s2fpn_lite.
+        revision: "v1" (the paper's network) or "v2" (the author's rewrite).
+        encoder_weights: None, "imagenet", or the path of an ImageNet state dict; loaded after all initialization.
+        normalization: a key of NORMALIZATIONS, by default the one that the encoder was trained with.
+        switches: the fields of `Switches`.
 
-    Raises ValueError for an unknown name or value, TypeError for an unknown switch, each with the nearest known one, or
-    for a switch of the wrong type, and FileNotFoundError for encoder weights that are not there.
+    Raises:
+        ValueError: unknown name, revision, or normalization.
+        TypeError: unknown switch, or a switch of the wrong type.
+        FileNotFoundError: there is no file at `encoder_weights`.
     """
     spec = ENCODERS.get(name)
     if spec is None:
-        raise ValueError(f"unknown model {name!r}{_hint(name, ENCODERS)}. Known: {', '.join(ENCODERS)}")
+        raise ValueError(f"unknown model {name!r}.{did_you_mean(name, ENCODERS)} Known: {', '.join(ENCODERS)}")
     normalization = normalization or spec.normalization
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"unknown normalization {normalization!r}. Known: {', '.join(NORMALIZATIONS)}")
@@ -209,70 +226,20 @@ def build_model(
     known = Switches.__dataclass_fields__
     for switch in switches:
         if switch not in known:
-            raise TypeError(f"unknown switch {switch!r}{_hint(switch, known)}. Known: {', '.join(known)}")
-    config = {
-        "name": name,
-        "revision": check_revision(revision),
-        "num_classes": num_classes,
-        "normalization": normalization,
-        **switches,
-    }
+            raise TypeError(f"unknown switch {switch!r}.{did_you_mean(switch, known)} Known: {', '.join(known)}")
     if encoder_weights not in (None, "imagenet") and not Path(encoder_weights).is_file():
         raise FileNotFoundError(f'encoder_weights is {encoder_weights!r}: neither "imagenet" nor a state dict\'s path')
-    model = S2FPN(
-        spec,
-        revision=revision,
-        num_classes=num_classes,
-        switches=Switches(**switches),
-        normalization=normalization,
-        config=config,
-    )
+    config = {"name": name, "revision": check_revision(revision), "num_classes": num_classes}
+    model = S2FPN(spec, Switches(**switches), {**config, "normalization": normalization, **switches})
     if encoder_weights is not None:
         model.encoder.load_imagenet(None if encoder_weights == "imagenet" else encoder_weights)
     return model
-
-
-def _hint(word: str, known: Any) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
-
-
-def _fusion_level(high: int, low: int, out: int, revision: str, switches: Switches) -> nn.Module:
-    if not switches.apf:
-        return FPNLevel(high, low, out, revision=revision)
-    return APF(
-        high,
-        low,
-        out,
-        revision=revision,
-        ssam=switches.ssam,
-        crb=switches.crb,
-        strip_axis=switches.strip_axis,
-        dropout=switches.dropout,
-        gamma_init=switches.gamma_init,
-    )
-
-
-def _upsampling_level(coarse: int, width: int, revision: str, switches: Switches) -> nn.Module:
-    if not switches.gfu:
-        return UpsampleAdd(coarse, width)
-    return GFU(coarse, width, revision=revision, pool=switches.gfu_pool)
-
-
-def _initialize(model: nn.Module, *, skip: nn.Module) -> None:
-    """He initialisation for the convolutions outside the encoder, which keeps its own."""
-    inside = set(skip.modules())
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module not in inside:
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _check_input(x: Tensor) -> None:
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"S2FPN needs images (B, 3, H, W), got shape {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(f"S2FPN needs normalised float images, got {x.dtype}: pass them through model.preprocess first")
+        raise TypeError(f"S2FPN needs normalized float images, got {x.dtype}: pass them through model.preprocess first")
     if min(x.shape[-2:]) < MIN_SIZE:
         raise ValueError(f"S2FPN needs at least {MIN_SIZE}x{MIN_SIZE} pixels, got {x.shape[-2]}x{x.shape[-1]}")

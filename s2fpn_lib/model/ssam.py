@@ -1,7 +1,7 @@
-"""SSAM, the scale-aware strip attention module: one class a revision, and the gate both of them end in.
+"""SSAM, the scale-aware strip attention module: one class per revision, and the gate that both share.
 
-A strip is what is left of a feature map when one axis has been pooled away. The published network pools over the
-height, so a strip has one entry per image column; `strip_axis="width"` pools over the width instead (one per row).
+A strip is a feature map after pooling over one axis. The published network pools over the height, so that a strip has
+one entry per image column; `strip_axis="width"` pools over the width instead (one entry per row).
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ from s2fpn_lib.model.blocks import DROPOUT, ConvBNAct, check_revision, plain_con
 STRIP_AXES = {"height": 2, "width": 3}
 
 
-def _pooled_dim(strip_axis: str) -> int:
-    if strip_axis not in STRIP_AXES:
-        raise ValueError(f"unknown strip_axis {strip_axis!r}: choose one of {', '.join(STRIP_AXES)}")
-    return STRIP_AXES[strip_axis]
-
-
 class StripGate(nn.Module):
-    """What both revisions share: the weight on both strips, and `relu(g dropout(fuse(S)) + (1 - g) x)`.
+    """The part that both revisions share: the weight W of both strips, and `relu(g dropout(fuse(S)) + (1 - g) x)`.
 
-    `gamma` is the learned scalar g. It starts at 0 in the published network, where the attention therefore starts as
-    relu(x); `gamma_init` moves the start.
+    `gamma` is the learned scalar g. Its initial value is `gamma_init`, 0 in the published network, where the attention
+    therefore starts as relu(x).
     """
 
     def __init__(
         self, channels: int, *, strip_axis: str = "height", dropout: float = DROPOUT, gamma_init: float = 0.0
     ) -> None:
         super().__init__()
-        self.pooled_dim = _pooled_dim(strip_axis)
+        if strip_axis not in STRIP_AXES:
+            raise ValueError(f"unknown strip_axis {strip_axis!r}: choose one of {', '.join(STRIP_AXES)}")
+        self.pooled_dim = STRIP_AXES[strip_axis]
         self.shared = plain_conv(channels, channels)
         self.bn_max = nn.BatchNorm2d(channels)
         self.fuse = plain_conv(channels, channels)
@@ -40,7 +36,7 @@ class StripGate(nn.Module):
 
     def max_strip(self, x: Tensor) -> Tensor:
         """m = BN1(W maxpool(x)): (B, C, H, W) -> (B, C, 1, W), or (B, C, H, 1) for strip_axis="width"."""
-        # Channels go last for the reduction: in channels_last memory that is thirty times as fast
+        # Channels are moved to the end for the reduction, which is thirty times faster in channels_last memory
         highest = x.movedim(1, 3).amax(self.pooled_dim - 1, keepdim=True).movedim(3, 1)
         return self.bn_max(self.shared(highest))
 
@@ -51,7 +47,7 @@ class StripGate(nn.Module):
 
 
 class SSAMv1(StripGate):
-    """The paper's strip attention: two gates a column choose between the average and the maximum strip.
+    """The paper's strip attention: two gates per column weigh the average and the maximum strip.
 
     m = BN1(W maxpool(x)), a = BN2(W avgpool(x)), A = softmax over channels of m * a,
     S = A[:, 0:1] * a + A[:, 1:2] * m, then the gate. (B, C, H, W) -> (B, C, H, W).
@@ -61,26 +57,23 @@ class SSAMv1(StripGate):
         super().__init__(channels, **options)
         self.bn_avg = nn.BatchNorm2d(channels)
 
-    def avg_strip(self, x: Tensor) -> Tensor:
-        """a = BN2(W avgpool(x)): (B, C, H, W) -> (B, C, 1, W)."""
-        return self.bn_avg(self.shared(x.mean(self.pooled_dim, keepdim=True)))
-
     @staticmethod
     def gates(maximum: Tensor, average: Tensor) -> Tensor:
         """A = softmax over channels of m * a, in float32: (B, C, 1, W) twice -> (B, C, 1, W)."""
         return torch.softmax((maximum * average).float(), dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        maximum, average = self.max_strip(x), self.avg_strip(x)
+        maximum = self.max_strip(x)  # (B, C, 1, W)
+        average = self.bn_avg(self.shared(x.mean(self.pooled_dim, keepdim=True)))  # (B, C, 1, W)
         gates = self.gates(maximum, average).to(x.dtype)
         return self.blend(gates[:, 0:1] * average + gates[:, 1:2] * maximum, x)
 
 
 class ColumnAttention(StripGate):
-    """The attention of v2: every pixel looks at the strip's columns, softmax over columns of m^T q without 1/sqrt(C).
+    """The attention of v2: each pixel attends to the strip's columns, softmax over columns of m^T q without 1/sqrt(C).
 
-    q = BN2(W x) are the pixels' queries (B, C, HW), m = BN1(W maxpool(x)) the columns' keys (B, C, L),
-    v = conv_v(avgpool(x)) their values, T = augment(v P) the attended map; S = T[:, 0:1] * q + T[:, 1:2] * m (no
+    q = BN2(W x) are the queries (B, C, HW), one per pixel; m = BN1(W maxpool(x)) the keys (B, C, L), one per column;
+    v = conv_v(avgpool(x)) the values; T = augment(v P) the attended map; S = T[:, 0:1] * q + T[:, 1:2] * m (no
     sigmoid on the two gates), then the gate and one more plain 1x1. L is W, or H for strip_axis="width".
     """
 
@@ -91,21 +84,17 @@ class ColumnAttention(StripGate):
         self.augment = plain_conv(channels, channels, bias=True)
         self.fuse_out = plain_conv(channels, channels)
 
-    def query(self, x: Tensor) -> Tensor:
-        """q = BN2(W x): (B, C, H, W) -> (B, C, H, W)."""
-        return self.bn_query(self.shared(x))
-
     @staticmethod
     def distribution(query: Tensor, keys: Tensor) -> Tensor:
-        """P, each pixel's distribution over strip entries: (B, C, H, W), (B, C, 1, W) -> (B, HW, L), float32."""
+        """P, the distribution of each pixel over strip entries: (B, C, H, W), (B, C, 1, W) -> (B, HW, L), float32."""
         scores = torch.einsum("bcp,bcl->bpl", query.flatten(2).float(), keys.flatten(2).float())
         return torch.softmax(scores, dim=2)
 
     def attended(self, x: Tensor, query: Tensor, keys: Tensor) -> Tensor:
-        """T = augment(v P): the values of the strip, mixed by every pixel's distribution, (B, C, H, W)."""
+        """T = augment(v P): the values of the strip, averaged by the distribution of each pixel, (B, C, H, W)."""
         value = self.value(x.mean(self.pooled_dim, keepdim=True))  # (B, C, 1, W)
         mixed = nn.functional.scaled_dot_product_attention(
-            query.flatten(2).transpose(1, 2)[:, None],  # (B, 1, HW, C): one head, which ONNX wants to see
+            query.flatten(2).transpose(1, 2)[:, None],  # (B, 1, HW, C): the ONNX export needs the axis of heads
             keys.flatten(2).transpose(1, 2)[:, None],  # (B, 1, L, C)
             value.flatten(2).transpose(1, 2)[:, None],  # (B, 1, L, C)
             scale=1.0,
@@ -113,14 +102,14 @@ class ColumnAttention(StripGate):
         return self.augment(mixed[:, 0].transpose(1, 2).reshape(x.shape))  # (B, HW, C) -> (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, keys = self.query(x), self.max_strip(x)
+        query, keys = self.bn_query(self.shared(x)), self.max_strip(x)
         attended = self.attended(x, query, keys)
         strips = attended[:, 0:1] * query + attended[:, 1:2] * keys
         return self.fuse_out(self.blend(strips, x))
 
 
 class DilatedGate(nn.Module):
-    """The "mlp" of v2: sigmoid(fuse(cat[3x3 dilation 2, 3x3 dilation 4])), C/2 channels a branch."""
+    """The "mlp" of v2: sigmoid(fuse(cat[3x3 dilation 2, 3x3 dilation 4])), C/2 channels per branch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -133,7 +122,7 @@ class DilatedGate(nn.Module):
 
 
 class SSAMv2(nn.Module):
-    """The rewrite's strip attention: y = x + attention(x), then y + mlp(y). (B, C, H, W) -> (B, C, H, W)."""
+    """The strip attention of v2: y = x + attention(x), then y + mlp(y). (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, **options) -> None:
         super().__init__()
@@ -146,5 +135,5 @@ class SSAMv2(nn.Module):
 
 
 def SSAM(channels: int, *, revision: str, **options) -> SSAMv1 | SSAMv2:
-    """The strip attention of `revision`; `options` are those of StripGate."""
+    """The strip attention of `revision`; `options` are the arguments of `StripGate`."""
     return {"v1": SSAMv1, "v2": SSAMv2}[check_revision(revision)](channels, **options)

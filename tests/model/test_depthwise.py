@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2fpn_lib.model.depthwise import depthwise_conv2d
+from s2fpn_lib.model.efficientnet_lite import depthwise_conv2d
 
 
 def sample(channels=6, size=(9, 11), kernel=5):

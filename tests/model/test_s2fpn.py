@@ -128,9 +128,9 @@ class TestSwitches:
             plain = build_model("s2fpn18", num_classes=4, ssam=False, crb=False).apf4.eval()
             lateral = plain.lateral_low(low)
             up = torch.nn.functional.interpolate(high, size=(16, 16), mode="bilinear", align_corners=False)
-            refined = plain.frb(torch.cat([lateral, up], 1))
+            refined = plain.frb(lateral, high, up)
             expected = refined * plain.conv_high(up) + plain.conv_low(lateral)
-            torch.testing.assert_close(plain.fuse(high, low), expected)
+            torch.testing.assert_close(plain(high, low)[1], expected)
 
     def test_apf_off_is_the_sum_of_a_feature_pyramid(self):
         level = build_model("s2fpn18", num_classes=4, apf=False).apf4.eval()
