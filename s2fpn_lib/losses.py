@@ -1,8 +1,9 @@
-"""The training loss: class-weighted cross-entropy on the main logits and on every auxiliary logits map, summed.
+"""The training loss, with deep supervision, online hard example mining, the Lovász term, and distillation.
 
     loss = L(logits, label) + aux_weight * sum_i L(aux_i, label) + lovasz_weight * lovasz_softmax(logits, label)
 
-Published: L is cross-entropy weighted by 1 / ln(1.10 + share), five terms of weight 1, every map resized to the label.
+Published: L is cross-entropy weighted by 1 / ln(1.10 + share), and all five terms have weight 1 and the label's size.
+Distillation adds `distillation_loss` against a teacher's logits as a further term.
 """
 
 import math
@@ -15,47 +16,37 @@ from torch import Tensor, nn
 from s2fpn_lib.distributed import mean_over_processes
 from s2fpn_lib.model.blocks import resize_aligned
 
-# MERGED lovasz: """The Lovász-softmax loss: a surrogate of mean IoU itself, to add to cross-entropy for thin and rare classes."""
-# MERGED distillation: """Knowledge distillation: what a trained network says of every pixel, as a second target beside the label.
-#
-# Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; pixel by
-# pixel as in Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equation 1.
-# """
-
-
 CRITERIA = ("cross_entropy", "ohem")
 AUX_RESOLUTIONS = ("label", "own")
-LOVASZ_STRIDE = 2  # of the label pixels that the Lovász term sorts, in both directions
 
 
 class DeepSupervisionLoss(nn.Module):
     """Sum of the main loss and the weighted auxiliary losses.
 
-    Each term is the weighted mean that torch's cross-entropy takes, sum(w[y] * ce) / sum(w[y]), over the pixels that
-    are not ignored; it is 0 with a zero gradient, not NaN, where every pixel is ignored. The arithmetic is float32
-    under any autocast.
+    Each term is the weighted mean of torch's cross-entropy, sum(w[y] * ce) / sum(w[y]), over the pixels that are not
+    ignored. Unlike torch's, it is 0 with a zero gradient, not NaN, where every pixel is ignored. The arithmetic is
+    float32 under any autocast.
 
-    Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights: the
-    mean of the processes' losses, and of their gradients, is then what one process finds on the whole batch, however
-    the ignored pixels lie. OHEM's k-th hardest pixel and the Lovász term are those of each process's own part.
+    Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights. The
+    mean of the processes' losses, and of their gradients, is then that of one process on the whole batch, however the
+    ignored pixels are distributed. OHEM's k-th hardest pixel and the Lovász term are those of each process's own part.
 
-    A label id that is neither a class nor `ignore_index` raises a ValueError on the CPU. On CUDA raising would need a
-    host sync (and the kernel's own assert would take the process's context with it), so there the loss becomes NaN: the
-    training loop finds it and asks `check_labels` for the message. The data audit finds such files before training.
+    A label id that is neither a class nor `ignore_index` raises a ValueError on a CPU. On CUDA raising would need a
+    host synchronization, so the loss becomes NaN there, and the training loop calls `check_labels` for the message.
 
     Args:
         ignore_index: label id left out of the loss.
-        class_weights: (K,) weights, None for 1.
+        class_weights: (K,) weights; None for equal weights.
         aux_weight: weight of each auxiliary term.
         criterion: "cross_entropy", or "ohem": online hard example mining, which keeps the pixels whose probability of
             the true class is at most `ohem_threshold`, and never fewer than the `ohem_min_kept` hardest (more where
             several tie with the last of them).
         aux_resolution: "label" (published) resizes auxiliary logits to the label, bilinear with align_corners=True;
-            "own" takes every k-th label pixel instead, which costs a fraction of the time and memory.
+            "own" takes every k-th label pixel instead, which needs a fraction of the time and memory.
         ohem_threshold: probability above which a pixel counts as easy.
         ohem_min_kept: least share of all pixels of the batch to keep, in [0, 1].
-        lovasz_weight: weight of the Lovász-softmax term of the main logits, taken at every second label pixel and row
-            because it sorts the pixels once a class.
+        lovasz_weight: weight of the Lovász-softmax term of the main logits. It is computed on every second pixel of
+            every second row, because it sorts the pixels once per class.
     """
 
     class_weights: Tensor | None
@@ -92,15 +83,20 @@ class DeepSupervisionLoss(nn.Module):
     def forward(self, outputs: Tensor | tuple[Tensor, Sequence[Tensor]], label: Tensor) -> Tensor:
         """Scalar loss of ((B,K,h,w) logits, [(B,K,h_i,w_i) auxiliary logits]) for (B,H,W) uint8 or int64 labels.
 
-        Bare logits instead of the pair count as no auxiliary logits.
+        Logits alone instead of the pair have no auxiliary terms.
         """
         logits, auxiliary = (outputs, ()) if isinstance(outputs, Tensor) else outputs
-        target, poison = self._target(label, num_classes=logits.shape[1])
-        logits = _resized(logits, target)
-        loss = self._term(logits, target) + poison
+        target = label.long()
+        unknown = ((target < 0) | (target >= logits.shape[1])) & (target != self.ignore_index)
+        if not unknown.is_cuda and unknown.any():
+            self.check_labels(label, logits.shape[1])
+        target = target.masked_fill(unknown, self.ignore_index)
+        logits = resize_aligned(logits.float(), target.shape[-2:])
+        loss = self._term(logits, target) + torch.where(unknown.any(), math.nan, 0.0)
         if self.lovasz_weight:
-            thin = (..., slice(None, None, LOVASZ_STRIDE), slice(None, None, LOVASZ_STRIDE))
-            loss = loss + self.lovasz_weight * lovasz_softmax(logits[thin], target[thin], self.ignore_index)
+            every_second = (..., slice(None, None, 2), slice(None, None, 2))
+            lovasz = lovasz_softmax(logits[every_second], target[every_second], self.ignore_index)
+            loss = loss + self.lovasz_weight * lovasz
         for aux in auxiliary:
             aux_target = target if self.aux_resolution == "label" else _subsample(target, aux.shape[-2:])
             loss = loss + self.aux_weight * self._term(aux, aux_target)
@@ -109,35 +105,26 @@ class DeepSupervisionLoss(nn.Module):
     def check_labels(self, label: Tensor, num_classes: int) -> None:
         """Raises a ValueError naming the ids in `label` that are neither a class nor ignored. Syncs with the device."""
         ids = torch.unique(label).tolist()
-        foreign = [i for i in ids if i != self.ignore_index and not 0 <= i < num_classes]
-        if foreign:
+        unknown = [i for i in ids if i != self.ignore_index and not 0 <= i < num_classes]
+        if unknown:
             raise ValueError(
-                f"label ids {foreign} are neither one of the {num_classes} classes (0..{num_classes - 1}) nor the "
-                f"ignored id {self.ignore_index}: audit the dataset (s2fpn_lib.data.check_dataset) or mend ignore_index"
+                f"label ids {unknown} are neither one of the {num_classes} classes (0..{num_classes - 1}) nor the "
+                f"ignored id {self.ignore_index}: audit the dataset (s2fpn_lib.data.check_dataset) or fix ignore_index"
             )
 
-    def _target(self, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """int64 labels with foreign ids ignored, and a scalar to add to the loss: NaN where there were any, else 0."""
-        target = label.long()
-        foreign = ((target < 0) | (target >= num_classes)) & (target != self.ignore_index)
-        if not foreign.is_cuda and foreign.any():
-            self.check_labels(label, num_classes)
-        poison = torch.where(foreign.any(), math.nan, 0.0)
-        return target.masked_fill(foreign, self.ignore_index), poison
-
     def _term(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of one logits map (B,K,h,w) against labels (B,H,W), resized to them where the sizes differ."""
-        logits = _resized(logits, target)
-        valid = target != self.ignore_index
+        """Loss of one (B,K,h,w) logits map for (B,H,W) labels, resized to them where the sizes differ."""
+        logits = resize_aligned(logits.float(), target.shape[-2:])
+        kept = target != self.ignore_index
         if self.criterion == "ohem":
             error = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
-            weight = self._pixel_weights(target, valid & self._hard(error.detach(), valid))
+            weight = self._pixel_weights(target, kept & self._hard(error.detach(), kept))
             return (weight * error).sum() / _divisor(weight.sum())
         total = F.cross_entropy(logits, target, self.class_weights, ignore_index=self.ignore_index, reduction="sum")
-        return total / _divisor(self._pixel_weights(target, valid).sum())
+        return total / _divisor(self._pixel_weights(target, kept).sum())
 
     def _pixel_weights(self, target: Tensor, kept: Tensor) -> Tensor:
-        """w[y] where kept, else 0: (B, H, W)."""
+        """(B, H, W): w[y] where `kept`, else 0."""
         if self.class_weights is None:
             return kept.float()
         return self.class_weights[target.masked_fill(~kept, 0)] * kept
@@ -145,8 +132,9 @@ class DeepSupervisionLoss(nn.Module):
     def _hard(self, error: Tensor, valid: Tensor) -> Tensor:
         """Pixels that OHEM keeps, (B, H, W).
 
-        k is a share of *all* pixels, so known on the host: with fewer than k valid pixels the k-th smallest probability
-        is an ignored pixel's 2, and all valid ones are kept without asking the device how many there are.
+        k is a share of *all* pixels, so it is known on the host. With fewer than k valid pixels, the k-th smallest
+        probability is the 2 of an ignored pixel, and all valid pixels are kept without asking the device for their
+        number.
         """
         probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class
         threshold = torch.full((), self.ohem_threshold, device=error.device)
@@ -155,23 +143,18 @@ class DeepSupervisionLoss(nn.Module):
         return probability <= threshold
 
 
-def _resized(logits: Tensor, target: Tensor) -> Tensor:
-    """float32 logits (B,K,H,W) at the size of labels (B,H,W)."""
-    logits = logits.float()
-    if logits.shape[-2:] == target.shape[-2:]:
-        return logits
-    return F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
-
-
 def _divisor(total: Tensor) -> Tensor:
-    """The divisor of a weighted mean, from this process's sum of weights; 1 for an empty one, whose numerator is 0."""
+    """Divisor of a weighted mean from this process's sum of weights; 1 for an empty sum, whose numerator is 0."""
     total = mean_over_processes(total)
     return torch.where(total > 0, total, 1.0)
 
 
 def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B,H,W) -> (B,h,w), pixel floor(i * H / h): a stride-s feature map of 3x3 convolutions with padding 1 is
-    centred on input pixel s * i, not on the middle of its s x s block."""
+    """(B,H,W) labels -> (B,h,w), pixel floor(i * H / h).
+
+    3x3 convolutions with padding 1 center pixel i of a stride-s feature map on input pixel s * i, not on the middle of
+    an s x s block. (`F.interpolate` takes no integer labels and rounds i * H / h in float32.)
+    """
     height, width = label.shape[-2:]
     rows = torch.arange(size[0], device=label.device) * height // size[0]
     columns = torch.arange(size[1], device=label.device) * width // size[1]
@@ -181,13 +164,13 @@ def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
 def lovasz_softmax(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """Scalar: the Lovász extension of the Jaccard loss, averaged over the classes that occur in `target`.
 
-    For class c every pixel has an error m = |[y = c] - p_c|. With the pixels sorted by falling error, and S_i the first
-    i of them counted as mistakes,
+    For class c each pixel has an error m = |[y = c] - p_c|. With the pixels sorted by decreasing error, and S_i the
+    first i of them counted as mistakes,
 
         loss_c = sum_i m_i (J(S_i) - J(S_i-1)),   J(S) = 1 - |true c without S| / |true c or S|
 
-    so 1 - IoU of the class where all probabilities are 0 or 1. The whole batch counts as one image. Without a class in
-    `target` the loss is 0. Needs no host sync.
+    so it is 1 - IoU of the class where all probabilities are 0 or 1. The whole batch counts as one image. Without a
+    class in `target` the loss is 0. Needs no host synchronization.
 
     Args:
         logits: (B, K, H, W).
@@ -203,33 +186,27 @@ def lovasz_softmax(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         # an ignored pixel has error 0: sorted last, and times 0 in the sum
         errors = ((truth.float() - probabilities[:, c]).abs() * valid).flatten()
         errors, order = errors.sort(descending=True)
-        losses.append(errors @ _jaccard_steps(truth.flatten()[order]))
-        present.append(truth.any())
+        truth = truth.flatten()[order]
+        mistaken = truth.cumsum(0)  # true pixels among the first i; int64, for float32 cannot count beyond 2**24
+        union = mistaken[-1] + (~truth).cumsum(0)
+        jaccard = 1 - (mistaken[-1] - mistaken) / union.clamp(min=1)
+        losses.append(errors @ jaccard.diff(prepend=jaccard.new_zeros(1)))
+        present.append(mistaken[-1] > 0)
     weight = torch.stack(present).float()
     return (torch.stack(losses) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _jaccard_steps(truth: Tensor) -> Tensor:
-    """J(S_i) - J(S_i-1) for i = 1..N, (N,) float32, of (N,) bool truth in the order of falling error."""
-    mistaken = truth.cumsum(0)  # true pixels among the first i; int64, for float32 cannot count beyond 2**24
-    intersection = mistaken[-1] - mistaken
-    union = mistaken[-1] + (~truth).cumsum(0)
-    jaccard = 1 - (intersection / union.clamp(min=1))
-    return jaccard.diff(prepend=jaccard.new_zeros(1))
-
-
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Scalar T² KL(softmax(teacher / T) || softmax(student / T)), the mean over all pixels, labelled or not.
+    """Scalar T² KL(softmax(teacher / T) || softmax(student / T)), the mean over all pixels, labeled or not.
 
     (B,K,h,w) student logits are resized to the teacher's (B,K,H,W), bilinear with align_corners=True as the network
-    resizes its own. With a temperature T above 1 the classes that come second and third count for more; T² keeps the
+    resizes its own. A temperature T above 1 gives more weight to the classes that come second and third; T² keeps the
     size of the gradient. The arithmetic is float32.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; per
+    pixel as in Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equation 1.
     """
-    student = resize_aligned(student.float(), teacher.shape[-2:])
-    divergence = nn.functional.kl_div(
-        (student / temperature).log_softmax(1),
-        (teacher.float() / temperature).log_softmax(1),
-        reduction="none",
-        log_target=True,
-    )
+    student = resize_aligned(student.float(), teacher.shape[-2:]) / temperature
+    target = (teacher.float() / temperature).log_softmax(1)
+    divergence = F.kl_div(student.log_softmax(1), target, reduction="none", log_target=True)
     return temperature**2 * divergence.sum(1).mean()

@@ -1,16 +1,13 @@
-"""The loss against references written pixel by pixel, and its behaviour where torch's own gives NaN."""
+"""Losses against references computed pixel by pixel, set by set, and with torch's own losses."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from s2fpn_lib.data import get_protocol
-from s2fpn_lib.data.dataset import SegmentationDataset
-from s2fpn_lib.data.statistics import class_pixels, class_weights_from
-from s2fpn_lib.losses import DeepSupervisionLoss
+from s2fpn_lib.losses import DeepSupervisionLoss, distillation_loss, lovasz_softmax
+from s2fpn_lib.metrics import ConfusionMatrix
 
 K, IGNORE = 4, 7
 WEIGHTS = torch.tensor([1.0, 2.5, 0.5, 4.0])
@@ -48,7 +45,7 @@ def test_main_term_is_the_weighted_mean():
     torch.testing.assert_close(loss, F.cross_entropy(logits, label.long(), WEIGHTS, ignore_index=IGNORE))
 
 
-def test_published_form_is_the_sum_of_five_terms_at_the_labels_size():
+def test_published_loss_is_the_sum_of_five_terms_at_the_labels_size():
     logits, label = random_case(size=(12, 16))
     auxiliary = [torch.randn(2, K, 12 // s, 16 // s) for s in (4, 2, 2, 1)]
     loss = DeepSupervisionLoss(IGNORE, WEIGHTS)((logits, auxiliary), label)
@@ -62,7 +59,7 @@ def test_published_form_is_the_sum_of_five_terms_at_the_labels_size():
     torch.testing.assert_close(half - alone, (loss - alone) / 2)
 
 
-def test_own_resolution_compares_with_every_kth_label_pixel():
+def test_own_resolution_takes_every_kth_label_pixel():
     logits, label = random_case(size=(12, 16))
     aux = torch.randn(2, K, 3, 4)
     loss = DeepSupervisionLoss(IGNORE, aux_resolution="own")((logits, [aux]), label)
@@ -71,8 +68,7 @@ def test_own_resolution_compares_with_every_kth_label_pixel():
     torch.testing.assert_close(loss - main, F.cross_entropy(aux, small, ignore_index=IGNORE))
 
 
-@pytest.mark.parametrize("min_kept", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("threshold", [0.05, 0.7])
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.05, 0.0), (0.05, 0.3), (0.7, 0.0), (0.7, 0.7), (0.7, 1.0)])
 def test_ohem_keeps_exactly_the_hard_pixels(threshold, min_kept):
     logits, label = random_case(seed=3)
     loss = DeepSupervisionLoss(IGNORE, WEIGHTS, criterion="ohem", ohem_threshold=threshold, ohem_min_kept=min_kept)(
@@ -82,9 +78,9 @@ def test_ohem_keeps_exactly_the_hard_pixels(threshold, min_kept):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_ohem_sends_no_gradient_into_easy_pixels():
+def test_ohem_gives_easy_pixels_no_gradient():
     logits = torch.zeros(1, 2, 1, 2)
-    logits[0, 0, 0, 0] = 5.0  # pixel 0: sure and right; pixel 1: undecided
+    logits[0, 0, 0, 0] = 5.0  # pixel 0: certain and correct; pixel 1: undecided
     logits.requires_grad_()
     label = torch.zeros(1, 1, 2, dtype=torch.uint8)
     DeepSupervisionLoss(IGNORE, criterion="ohem", ohem_min_kept=0.0)(logits, label).backward()
@@ -94,7 +90,7 @@ def test_ohem_sends_no_gradient_into_easy_pixels():
 
 @pytest.mark.parametrize("criterion", ["cross_entropy", "ohem"])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_a_batch_without_any_labelled_pixel_gives_zero_and_a_finite_gradient(criterion, weights):
+def test_a_batch_without_labeled_pixels_gives_zero(criterion, weights):
     logits, _ = random_case()
     logits.requires_grad_()
     label = torch.full((2, 6, 8), IGNORE, dtype=torch.uint8)
@@ -104,7 +100,7 @@ def test_a_batch_without_any_labelled_pixel_gives_zero_and_a_finite_gradient(cri
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def test_uint8_and_int64_labels_agree_and_half_precision_logits_count_in_float32():
+def test_label_dtypes_and_half_precision_logits():
     logits, label = random_case()
     loss = DeepSupervisionLoss(IGNORE, WEIGHTS)
     assert torch.equal(loss(logits, label), loss(logits, label.long()))
@@ -112,7 +108,7 @@ def test_uint8_and_int64_labels_agree_and_half_precision_logits_count_in_float32
     assert torch.equal(loss(logits.bfloat16(), label), loss(logits.bfloat16().float(), label))
 
 
-def test_foreign_label_ids_are_named():
+def test_unknown_label_ids_are_named():
     logits, label = random_case()
     label[0, 0, 0], label[1, 2, 3] = 5, 200
     with pytest.raises(ValueError, match=r"label ids \[5, 200\] .* 4 classes .* ignored id 7"):
@@ -120,7 +116,7 @@ def test_foreign_label_ids_are_named():
 
 
 @pytest.mark.cuda
-def test_foreign_label_ids_make_the_loss_nan_on_cuda_and_leave_the_context_alive():
+def test_unknown_label_ids_make_the_loss_nan_on_cuda():
     logits, label = (each.cuda() for each in random_case())
     label[0, 0, 0] = 5
     loss = DeepSupervisionLoss(IGNORE, WEIGHTS).cuda()
@@ -132,37 +128,121 @@ def test_foreign_label_ids_make_the_loss_nan_on_cuda_and_leave_the_context_alive
 
 
 @pytest.mark.parametrize("wrong", [{"criterion": "focal"}, {"aux_resolution": "half"}, {"ohem_min_kept": 100_000}])
-def test_unknown_options_are_refused(wrong):
+def test_invalid_options(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DeepSupervisionLoss(IGNORE, **wrong)
 
 
-class Labelled(SegmentationDataset):
-    """Labels given as arrays, with black images."""
+def lovasz_by_sets(logits, target):
+    """The definition, with sets of pixels."""
+    probability = logits.double().softmax(1).movedim(1, -1).flatten(0, 2)
+    target = target.flatten()
+    kept = [i for i in range(len(target)) if target[i] != IGNORE]
+    losses = []
+    for c in range(logits.shape[1]):
+        true = {i for i in kept if target[i] == c}
+        if not true:
+            continue
+        error = {i: abs((i in true) - probability[i, c].item()) for i in kept}
+        loss, before, mistakes = 0.0, 0.0, set()
+        for i in sorted(kept, key=error.get, reverse=True):
+            mistakes.add(i)
+            now = 1 - len(true - mistakes) / len(true | mistakes)
+            loss += error[i] * (now - before)
+            before = now
+        losses.append(loss)
+    return sum(losses) / len(losses)
 
-    name, split, protocol = "camvid", "train", get_protocol("camvid-segnet-360x480")
 
-    def __init__(self, *labels: list[list[int]]):
-        self.labels = [np.array(label, dtype=np.uint8) for label in labels]
-        self.names = self.drives = [f"sample{i}" for i in range(len(labels))]
-
-    def arrays(self, index):
-        label = self.labels[index]
-        return np.zeros((*label.shape, 3), dtype=np.uint8), label
+def lovasz_case(classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, classes, 5, 7, generator=generator)
+    target = torch.randint(0, classes - 1, (2, 5, 7), generator=generator)  # the last class never occurs
+    target[0, 0] = IGNORE
+    return logits, target
 
 
-def test_class_weights_are_the_published_formula_over_labelled_pixels():
-    dataset = Labelled([[0, 0, 11], [1, 11, 11]], [[0, 2, 2], [2, 2, 11]])  # 3 x class 0, 1 x 1, 4 x 2, 4 ignored
-    assert class_pixels(dataset).tolist() == [3, 1, 4, 0, 0, 0, 0, 0, 0, 0, 0]
-    expected = [1 / math.log(1.10 + share) for share in (3 / 8, 1 / 8, 4 / 8)] + [1 / math.log(1.10)] * 8
-    assert class_weights_from(dataset, "published").tolist() == pytest.approx(expected, rel=1e-6)
-    assert class_weights_from(dataset, 1.5)[3].item() == pytest.approx(1 / math.log(1.5), rel=1e-6)
+@pytest.mark.parametrize("seed", range(2))
+def test_lovasz_equals_its_definition(seed):
+    logits, target = lovasz_case(seed=seed)
+    assert lovasz_softmax(logits, target, IGNORE).item() == pytest.approx(lovasz_by_sets(logits, target), abs=1e-6)
 
 
-def test_class_weights_name_the_sample_with_a_foreign_id_and_refuse_a_constant_without_a_bound():
-    with pytest.raises(ValueError, match=r"sample1 .* holds the id 12"):
-        class_weights_from(Labelled([[0]], [[12]]))
-    with pytest.raises(ValueError, match="a number above 1"):
-        class_weights_from(Labelled([[0]]), 1.0)
-    with pytest.raises(ValueError, match="no pixel"):
-        class_weights_from(Labelled([[11]]))
+def test_lovasz_of_certain_predictions_is_one_minus_iou():
+    logits, target = lovasz_case()
+    prediction = logits[:, :3].argmax(1)
+    certain = torch.nn.functional.one_hot(prediction, 4).movedim(-1, 1) * 200.0
+    confusion = ConfusionMatrix(4, IGNORE)
+    confusion.update(prediction, target)
+    assert lovasz_softmax(certain, target, IGNORE).item() == pytest.approx(1 - confusion.miou(), abs=1e-6)
+
+
+def test_lovasz_without_labeled_pixels_is_zero():
+    logits, target = lovasz_case()
+    logits.requires_grad_()
+    loss = lovasz_softmax(logits, torch.full_like(target, IGNORE), IGNORE)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_lovasz_gives_ignored_pixels_no_gradient():
+    logits, target = lovasz_case()
+    logits.requires_grad_()
+    lovasz_softmax(logits, target, IGNORE).backward()
+    ignored = target == IGNORE
+    assert not logits.grad.movedim(1, -1)[ignored].any()
+    assert logits.grad.movedim(1, -1)[~ignored].any(-1).all()
+
+
+def test_lovasz_is_added_to_the_main_loss():
+    logits, target = lovasz_case()
+    aux = [torch.randn(2, 4, 5, 7)]
+    plain = DeepSupervisionLoss(IGNORE)((logits, aux), target)
+    with_term = DeepSupervisionLoss(IGNORE, lovasz_weight=0.5)((logits, aux), target)
+    every_second = lovasz_softmax(logits[..., ::2, ::2], target[..., ::2, ::2], IGNORE)
+    torch.testing.assert_close(with_term - plain, 0.5 * every_second)
+
+
+def random_logits(seed, size=(6, 8)):
+    return 3 * torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_distillation_is_cross_entropy_minus_the_teachers_entropy(temperature):
+    student, teacher = random_logits(0), random_logits(1)
+    soft = (teacher / temperature).softmax(1)
+    crossed = F.cross_entropy(student / temperature, soft)
+    entropy = -(soft * soft.log()).sum(1).mean()
+    expected = temperature**2 * (crossed - entropy)
+    torch.testing.assert_close(distillation_loss(student, teacher, temperature), expected)
+
+
+def test_distillation_is_zero_at_the_teachers_logits():
+    student = random_logits(0).requires_grad_()
+    loss = distillation_loss(student, random_logits(0) + 7.0)  # a constant does not change probabilities
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert student.grad.abs().max() < 1e-6
+    assert distillation_loss(student, random_logits(1)) > 0.1
+
+
+def test_distillation_at_a_high_temperature_compares_centered_logits():
+    """Hinton et al., equation 4: T² KL tends to the mean squared difference of centered logits over 2 K."""
+    student, teacher = random_logits(0).double(), random_logits(1).double()
+    centered = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    expected = centered.square().sum(1).mean() / (2 * 5)
+    assert distillation_loss(student, teacher, 1000.0).item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_distillation_at_the_teachers_resolution():
+    student, teacher = random_logits(0, (3, 4)), random_logits(1)
+    resized = F.interpolate(student, (6, 8), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(distillation_loss(student, teacher), distillation_loss(resized, teacher))
+
+
+def test_distillation_of_half_precision_logits():
+    student, teacher = random_logits(0).bfloat16(), random_logits(1).bfloat16()
+    loss = distillation_loss(student, teacher)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, distillation_loss(student.float(), teacher.float()))
