@@ -36,6 +36,16 @@ HEADINGS = {
     "recipe_without_seed": "recipe hash",
     "training_recipe": "training recipe hash",
     "checkpoint_sha": "checkpoint hash",
+    "way": "implementation",
+    "fps": "FPS",
+    "p50_ms": "p50 (ms)",
+    "p90_ms": "p90 (ms)",
+    "data_ms": "data (ms)",
+    "parameters_m": "parameters (M)",
+    "gmacs": "GMACs",
+    "peak_mb": "peak memory (MB)",
+    "images_per_s": "images per second",
+    "samples_per_s": "samples per second",
 }
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
