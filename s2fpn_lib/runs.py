@@ -1,10 +1,9 @@
-"""Where results live and how they get there: run directories, provenance, writes that a crash cannot tear.
+"""Run directories, provenance, and atomic writes.
 
 A run directory holds config.json, environment.json, metrics.jsonl, last.pt (and previous.pt), best.safetensors,
-last.safetensors and, once the run is finished, result.json.
+last.safetensors, and, once the run is finished, result.json.
 """
 
-import csv
 import fcntl
 import hashlib
 import io
@@ -30,7 +29,7 @@ class ConfigChanged(ValueError):
 
 
 class RunLocked(RuntimeError):
-    """Another live process trains in this run directory."""
+    """Another process trains in this run directory."""
 
 
 def results_root() -> Path:
@@ -39,24 +38,24 @@ def results_root() -> Path:
 
 
 def results_folder(results: str | Path, name: str) -> Path:
-    """Folder `name` under `results` (empty: `results_root()`), created where missing: where a notebook keeps files."""
+    """Folder `name` under `results` (empty: `results_root()`), created if missing."""
     folder = Path(results or results_root()).expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """12 hex digits that name a configuration: SHA-256 of its canonical JSON, independent of key order."""
+    """12 hex digits of the SHA-256 of a configuration's JSON with sorted keys."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[io.BufferedWriter]:
-    """Binary file that appears under `path` complete or not at all.
+    """Context manager with a binary file that replaces `path` completely or not at all.
 
-    Written to a temporary file in the same folder, synced to the disk, then renamed over `path`. On any error (disk
-    full, interrupt) the temporary file goes and what was under `path` stays.
+    The file is written under a temporary name in the same folder, synced to the disk, and renamed to `path`. On any
+    error (disk full, interrupt) the temporary file is removed and `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,22 +69,26 @@ def atomic_file(path: str | Path) -> Iterator[io.BufferedWriter]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # makes the rename durable
+    finally:
+        os.close(folder)
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Replaces the contents of `path` by `data` (text as UTF-8), completely or not at all."""
+    """Replaces `path` by `data` (text as UTF-8), completely or not at all."""
     with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """`write_atomic` of indented JSON."""
+    """Replaces `path` by indented JSON, completely or not at all."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file; a ValueError that names the file where it is damaged."""
+    """The value in a JSON file. Raises a ValueError that names the file if it is damaged."""
     try:
         return json.loads(Path(path).read_text())
     except ValueError as error:
@@ -93,36 +96,25 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Appends one row to a `.jsonl` or `.csv` file; several processes may append to the same file.
+    """Appends one row to a JSON Lines file; several processes may append to the same file.
 
-    A last line that a crash left unfinished is dropped first, so it can neither hide the new row nor be glued to it.
-
-    Raises:
-        ValueError: another suffix, or a CSV row whose columns are not the file's (the message names them).
+    If a crash left the last line unfinished, it is removed first, so that the new row starts a line of its own.
     """
     path = Path(path)
-    if path.suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"{path}: rows go to a .jsonl or .csv file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        _drop_torn_line(file)
-        if path.suffix == ".jsonl":
-            line = json.dumps(row) + "\n"
-        else:
-            file.seek(0)
-            header = next(csv.reader([file.readline().decode()]), [])
-            line = _csv_lines(path, header, row)
-        file.write(line.encode())
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a `.jsonl` file, oldest first; empty where there is no file. A torn last line is left out.
+    """Rows of a JSON Lines file, oldest first; empty if there is no file. An unfinished last line is left out.
 
-    Raises:
-        ValueError: a complete line is no JSON; the message names file and line.
+    Raises a ValueError that names file and line if a complete line is not JSON.
     """
     path = Path(path)
     if not path.exists():
@@ -133,12 +125,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path} line {number} is no JSON ({error}); repair or delete that line") from error
+            raise ValueError(f"{path} line {number} is not JSON ({error}); repair or delete that line") from error
     return rows
 
 
 class RunDirectory:
-    """One run's folder: its file names, its lock, its provenance. Created on first use."""
+    """File names, lock, and provenance of one run's folder, which is created on first use."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -150,30 +142,26 @@ class RunDirectory:
         self.last = self.path / "last.safetensors"
         self.result = self.path / "result.json"
 
-    def __repr__(self) -> str:
-        return f"RunDirectory({str(self.path)!r})"
-
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the directory against every other process until the block ends or this process dies.
+        """Locks the directory against other processes until the block ends or this process dies.
 
-        The lock belongs to the process, not to the file: the kernel drops it however the holder ends, so there is no
-        stale lock to clean up, and forked loader workers do not keep it alive.
+        The lock belongs to the process, not to the file: the kernel releases it however the process ends, so there are
+        no stale locks, and forked loader workers do not keep it.
 
-        Raises:
-            RunLocked: another process holds it; the message says which.
+        Raises RunLocked if another process holds the lock; the message names it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = (self.path / "lock").resolve()
         if path in _held_here:  # a POSIX lock does not exclude its own process, and would be lost by opening the file
-            raise RunLocked(f"{self.path} is already being trained in by this process")
+            raise RunLocked(f"{self.path} is already in use by this process")
         with path.open("a+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 file.seek(0)
                 raise RunLocked(
-                    f"{self.path} is being trained in by {file.read().strip() or 'another process'}: "
+                    f"{self.path} is in use by {file.read().strip() or 'another process'}: "
                     "wait for it, stop it, or choose another run_dir"
                 ) from error
             _held_here.add(path)
@@ -188,9 +176,9 @@ class RunDirectory:
                 _held_here.discard(path)
 
     def claim(self, recipe: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Writes config.json, or checks that the run that is here has the same recipe.
+        """Writes config.json, or checks that the one that exists holds the same recipe.
 
-        A field that a stored recipe does not know yet counts as its default. Raises `ConfigChanged` otherwise.
+        Fields that an older version did not store count as their defaults. Raises `ConfigChanged` if a field differs.
         """
         if not self.config.exists():
             write_json(self.config, recipe)
@@ -205,7 +193,7 @@ class RunDirectory:
             )
 
     def record_environment(self, environment: Mapping[str, Any]) -> None:
-        """Writes environment.json; what earlier starts of this run recorded moves into its `earlier_starts` list."""
+        """Writes environment.json and moves the records of earlier starts into its list `earlier_starts`."""
         earlier: list[Any] = []
         if self.environment.exists():
             previous = read_json(self.environment)
@@ -213,7 +201,7 @@ class RunDirectory:
         write_json(self.environment, {**environment, "earlier_starts": earlier})
 
     def drop_metrics_after(self, epoch: int) -> None:
-        """Forgets the rows after `epoch`, which a resumed run is about to write again."""
+        """Removes the rows after `epoch`, which a resumed run will write again."""
         rows = read_rows(self.metrics)
         kept = [row for row in rows if row["epoch"] <= epoch]
         if len(kept) < len(rows):
@@ -224,7 +212,7 @@ _held_here: set[Path] = set()
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, hardware, threads, code version, time (UTC)."""
+    """Versions, hardware, threads, code version, and time (UTC): what a result depends on besides its configuration."""
     cuda = torch.cuda.is_available()
     return {
         "time": _now(),
@@ -243,63 +231,34 @@ def environment() -> dict[str, Any]:
 
 
 def code_version(project: Path = PROJECT) -> dict[str, Any]:
-    """{"git_sha", "dirty"} of the project folder; both None without git, or where the folder is no checkout's root
-    (an installed copy inside somebody else's repository must not borrow that one's SHA)."""
+    """{"git_sha", "dirty"} of the project folder.
+
+    Both are None without git, and where the folder is not the root of a checkout: a copy that is installed inside
+    another repository must not record that repository's commit.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
     try:
-        if Path(_git(project, "rev-parse", "--show-toplevel")).resolve() != project.resolve():
-            raise FileNotFoundError
-        return {"git_sha": _git(project, "rev-parse", "HEAD"), "dirty": bool(_git(project, "status", "--porcelain"))}
+        root, sha = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(root).resolve() == project.resolve():
+            return {"git_sha": sha, "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
-        return {"git_sha": None, "dirty": None}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        pass  # no git, no repository, or no commit
+    return {"git_sha": None, "dirty": None}
 
 
 def _cpu_name() -> str:
+    """Model name of the processor; `platform.processor` gives only the architecture on Linux, if anything."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # no Linux
-    return platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _drop_torn_line(file: io.BufferedRandom) -> None:
-    """Cuts an append-mode file back to its last newline."""
-    end = file.seek(0, os.SEEK_END)
-    if not end:
-        return
-    file.seek(end - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _csv_lines(path: Path, header: list[str], row: Mapping[str, Any]) -> str:
-    """The CSV text of `row`, with the header line before it where the file has none yet."""
-    if header and set(header) != set(row):
-        extra, missing = sorted(set(row) - set(header)), sorted(set(header) - set(row))
-        raise ValueError(f"{path} has other columns than the row: row only {extra}, file only {missing}")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header or list(row), lineterminator="\n")
-    if not header:
-        writer.writeheader()
-    writer.writerow(row)
-    return text.getvalue()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

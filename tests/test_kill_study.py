@@ -74,5 +74,5 @@ def test_torn_files_are_found(script, tmp_path):
     (folder / "run" / "metrics.jsonl").write_text("{}\nnothing\n")
     said = " ".join(script.damaged(tmp_path))
     assert "evaluation.json is damaged" in said
-    assert "metrics.jsonl line 2 is no JSON" in said
+    assert "metrics.jsonl line 2 is not JSON" in said
     assert len(script.finished(tmp_path)) == 3
