@@ -1,22 +1,17 @@
-"""Datasets under named protocols, a decode-once cache and the training loader."""
+"""Datasets under named evaluation protocols, a decode-once cache, and the training loader."""
 
-from s2fpn_lib.data.audit import AuditReport, check_dataset, drive_overlap
-from s2fpn_lib.data.cache import CachedDataset, CacheSpaceError
+from s2fpn_lib.data.audit import check_dataset, drive_overlap
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset, Subset, evenly_spaced
 from s2fpn_lib.data.loader import TrainLoader, train_loader
 from s2fpn_lib.data.open import open_dataset
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol
-from s2fpn_lib.data.statistics import class_shares, label_counts
 from s2fpn_lib.data.transforms import NO_AUGMENT, PUBLISHED_SCALES, Augment
 
 __all__ = [
     "NO_AUGMENT",
     "PROTOCOLS",
     "PUBLISHED_SCALES",
-    "AuditReport",
     "Augment",
-    "CacheSpaceError",
-    "CachedDataset",
     "DatasetError",
     "DatasetNotFound",
     "Protocol",
@@ -24,11 +19,9 @@ __all__ = [
     "Subset",
     "TrainLoader",
     "check_dataset",
-    "class_shares",
     "drive_overlap",
     "evenly_spaced",
     "get_protocol",
-    "label_counts",
     "open_dataset",
     "train_loader",
 ]

@@ -1,24 +1,27 @@
-"""What every dataset of the workbench looks like: uint8 image and label pairs under a protocol."""
+"""The form of every dataset: pairs of a uint8 image and a uint8 label under an evaluation protocol."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
+from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.protocols import Protocol
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class DatasetNotFound(FileNotFoundError):
-    """The dataset is not where it was looked for; the message says where that was and what to do."""
+    """The dataset was not found; the message says where it was searched for and how to get it."""
 
 
 class DatasetError(ValueError):
-    """Files of a dataset are broken; ``problems`` holds one line a file, each naming the file."""
+    """Files of a dataset are broken; ``problems`` holds one line per file, each naming the file."""
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__("\n  ".join([message, *problems]))
@@ -26,15 +29,15 @@ class DatasetError(ValueError):
 
 
 class SegmentationDataset:
-    """``dataset[i]`` is ``(image (3, H, W), label (H, W))``, both uint8 tensors on the CPU, the image RGB.
+    """``dataset[i]`` is ``(image (3, H, W), label (H, W))``, both uint8 tensors on the CPU; the image is RGB.
 
     Attributes:
-        name: ``camvid``, ``cityscapes`` or ``roadscenes``.
-        protocol: classes, palette, ignored id, evaluation size.
-        split: the split as asked for, filters included.
-        names: one stable id a sample, e.g. ``0016E5_07959``.
-        drives: one recording a sample (CamVid drive, Cityscapes city, RoadScenes scene family).
-        problems: what was already found wrong while pairing files; the audit repeats it.
+        name: ``camvid``, ``cityscapes``, or ``roadscenes``.
+        protocol: classes, palette, ignored id, and evaluation size.
+        split: the split as requested, including a choice of drives.
+        names: one stable id per sample, e.g. ``0016E5_07959``.
+        drives: one recording per sample (CamVid drive, Cityscapes city, RoadScenes scene family).
+        problems: errors found while pairing files; `check_dataset` reports them.
     """
 
     name: str
@@ -48,12 +51,21 @@ class SegmentationDataset:
         return len(self.names)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """``(image (H, W, 3), label (H, W))`` as uint8 arrays that may share memory with the dataset: read only."""
+        """``(image (H, W, 3), label (H, W))`` as uint8 arrays, read-only because they may share the cache's memory."""
         raise NotImplementedError
+
+    def label_summary(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
+        """``((height, width), pixels of each label value (256,) int64)`` of one sample."""
+        label = self.arrays(index)[1]
+        return label.shape, np.bincount(label.reshape(-1), minlength=256)  # (H, W) -> (H * W,)
+
+    def label_source(self, index: int) -> str:
+        """The name of a label in error messages: its file where there is one."""
+        return self.names[index]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, label = self.arrays(index)
-        # (H, W, 3) -> (3, H, W); copied, so that a caller may write into what it gets
+        # (H, W, 3) -> (3, H, W); a copy, which the caller may change
         planes = np.array(image.transpose(2, 0, 1), order="C")
         return torch.from_numpy(planes), torch.from_numpy(np.array(label))
 
@@ -75,9 +87,9 @@ class FileDataset(SegmentationDataset):
     """Image and label files, decoded on every access.
 
     Args:
-        samples: the pairs; a file that does not exist is an error on access and in the audit, not here.
-        decode_label: pixel array of the label file, (H, W) or (H, W, 3) -> training ids (H, W) uint8, or ValueError.
-        decoder: names ``decode_label`` and its version; part of the cache key.
+        samples: the pairs. A missing file is an error on access and in the audit, not here.
+        read_label: reads a label file as training ids (H, W) uint8, or raises ValueError.
+        label_files: all label files of the split; those that belong to no sample are reported in ``problems``.
     """
 
     def __init__(
@@ -86,53 +98,36 @@ class FileDataset(SegmentationDataset):
         protocol: Protocol,
         split: str,
         samples: Sequence[Sample],
-        *,
-        decode_label: Callable[[np.ndarray], np.ndarray],
-        decoder: str,
-        problems: Sequence[str] = (),
+        read_label: Callable[[Path], np.ndarray],
+        label_files: Sequence[Path] = (),
     ) -> None:
         self.name, self.protocol, self.split = name, protocol, split
         self.samples = list(samples)
         self.names = [sample.name for sample in self.samples]
         self.drives = [sample.drive for sample in self.samples]
-        self.decode_label, self.decoder = decode_label, decoder
-        self.problems = tuple(problems)
+        self.read_label = read_label
+        paired, occurrences = {sample.label for sample in self.samples}, Counter(self.names)
+        unpaired = [f"{path}: label without an image" for path in label_files if path not in paired]
+        repeated = [
+            f"{sample.image}: the sample {sample.name} occurs {occurrences[sample.name]} times in the {split} split"
+            for sample in dict.fromkeys(self.samples)
+            if occurrences[sample.name] > 1
+        ]
+        self.problems = (*unpaired, *repeated)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         sample = self.samples[index]
-        image = _decode(sample.image, "RGB")
-        pixels = _decode(sample.label, None)
         try:
-            label = self.decode_label(pixels)
+            image, label = read_image(sample.image), self.read_label(sample.label)
         except ValueError as error:
-            raise DatasetError(f"{sample.label}: {error}") from None
+            raise DatasetError(str(error)) from None
         if image.shape[:2] != label.shape:
             (h, w), (lh, lw) = image.shape[:2], label.shape
             raise DatasetError(f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}")
         return image, label
 
-
-def list_lines(listing: Path) -> list[tuple[int, str]]:
-    """(number, text) of a list file's lines, empty ones and comments left out; DatasetError where it is no text."""
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{listing}: no text file ({error}); expected `image label` a line") from None
-    return [
-        (number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")
-    ]
-
-
-def _decode(path: Path, mode: str | None) -> np.ndarray:
-    """Pixels of one file; palette images give their indices, ``DatasetError`` names a file that cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            # a copy: torch warns of arrays that cannot be written
-            return np.array(picture.convert(mode) if mode and picture.mode != mode else picture)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: file is missing") from None
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's errors for truncated or foreign files
-        raise DatasetError(f"{path}: cannot be decoded ({error})") from None
+    def label_source(self, index: int) -> str:
+        return str(self.samples[index].label)
 
 
 class Subset(SegmentationDataset):
@@ -141,30 +136,59 @@ class Subset(SegmentationDataset):
     def __init__(self, items: Sequence[tuple[SegmentationDataset, int]], split: str, like: SegmentationDataset) -> None:
         self.items = list(items)
         self.name, self.protocol, self.split = like.name, like.protocol, split
-        self.problems = tuple(problem for part in self.parts for problem in part.problems)
+        parts = {id(dataset): dataset for dataset, _ in self.items}.values()
+        self.problems = tuple(problem for part in parts for problem in part.problems)
         self.names = [dataset.names[index] for dataset, index in self.items]
         self.drives = [dataset.drives[index] for dataset, index in self.items]
 
-    @property
-    def parts(self) -> list[SegmentationDataset]:
-        """The datasets that samples come from."""
-        return list({id(dataset): dataset for dataset, _ in self.items}.values())
-
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         dataset, inner = self.items[index]
-        return read_arrays(dataset, inner)
+        return dataset.arrays(inner)
+
+    def label_summary(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
+        dataset, inner = self.items[index]
+        return dataset.label_summary(inner)
+
+    def label_source(self, index: int) -> str:
+        dataset, inner = self.items[index]
+        return dataset.label_source(inner)
 
 
-def read_arrays(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """``dataset.arrays(index)``, also for a dataset that only has ``[index]``."""
-    if hasattr(dataset, "arrays"):
-        return dataset.arrays(index)
-    image, label = dataset[index]
-    return image.permute(1, 2, 0).numpy(), label.numpy()  # (3, H, W) -> (H, W, 3)
+def listed_files(folder: Path, name: str, split: str, columns: Sequence[Path], depth: int) -> list[list[Path]] | None:
+    """Image and label paths (or only the image's) per line of the list file of a split; None without a list file.
+
+    The file is ``{name}_{split}_list.txt`` or ``{split}.txt``. Published lists carry the prefix of the machine that
+    they were made on (``/SegNet/CamVid/train/x.png``), so only the last ``depth`` parts of a path count.
+
+    Args:
+        columns: the folders of images and of labels that are listed by their file name alone.
+
+    Raises:
+        DatasetError: the file is no text file, or a line holds neither one nor two image files.
+    """
+    listing = next((p for p in (folder / f"{name}_{split}_list.txt", folder / f"{split}.txt") if p.is_file()), None)
+    if listing is None:
+        return None
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{listing}: not a text file ({error}); expected `image label` on each line") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        # a prefix may contain spaces: only words that end like an image file count
+        words = [word for word in line.replace(",", " ").split() if word.lower().endswith(IMAGE_SUFFIXES)]
+        if len(words) not in (1, 2):
+            raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
+        paths = [word.replace("\\", "/").split("/")[-depth:] for word in words]
+        bases = [column if len(parts) == 1 else folder for column, parts in zip(columns, paths, strict=False)]
+        entries.append([base.joinpath(*parts) for base, parts in zip(bases, paths, strict=True)])
+    return entries
 
 
 def evenly_spaced(length: int, limit: int | None) -> list[int]:
-    """At most `limit` indices below `length`, evenly spread, ascending."""
+    """At most ``limit`` indices below ``length``, evenly spaced, ascending; ``limit=None`` takes all."""
     if length == 0:
         raise ValueError("the split is empty: nothing to evaluate")
     if limit is not None and limit < 1:

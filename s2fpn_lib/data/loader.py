@@ -1,135 +1,106 @@
-"""Training batches whose content depends on (seed, epoch, position) alone, and which resume at any batch."""
+"""Training batches whose content depends on (seed, epoch, position) alone and which resume at any batch."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from s2fpn_lib.data.dataset import SegmentationDataset, read_arrays
+from s2fpn_lib.data.dataset import SegmentationDataset
 from s2fpn_lib.data.statistics import rare_pixels
 from s2fpn_lib.data.transforms import Augment, apply, draw
 
+Key = tuple[int, int, int]  # epoch, position in the epoch's order, index of the sample at that position
 
-def train_loader(
-    dataset: SegmentationDataset,
-    *,
-    crop: tuple[int, int],
-    batch_size: int,
-    seed: int,
-    workers: int = 0,
-    augment: Augment | None = None,
-    prefetch: int = 2,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> TrainLoader:
+
+class AugmentedSamples(Dataset):
+    """``samples[epoch, position, index]`` -> the augmented ``(image (3, h, w), label (h, w))``, both uint8.
+
+    The random draws depend on the seed and the key alone, so every process makes the same sample.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, crop: tuple[int, int], seed: int, augment: Augment) -> None:
+        self.dataset, self.crop, self.seed, self.augment = dataset, (int(crop[0]), int(crop[1])), seed, augment
+        self.fill = torch.tensor(dataset.protocol.mean_published).round().to(torch.uint8)
+        self.rare = rare_pixels(dataset, augment.rare_share) if augment.rare_class_crops else None
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, position, index = key
+        image, label = self.dataset.arrays(index)
+        rng = np.random.default_rng([self.seed, epoch, position])
+        cut = draw(self.augment, rng, label.shape, self.crop, self.rare[index] if self.rare else None)
+        return apply(cut, image, label, self.crop, fill=self.fill, ignore_id=self.dataset.protocol.ignore_id)
+
+
+class TrainLoader(DataLoader):
     """Augmented batches ``(images (B, 3, h, w), labels (B, h, w))``, both uint8.
+
+    One iteration gives the rest of an epoch, the next iteration the next epoch. ``state_dict()`` is the position of the
+    next batch. Batches that workers made ahead do not count, so a state saved after any batch continues with the one
+    that follows.
 
     Args:
         crop: (h, w) of every sample in pixels.
-        batch_size: samples a batch, in this process.
-        seed: with the epoch and the position it decides every sample.
+        batch_size: samples per batch in this process.
+        seed: determines every sample, together with the epoch and the position.
         workers: 0 makes the batches in this process; more in as many worker processes, which live as long as the
             loader.
         augment: None is the published augmentation.
-        prefetch: batches made ahead: by one thread where ``workers`` is 0 (0 makes each when it is asked for), else
-            per worker.
-        rank, world_size: which share of every global batch of ``world_size * batch_size`` samples this process gets.
+        rank, world_size: which part of every global batch of ``world_size * batch_size`` samples this process gets.
         pin_memory: page-locked batches, which a GPU can fetch while it computes.
-    """
-    return TrainLoader(
-        dataset, crop, batch_size, seed, workers, augment or Augment(), prefetch, rank, world_size, pin_memory
-    )
 
-
-class BatchMaker:
-    """``make(epoch, index)`` -> one batch; a pure function of its arguments, the same in every process."""
-
-    def __init__(
-        self,
-        dataset: SegmentationDataset,
-        crop: tuple[int, int],
-        batch_size: int,
-        seed: int,
-        augment: Augment,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.dataset, self.crop, self.batch_size = dataset, (int(crop[0]), int(crop[1])), batch_size
-        self.seed, self.augment, self.rank, self.world_size = seed, augment, rank, world_size
-        mean = torch.tensor(dataset.protocol.mean_published)
-        self.fill = mean.round().to(torch.uint8)
-        self._order: tuple[int, np.ndarray] | None = None
-
-    @cached_property
-    def rare(self) -> list[dict[int, np.ndarray]] | None:
-        """The rare-class index, made once and only where it is used."""
-        if not self.augment.rare_class_crops:
-            return None
-        return rare_pixels(self.dataset, self.augment.rare_share)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The permutation of the samples in one epoch."""
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset)))
-        return self._order[1]
-
-    def make(self, epoch: int, index: int, pin_memory: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        order, rare = self.order(epoch), self.rare
-        images = torch.empty(self.batch_size, 3, *self.crop, dtype=torch.uint8, pin_memory=pin_memory)
-        labels = torch.empty(self.batch_size, *self.crop, dtype=torch.uint8, pin_memory=pin_memory)
-        first = (index * self.world_size + self.rank) * self.batch_size
-        for row in range(self.batch_size):
-            position = first + row
-            sample = int(order[position % len(order)])
-            image, label = read_arrays(self.dataset, sample)
-            rng = np.random.default_rng([self.seed, epoch, position])
-            cut = draw(self.augment, rng, label.shape, self.crop, rare[sample] if rare else None)
-            ignore_id = self.dataset.protocol.ignore_id
-            apply(cut, image, label, images[row], labels[row], fill=self.fill, ignore_id=ignore_id)
-        return images, labels
-
-
-class TrainLoader:
-    """Iterate it for the rest of one epoch; iterate it again for the next one. Made by :func:`train_loader`.
-
-    ``state_dict()`` is the position of the next batch that an iteration gives. Batches that were made ahead do not
-    count, so a state saved after any batch continues with the one that follows.
+    Raises:
+        ValueError: an empty dataset, or an option that is out of range.
     """
 
     def __init__(
         self,
         dataset: SegmentationDataset,
+        *,
         crop: tuple[int, int],
         batch_size: int,
         seed: int,
-        workers: int,
-        augment: Augment,
-        prefetch: int,
-        rank: int,
-        world_size: int,
-        pin_memory: bool,
+        workers: int = 0,
+        augment: Augment | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if len(dataset) == 0 or batch_size < 1 or min(crop) < 1:
             raise ValueError(f"{dataset!r}, batch_size={batch_size}, crop={crop}: all of them must be at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not in 0..{world_size - 1}")
-        self.dataset, self.workers, self.prefetch, self.pin_memory = dataset, workers, prefetch, pin_memory
-        self.maker = BatchMaker(dataset, crop, batch_size, seed, augment, rank, world_size)
-        # the last, incomplete batch is dropped; a dataset smaller than one batch wraps around
-        self._batches = max(1, len(dataset) // (batch_size * world_size))
-        self.epoch, self.next_batch = 0, 0
-        self._positions = _Positions()
+        self.seed, self.epoch, self.next_batch = seed, 0, 0
+        self._global_size = batch_size * world_size
+        self._part = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._remaining: list[list[Key]] = []  # of the epoch; DataLoader reads it anew in each iteration
+        super().__init__(
+            AugmentedSamples(dataset, crop, seed, augment or Augment()),
+            batch_sampler=self._remaining,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else each epoch would draw a number from the global generator
+        )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return self._batches
+        """Batches per epoch. The last, incomplete batch is dropped; a dataset smaller than one batch wraps around."""
+        return max(1, len(self.dataset.dataset) // self._global_size)
+
+    def batch(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of one batch of all processes together, by its position."""
+        return default_collate([self.dataset[key] for key in self._global_batch(epoch, index)])
+
+    def batch_names(self, epoch: int, index: int) -> list[str]:
+        """Sample names of one batch of all processes together."""
+        return [self.dataset.dataset.names[sample] for _, _, sample in self._global_batch(epoch, index)]
+
+    def _global_batch(self, epoch: int, index: int) -> list[Key]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset.dataset))
+        positions = range(index * self._global_size, (index + 1) * self._global_size)
+        return [(epoch, position, int(order[position % len(order)])) for position in positions]
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.next_batch}
@@ -143,69 +114,14 @@ class TrainLoader:
         self.epoch, self.next_batch = epoch, batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        batches = self._from_workers() if self.workers else self._in_process(self.epoch, self.next_batch)
-        for batch in batches:
-            # moved on before the batch is handed out: a state saved while it is used names the one after it
+        rest = range(self.next_batch, len(self))
+        self._remaining[:] = [self._global_batch(self.epoch, batch)[self._part] for batch in rest]
+        for images, labels in super().__iter__():
+            # advanced before the batch is handed out: a state saved while it is used names the batch after it
             self.next_batch += 1
             if self.next_batch == len(self):
                 self.epoch, self.next_batch = self.epoch + 1, 0
-            yield batch
-
-    def _in_process(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if not self.prefetch:
-            for index in range(first, len(self)):
-                yield self.maker.make(epoch, index, self.pin_memory)
-            return
-        pending: deque = deque()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="s2fpn-batches") as pool:
-            try:
-                for index in range(first, len(self)):
-                    pending.append(pool.submit(self.maker.make, epoch, index, self.pin_memory))
-                    if len(pending) > self.prefetch:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _from_workers(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self._positions.left = [(self.epoch, index) for index in range(self.next_batch, len(self))]
-        return iter(self._worker_loader)
-
-    @cached_property
-    def _worker_loader(self) -> DataLoader:
-        _ = self.maker.rare  # made before the workers start, so that they share it
-        return DataLoader(
-            _MadeBatches(self.maker),
-            batch_size=None,
-            sampler=self._positions,
-            num_workers=self.workers,
-            persistent_workers=True,
-            prefetch_factor=max(1, self.prefetch),
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # else every epoch would take a number from the global generator
-        )
+            yield images, labels
 
 
-class _MadeBatches(Dataset):
-    """Batches by their position, for the workers of a DataLoader."""
-
-    def __init__(self, maker: BatchMaker) -> None:
-        self.maker = maker
-
-    def __getitem__(self, position: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.maker.make(*position)
-
-
-class _Positions(Sampler):
-    """(epoch, batch) of what is left of an epoch.
-
-    It does not hold the loader: in a cycle with it the workers would be told to stop only after a timeout.
-    """
-
-    def __init__(self) -> None:
-        self.left: list[tuple[int, int]] = []
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.left)
+train_loader = TrainLoader

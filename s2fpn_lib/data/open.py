@@ -1,17 +1,19 @@
-"""Finding a dataset by name: where it lies, which split, which drives, and whether through the cache."""
+"""Opening a dataset by name: where its files are, which split, which drives, and whether through the cache."""
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from s2fpn_lib.data import camvid, cityscapes
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, Subset
+from s2fpn_lib.validate import did_you_mean
 
-DATASETS = ("camvid", "cityscapes", "roadscenes")
+READERS = {"camvid": camvid, "cityscapes": cityscapes}
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 PROJECT_DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -23,69 +25,60 @@ def open_dataset(
 
     Args:
         name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), or ``auto``: CamVid where its split is
-            found, else RoadScenes, with a warning where ``root`` or ``S2FPN_DATA`` named a place or CamVid lacks the
+            found, else RoadScenes, with a warning where ``root`` or ``S2FPN_DATA`` names a folder or CamVid lacks the
             split.
         root: the folder that holds ``camvid/`` or ``cityscapes/``, or that folder itself. None: the environment
             variable ``S2FPN_DATA``, else the project's ``data/``.
-        split: ``train``, ``val``, ``trainval`` or ``test``, with an optional choice of drives:
+        split: ``train``, ``val``, ``trainval``, or ``test``, with an optional choice of drives:
             ``trainval:drive=0006R0+0001TP`` keeps these, ``trainval:drive!=0016E5`` leaves this one out.
         cache: read through the memory-mapped cache (see :mod:`s2fpn_lib.data.cache`), made on first use.
 
     Raises:
-        DatasetNotFound: no such files; the message says where it looked and what to do.
-        ValueError: an unknown name, split or drive.
+        DatasetNotFound: the files are missing; the message says where they were searched for and how to get them.
+        ValueError: an unknown name, split, or drive.
     """
-    part, keep = parse_split(split)
+    part, _, choice = split.partition(":")
+    if part not in SPLITS:
+        raise ValueError(f"split={split!r}: unknown split {part!r}; choose one of {', '.join(SPLITS)}")
     if name == "auto":
         try:
             return open_dataset("camvid", root, split, cache=cache)
         except DatasetNotFound as missing:
-            base = data_root(root)
-            if base != PROJECT_DATA or camvid.find_camvid(base):  # somebody meant to have CamVid
-                warnings.warn(f"The built-in RoadScenes stand in for CamVid: {missing}", stacklevel=2)
+            base = _data_root(root)
+            if base != PROJECT_DATA or _find(camvid, base):
+                warnings.warn(f"RoadScenes is used instead of CamVid: {missing}", stacklevel=2)
             return open_dataset("roadscenes", None, split, cache=cache)
     parts = [_open_part(name, root, each) for each in SPLITS[part]]
     if cache:
         parts = [cached(dataset) for dataset in parts]
-    if len(parts) == 1 and keep is None:
+    if len(parts) == 1 and not choice:
         return parts[0]
     items = [(dataset, index) for dataset in parts for index in range(len(dataset))]
-    if keep is not None:
+    if choice:
         drives = [dataset.drives[index] for dataset, index in items]
-        items = [item for item, kept in zip(items, keep(drives), strict=True) if kept]
+        kept = _chosen_drives(split, choice, set(drives))
+        items = [item for item, drive in zip(items, drives, strict=True) if drive in kept]
     return Subset(items, split, like=parts[0])
 
 
-def parse_split(split: str) -> tuple[str, Callable[[list[str]], list[bool]] | None]:
-    """``trainval:drive!=A+B`` -> (``trainval``, which samples to keep given their drives); None keeps all."""
-    part, _, choice = split.partition(":")
-    if part not in SPLITS:
-        raise ValueError(f"split={split!r}: unknown split {part!r}; choose one of {', '.join(SPLITS)}")
-    if not choice:
-        return part, None
-    wanted: set[str] = set()
-    unwanted: set[str] = set()
-    target = None
+def _chosen_drives(split: str, choice: str, known: set[str]) -> set[str]:
+    """The drives that a choice such as ``drive=A+B`` or ``drive!=A`` keeps; ValueError where it is malformed."""
+    named: dict[str, set[str]] = {"=": set(), "!=": set()}
+    operator = None
     for term in choice.split("+"):
-        if term.startswith("drive!="):
-            target, term = unwanted, term.removeprefix("drive!=")
-        elif term.startswith("drive="):
-            target, term = wanted, term.removeprefix("drive=")
-        if target is None or not term or "=" in term:
-            raise ValueError(f"split={split!r}: write the choice as drive=A, drive=A+B or drive!=A")
-        target.add(term)
-
-    def keep(drives: list[str]) -> list[bool]:
-        known = sorted(set(drives))
-        foreign = sorted((wanted | unwanted) - set(known))
-        if foreign:
-            raise ValueError(f"split={split!r}: no drive {', '.join(foreign)}; {part} has {', '.join(known)}")
-        kept = [(not wanted or drive in wanted) and drive not in unwanted for drive in drives]
-        if not any(kept):
-            raise ValueError(f"split={split!r} leaves no sample; {part} has {', '.join(known)}")
-        return kept
-
-    return part, keep
+        found = re.fullmatch(r"(?:drive(!?=))?([^=]+)", term)
+        operator = found and (found[1] or operator)
+        if not operator:
+            raise ValueError(f"split={split!r}: write the choice as drive=A, drive=A+B, or drive!=A")
+        named[operator].add(found[2])
+    unknown = sorted((named["="] | named["!="]) - known)
+    kept = (named["="] or known) - named["!="]
+    existing = f"{split.partition(':')[0]} has {', '.join(sorted(known))}"
+    if unknown:
+        raise ValueError(f"split={split!r}: no drive {', '.join(unknown)}; {existing}")
+    if not kept:
+        raise ValueError(f"split={split!r} leaves no sample; {existing}")
+    return kept
 
 
 def _open_part(name: str, root: str | Path | None, split: str) -> SegmentationDataset:
@@ -93,20 +86,21 @@ def _open_part(name: str, root: str | Path | None, split: str) -> SegmentationDa
         from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 
         return RoadScenes(split)
-    if name not in DATASETS:
-        raise ValueError(f"dataset={name!r} is unknown; choose one of auto, {', '.join(DATASETS)}")
-    find, opener, module = {
-        "camvid": (camvid.find_camvid, camvid.open_camvid, camvid),
-        "cityscapes": (cityscapes.find_cityscapes, cityscapes.open_cityscapes, cityscapes),
-    }[name]
-    base = data_root(root)
-    folder = find(base)
+    if name not in READERS:
+        known = ("auto", *READERS, "roadscenes")
+        raise ValueError(f"dataset={name!r} is unknown; choose one of {', '.join(known)}.{did_you_mean(name, known)}")
+    reader, base = READERS[name], _data_root(root)
+    folder = _find(reader, base)
     if folder is None:
-        looked = ", ".join(str(base / each) for each in module.FOLDERS)
-        raise DatasetNotFound(f"{name} was not found; looked in {looked}. {module.HELP}")
-    return opener(folder, split)
+        searched = ", ".join(str(base / each) for each in reader.FOLDERS)
+        raise DatasetNotFound(f"{name} was not found; searched in {searched}. {reader.HELP}")
+    return reader.open_split(folder, split)
 
 
-def data_root(root: str | Path | None = None) -> Path:
-    """Where datasets are looked for: ``root``, else the environment variable S2FPN_DATA, else the project's data/."""
+def _find(reader: ModuleType, base: Path) -> Path | None:
+    """The first of a reader's usual folders below ``base`` that holds its dataset."""
+    return next((base / folder for folder in reader.FOLDERS if reader.is_here(base / folder)), None)
+
+
+def _data_root(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("S2FPN_DATA") or PROJECT_DATA).expanduser()

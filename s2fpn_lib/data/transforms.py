@@ -1,8 +1,9 @@
-"""Crop-first augmentation: choose the scale, cut its window from the source, resize only that.
+"""Crop-first augmentation: draw the scale, cut its window from the source, and resize only that window.
 
-The published loader resizes the whole image by ``s`` and then cuts a crop of ``crop`` pixels. The same picture comes
-from cutting a window of ``crop / s`` pixels first and resizing it to ``crop``: a quarter of the work at s = 2 for an
-image of the crop's size, and the cost no longer grows with the image (Cityscapes: 2 megapixels).
+The published loader resizes the whole image by ``s`` and then cuts a crop of ``crop`` pixels. Cutting a window of
+``crop / s`` pixels first and resizing it to ``crop`` gives the same pixels with a quarter of the work at s = 2 for an
+image of the crop's size, and the cost does not grow with the image (Cityscapes: 2 megapixels). torchvision's transforms
+draw from the global generator, so their result depends on the number of workers; here the caller passes the generator.
 """
 
 from __future__ import annotations
@@ -15,24 +16,23 @@ import torch
 from torch.nn import functional as F
 
 PUBLISHED_SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as torchvision's saturation uses
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as in torchvision's saturation
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What may happen to a training sample.
+    """Random changes of a training sample.
 
     Attributes:
         scales: the scales to choose from, each equally likely (published: .75, 1, 1.25, 1.5, 1.75, 2).
         scale_range: (lowest, highest) of a continuous scale, uniform in its logarithm; replaces ``scales``.
-        flip: mirror left-right half of the time.
-        photometric: brightness, contrast and saturation are each multiplied by 1 - p .. 1 + p; 0 leaves colours alone
-            (published).
-        colour_cast: red, green and blue are each multiplied by 1 - c .. 1 + c, as light of another colour does; 0 as
+        flip: mirror left-right with probability 0.5.
+        photometric: brightness, contrast, and saturation are each multiplied by 1 - p .. 1 + p; 0 as published.
+        color_cast: red, green, and blue are each multiplied by 1 - c .. 1 + c, like light of another color; 0 as
             published.
-        rare_class_crops: probability that the window is centred on a pixel of a rare class of the image instead of
-            anywhere; 0 as published.
-        rare_share: a class is rare when its share of the dataset's labelled pixels is below this.
+        rare_class_crops: probability that the window is centered on a pixel of a rare class of the image; 0 as
+            published.
+        rare_share: a class is rare when its share of the dataset's labeled pixels is below this.
     """
 
     scales: tuple[float, ...] = PUBLISHED_SCALES
@@ -44,7 +44,7 @@ class Augment:
     rare_share: float = 0.02
 
     def __post_init__(self) -> None:
-        # configurations come from JSON, which has lists
+        # a configuration read from JSON has lists
         object.__setattr__(self, "scales", tuple(self.scales))
         if self.scale_range is not None:
             object.__setattr__(self, "scale_range", tuple(self.scale_range))
@@ -54,10 +54,10 @@ class Augment:
             raise ValueError(f"scales={self.scales}: give at least one scale, all above 0")
         for name in ("photometric", "color_cast"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a strength from 0 up to, but not, 1")
+                raise ValueError(f"{name}={getattr(self, name)}: give a strength in [0, 1)")
         for name in ("rare_class_crops", "rare_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a share in 0..1")
+                raise ValueError(f"{name}={getattr(self, name)}: give a share in [0, 1]")
 
 
 NO_AUGMENT = Augment(scales=(1.0,), flip=False)
@@ -65,7 +65,7 @@ NO_AUGMENT = Augment(scales=(1.0,), flip=False)
 
 @dataclass(frozen=True)
 class Cut:
-    """One drawn augmentation: the window in source pixels (it may reach beyond the image) and what follows it."""
+    """One drawn augmentation: the window in source pixels, which may extend beyond the image, and what follows it."""
 
     top: int
     left: int
@@ -75,7 +75,7 @@ class Cut:
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
-    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors on red, green and blue
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of red, green, and blue
 
 
 def draw(
@@ -87,14 +87,13 @@ def draw(
 ) -> Cut:
     """Draw one augmentation for an image of ``size`` (H, W).
 
-    Where the window is larger than the image, the image's place in it is as random as the window's place in a larger
-    image is.
+    A window larger than the image contains the whole image at a random place.
 
     Args:
         rare: pixels (n, 2) as (row, column) of each rare class that the image shows.
     """
-    # always the same number of draws, so that one option does not shift what another one draws
-    which, rows, columns, mirror, center, kind, pixel = rng.random(7)
+    # always the same number of draws, so that one option does not change what another one draws
+    which, *places, mirror, center, kind, pixel = rng.random(7)
     jitter = 1 + augment.photometric * (2 * rng.random(3) - 1)
     cast = 1 + augment.color_cast * (2 * rng.random(3) - 1)
     if augment.scale_range is not None:
@@ -102,69 +101,64 @@ def draw(
         scale = low * (high / low) ** which
     else:
         scale = augment.scales[int(which * len(augment.scales))]
-    window = [max(1, round(side / scale)) for side in crop]
-    # first and last start at which the window still meets as much of the image as it can
-    starts = [(min(0, side - extent), max(0, side - extent)) for side, extent in zip(size, window, strict=True)]
+    target = None
     if rare and center < augment.rare_class_crops:
-        classes = sorted(rare)
-        pixels = rare[classes[int(kind * len(classes))]]
+        pixels = rare[sorted(rare)[int(kind * len(rare))]]
         target = pixels[int(pixel * len(pixels))]
-        wanted = [int(at) - extent // 2 for at, extent in zip(target, window, strict=True)]
-    else:
-        wanted = [
-            low + int(share * (high - low + 1)) for share, (low, high) in zip((rows, columns), starts, strict=True)
-        ]
-    top, left = (min(max(start, low), high) for start, (low, high) in zip(wanted, starts, strict=True))
+    window, corner = [], []
+    for axis in (0, 1):
+        extent = max(1, round(crop[axis] / scale))
+        # between these starts, the window covers as much of the image as it can
+        low, high = sorted((0, size[axis] - extent))
+        start = low + int(places[axis] * (high - low + 1)) if target is None else int(target[axis]) - extent // 2
+        window.append(extent)
+        corner.append(min(max(start, low), high))
     flip = augment.flip and mirror < 0.5
-    return Cut(top, left, *window, flip, *jitter.tolist(), cast=tuple(cast.tolist()))
+    return Cut(*corner, *window, flip, *jitter.tolist(), cast=tuple(cast.tolist()))
 
 
 def apply(
-    cut: Cut,
-    image: np.ndarray,
-    label: np.ndarray,
-    out_image: torch.Tensor,
-    out_label: torch.Tensor,
-    *,
-    fill: torch.Tensor,
-    ignore_id: int,
-) -> None:
-    """Write the augmented sample into a batch.
+    cut: Cut, image: np.ndarray, label: np.ndarray, crop: tuple[int, int], *, fill: torch.Tensor, ignore_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The augmented sample ``(image (3, h, w), label (h, w))``, both uint8.
 
     Args:
         image: (H, W, 3) uint8, not changed.
         label: (H, W) uint8, not changed.
-        out_image: (3, h, w) uint8.
-        out_label: (h, w) uint8.
-        fill: (3,) uint8, the colour beyond the image's edge, where the label is ``ignore_id``.
+        crop: (h, w) in pixels.
+        fill: (3,) uint8, the color beyond the image's edge, where the label is ``ignore_id``.
     """
-    (height, width), (out_height, out_width) = label.shape, out_label.shape
-    y0, y1 = max(cut.top, 0), min(cut.top + cut.height, height)
-    x0, x1 = max(cut.left, 0), min(cut.left + cut.width, width)
-    # the same edges in output pixels
-    top, bottom = (round((y - cut.top) * out_height / cut.height) for y in (y0, y1))
-    left, right = (round((x - cut.left) * out_width / cut.width) for x in (x0, x1))
+    # the part of the image inside the window, in source pixels and in output pixels
+    (y0, y1), (top, bottom) = _overlap(cut.top, cut.height, label.shape[0], crop[0])
+    (x0, x1), (left, right) = _overlap(cut.left, cut.width, label.shape[1], crop[1])
     size = (bottom - top, right - left)
-    if size != (out_height, out_width):
-        out_image[:] = fill[:, None, None]
-        out_label[:] = ignore_id
     pixels = torch.from_numpy(image[y0:y1, x0:x1]).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
     ids = label[y0:y1, x0:x1]
     if ids.shape != size:
-        # half-pixel centres and no antialiasing, as cv2.INTER_LINEAR, which the published loader uses, has it
+        # half-pixel centers and no antialiasing, as in cv2.INTER_LINEAR, which the published loader uses
         pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
         ids = _nearest(ids, size)
-    pixels = _photometric(pixels, cut)[0]
-    ids = torch.from_numpy(ids)
+    pixels, ids = _photometric(pixels, cut)[0], torch.from_numpy(ids)
     if cut.flip:
         pixels, ids = pixels.flip(-1), ids.flip(-1)
-        left, right = out_width - right, out_width - left
+        left, right = crop[1] - right, crop[1] - left
+    if size == crop:
+        return pixels, ids
+    out_image = fill[:, None, None].repeat(1, *crop)
+    out_label = torch.full(crop, ignore_id, dtype=torch.uint8)
     out_image[:, top:bottom, left:right] = pixels
     out_label[top:bottom, left:right] = ids
+    return out_image, out_label
+
+
+def _overlap(start: int, extent: int, side: int, out: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where a window overlaps an image along one axis: (first, end) in source pixels and in ``out`` output pixels."""
+    first, end = max(start, 0), min(start + extent, side)
+    return (first, end), (round((first - start) * out / extent), round((end - start) * out / extent))
 
 
 def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) resized to ``size`` by the nearest pixel centre; gathering rows, then columns, beats torch's kernel 2x."""
+    """(h, w) resized to ``size`` by the nearest pixel center; twice as fast as torch's kernel for uint8."""
     rows, columns = (
         (2 * np.arange(out) + 1) * extent // (2 * out) for out, extent in zip(size, ids.shape, strict=True)
     )
@@ -172,18 +166,15 @@ def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _photometric(pixels: torch.Tensor, cut: Cut) -> torch.Tensor:
-    """Cast, saturation, contrast about the mean grey, brightness, as one affine map of the colours.
-
-    (1, 3, h, w) uint8 -> (1, 3, h, w) uint8.
-    """
+    """Cast, saturation, contrast about the mean gray, and brightness as one affine map; (1, 3, h, w) uint8."""
     if cut.brightness == cut.contrast == cut.saturation == 1 and cut.cast == (1, 1, 1):
         return pixels
     flat = pixels.reshape(3, -1).float()  # (1, 3, h, w) -> (3, h * w)
     if cut.cast != (1, 1, 1):
         flat *= torch.tensor(cut.cast)[:, None]
     mean_gray = _LUMA @ flat.mean(dim=1)
-    # grey(x) = luma . x, mixed into every channel
+    # gray(x) = luma . x, mixed into every channel
     mixed = cut.saturation * torch.eye(3) + (1 - cut.saturation) * _LUMA
-    offset = cut.brightness * (1 - cut.contrast) * mean_gray + 0.5  # a half, as the cast below cuts decimals off
+    offset = cut.brightness * (1 - cut.contrast) * mean_gray + 0.5  # 0.5 rounds, as the conversion below truncates
     flat = torch.mm(mixed * (cut.brightness * cut.contrast), flat).add_(offset).clamp_(0, 255)
     return flat.to(torch.uint8).reshape(pixels.shape)  # (3, h * w) -> (1, 3, h, w)

@@ -3,11 +3,23 @@ import pytest
 from PIL import Image
 
 from s2fpn_lib.data import DatasetError, DatasetNotFound, open_dataset
-from s2fpn_lib.data.cityscapes import open_cityscapes, to_label_ids, to_train_ids
-from s2fpn_lib.data.protocols import CITYSCAPES_LABELS
+from s2fpn_lib.data.cityscapes import to_label_ids
 
 SAMPLES = (("aachen", 0), ("aachen", 1), ("bochum", 0))
-COLORS = np.array([row.color for row in CITYSCAPES_LABELS], dtype=np.uint8)
+# label id, training id, and color of some scored and unscored labels (cityscapesscripts/helpers/labels.py)
+TABLE = {
+    0: (255, (0, 0, 0)),
+    5: (255, (111, 74, 0)),
+    7: (0, (128, 64, 128)),
+    9: (255, (250, 170, 160)),
+    17: (5, (153, 153, 153)),
+    26: (13, (0, 0, 142)),
+    29: (255, (0, 0, 90)),
+    33: (18, (119, 11, 32)),
+}
+TRAIN_IDS, COLORS = np.zeros(34, np.uint8), np.zeros((34, 3), np.uint8)
+for _label_id, (_train_id, _color) in TABLE.items():
+    TRAIN_IDS[_label_id], COLORS[_label_id] = _train_id, _color
 
 
 def stem(city, number):
@@ -23,12 +35,10 @@ def tree(tmp_path):
         images, labels = (folder / tree / "train" / city for tree in ("leftImg8bit", "gtFine"))
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
-        ids = rng.integers(0, 34, (16, 32), dtype=np.uint8)
-        # the ids whose colour is shared with another one cannot come back from a colour picture
-        ids[np.isin(ids, [18])] = 17
+        ids = rng.choice(np.array(list(TABLE), dtype=np.uint8), (16, 32))
         Image.fromarray(rng.integers(0, 256, (16, 32, 3), dtype=np.uint8)).save(images / f"{name}_leftImg8bit.png")
         Image.fromarray(ids).save(labels / f"{name}_gtFine_labelIds.png")
-        Image.fromarray(to_train_ids(ids)).save(labels / f"{name}_gtFine_labelTrainIds.png")
+        Image.fromarray(TRAIN_IDS[ids]).save(labels / f"{name}_gtFine_labelTrainIds.png")
         alpha = np.full((16, 32, 1), 255, dtype=np.uint8)
         Image.fromarray(np.concatenate([COLORS[ids], alpha], axis=2)).save(labels / f"{name}_gtFine_color.png")
         truth[name] = ids
@@ -47,8 +57,7 @@ def test_every_kind_of_label_gives_the_same_training_ids(tree, kind):
     for index, name in enumerate(dataset.names):
         image, label = dataset[index]
         assert image.shape == (3, 16, 32)
-        expected = np.array([CITYSCAPES_LABELS[each].train_id for each in truth[name].reshape(-1)]).reshape(16, 32)
-        assert np.array_equal(label.numpy(), expected)
+        assert np.array_equal(label.numpy(), TRAIN_IDS[truth[name]])
 
 
 def test_submission_ids_bring_scored_classes_back(tree):
@@ -61,7 +70,7 @@ def test_submission_ids_bring_scored_classes_back(tree):
 
 
 def test_a_list_decides_whatever_its_prefix(tree):
-    folder, _ = tree
+    folder, truth = tree
     name = stem("bochum", 0)
     (folder / "train.txt").write_text(
         f"/data/cs/leftImg8bit/train/bochum/{name}_leftImg8bit.png "
@@ -70,14 +79,14 @@ def test_a_list_decides_whatever_its_prefix(tree):
     )
     dataset = open_dataset("cityscapes", folder, cache=False)
     assert dataset.names == [name, stem("aachen", 1)]
-    assert dataset.decoder == "cityscapes-labelTrainIds-1"
-    assert dataset[1][1].shape == (16, 32)
+    for index, each in enumerate(dataset.names):  # the first is listed with its labelTrainIds, the second has labelIds
+        assert np.array_equal(dataset[index][1].numpy(), TRAIN_IDS[truth[each]])
 
 
 def test_a_list_that_is_no_list(tree):
     folder, _ = tree
     (folder / "train.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DatasetError, match=r"train.txt: no text file"):
+    with pytest.raises(DatasetError, match=r"train.txt: not a text file"):
         open_dataset("cityscapes", folder, cache=False)
     (folder / "train.txt").write_text("# fine\na b c\n")
     with pytest.raises(DatasetError, match=r"train.txt, line 2"):
@@ -88,11 +97,24 @@ def test_filter_by_city(tree):
     assert len(open_dataset("cityscapes", tree[0], "train:drive!=aachen", cache=False)) == 1
 
 
-def test_a_colour_of_no_class_is_an_error_that_names_the_file(tree):
+def test_an_unlisted_kind_of_label_is_an_error(tree):
     folder, _ = tree
+    name = stem("aachen", 0)
+    (folder / "gtFine" / "train" / "aachen" / f"{name}_gtFine_labelIds.png").rename(folder / "a.png")
+    (folder / "train.txt").write_text(f"leftImg8bit/train/aachen/{name}_leftImg8bit.png {'x/' * 3}a.png\n")
+    (folder / "x" / "x" / "x").mkdir(parents=True)
+    (folder / "a.png").rename(folder / "x" / "x" / "x" / "a.png")
+    with pytest.raises(DatasetError, match=r"a.png: expected \*_labelIds.png"):
+        open_dataset("cityscapes", folder, cache=False)[0]
+
+
+def test_a_color_of_no_class_is_an_error_that_names_the_file(tree):
+    folder, _ = tree
+    for other in folder.glob("gtFine/train/*/*Ids.png"):
+        other.unlink()
     path = folder / "gtFine" / "train" / "aachen" / f"{stem('aachen', 0)}_gtFine_color.png"
     Image.fromarray(np.full((16, 32, 3), 7, dtype=np.uint8)).save(path)
-    dataset = open_cityscapes(folder, "train", labels="color")
+    dataset = open_dataset("cityscapes", folder, cache=False)
     with pytest.raises(DatasetError, match=rf"{path.name}.*#070707"):
         dataset[0]
 

@@ -62,7 +62,7 @@ def test_auto_without_camvid_is_roadscenes(tmp_path, monkeypatch):
 
 def test_auto_says_so_where_a_folder_was_named_or_camvid_lacks_the_split(camvid_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("S2FPN_DATA", str(tmp_path / "typo"))
-    with pytest.warns(UserWarning, match=r"RoadScenes stand in for CamVid: .*typo/camvid"):
+    with pytest.warns(UserWarning, match=r"RoadScenes is used instead of CamVid: .*typo/camvid"):
         assert open_dataset("auto", cache=False).name == "roadscenes"
     monkeypatch.delenv("S2FPN_DATA")
     monkeypatch.setattr(open_module, "PROJECT_DATA", camvid_tree)

@@ -18,8 +18,7 @@ def picture(size, seed=0):
 
 
 def applied(cut, image, label, crop):
-    out_image, out_label = torch.zeros(3, *crop, dtype=torch.uint8), torch.zeros(crop, dtype=torch.uint8)
-    apply(cut, image, label, out_image, out_label, fill=FILL, ignore_id=IGNORE)
+    out_image, out_label = apply(cut, image, label, crop, fill=FILL, ignore_id=IGNORE)
     return out_image.numpy().transpose(1, 2, 0), out_label.numpy()
 
 
@@ -44,7 +43,7 @@ def test_crop_first_equals_resizing_the_whole_image_then_cropping(scale):
     whole = bilinear(image.astype(np.float64), scale)
     y, x = round(top * scale), round(left * scale)
     expected = whole[y : y + crop[0], x : x + crop[1]]
-    inner = (slice(2, -2), slice(2, -2))  # at its edge the window does not know its neighbours
+    inner = (slice(2, -2), slice(2, -2))  # at its edge the window lacks the neighboring pixels
     assert np.abs(got[inner] - expected[inner]).max() <= 1.01
     rows = ((np.arange(round(64 * scale)) + 0.5) / scale).astype(int)
     columns = ((np.arange(round(96 * scale)) + 0.5) / scale).astype(int)
