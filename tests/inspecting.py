@@ -1,19 +1,28 @@
-"""A network and a picture to inspect, and the protocol that they share."""
+"""Networks, an image, and inspections that the tests of the inspector share; the protocol is RoadScenes."""
+
+import functools
 
 import torch
 
 from s2fpn_lib.data import get_protocol
+from s2fpn_lib.inspector import inspect
 from s2fpn_lib.model import build_model
 
 PROTOCOL = get_protocol("roadscenes")
+SIZE = (45, 71)  # odd, so that no level divides it
 
 
-def picture(height=64, width=96, seed=0):
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+def random_ids(limit, size=SIZE, seed=0):
+    return torch.randint(0, limit, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
+def random_image(size=SIZE):
+    return random_ids(256, (3, *size))
+
+
+@functools.cache
 def network(**config):
-    """With every vector, gamma and the norms among them, away from its start."""
+    """S²-FPN-Lite whose vectors (gamma and norms among them) differ from their initial values."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = build_model("s2fpn_lite", num_classes=PROTOCOL.num_classes, **config).eval()
@@ -21,3 +30,18 @@ def network(**config):
         if tensor.dtype.is_floating_point and tensor.ndim <= 1:
             tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.8 + 0.2)
     return model
+
+
+def distribution(level, y, x):
+    """v2: softmax of the products of the pixel's query with the keys, (L,)."""
+    return (level.strip_max[0].T @ level.query[0, :, y, x]).softmax(0)
+
+
+@functools.cache
+def inspection(size=SIZE, **config):
+    """The random image, with a label whose first row is ignored."""
+    label = random_ids(PROTOCOL.num_classes, size, seed=1)
+    label[0] = PROTOCOL.ignore_id
+    names = {"name": "street </script><b>", "model_name": f"<{config.get('revision', 'v1')}>"}
+    image, provenance = random_image(size), {"checkpoint": "a.safetensors"}
+    return inspect(network(**config), image, PROTOCOL, label=label, provenance=provenance, **names)

@@ -1,4 +1,4 @@
-// A picture that answers with a pixel: by mouse, by touch, or by the arrow keys (with shift: ten pixels).
+// A picture in which a pixel is chosen by mouse, touch, or arrow keys (with Shift: ten pixels).
 function render({ model, el }) {
   const canvas = document.createElement("canvas");
   canvas.className = "s2fpn-canvas";
@@ -10,7 +10,7 @@ function render({ model, el }) {
     if (!bytes || bytes.byteLength === 0) return;
     const mine = ++drawing;
     const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
-    if (mine !== drawing) return; // a newer picture has come meanwhile
+    if (mine !== drawing) return; // a newer picture has arrived in the meantime
     canvas.width = bitmap.width;
     canvas.height = bitmap.height;
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
@@ -21,7 +21,7 @@ function render({ model, el }) {
   }
   const listeners = { "change:picture": draw, "change:label": name };
 
-  if (model.get("interactive")) listeners["change:description"] = answer(model, el, canvas);
+  if (model.get("interactive")) listeners["change:description"] = interact(model, el, canvas);
   else canvas.setAttribute("role", "img");
   for (const [event, listener] of Object.entries(listeners)) {
     model.on(event, listener);
@@ -32,12 +32,12 @@ function render({ model, el }) {
   };
 }
 
-// Makes the canvas answer; returns what speaks the description of the chosen pixel.
-function answer(model, el, canvas) {
+// Makes the canvas interactive; returns a listener that announces the description of the chosen pixel.
+function interact(model, el, canvas) {
   canvas.tabIndex = 0;
   canvas.classList.add("s2fpn-interactive");
   canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-roledescription", "picture with a movable cross");
+  canvas.setAttribute("aria-roledescription", "picture with a movable crosshair");
   const live = document.createElement("div");
   live.className = "s2fpn-live";
   live.setAttribute("aria-live", "polite");
@@ -59,7 +59,7 @@ function answer(model, el, canvas) {
     const step = arrows[event.key];
     if (!step) return;
     event.preventDefault();
-    event.stopPropagation(); // the notebook would move between cells
+    event.stopPropagation(); // the notebook would move to another cell
     const [y, x] = model.get("pixel");
     const reach = event.shiftKey ? 10 : 1;
     choose(y + reach * step[0], x + reach * step[1]);

@@ -1,146 +1,202 @@
-"""The controls of the inspector: which image and model, and how it is looked at. They know nothing of either."""
+"""The parts of the inspector: the picture that can be clicked, the panel of one model, and the controls.
+
+Widths, gaps, and line breaks are in widget.css.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
+import anywidget
 import ipywidgets as widgets
+import traitlets
 
-from s2fpn_lib.data import SegmentationDataset
+from s2fpn_lib.data import Protocol, SegmentationDataset
+from s2fpn_lib.inspector.numbers import Readout, readout, revision_note
 from s2fpn_lib.inspector.sources import Picture
 from s2fpn_lib.inspector.state import VIEWS, Inspection, State
+from s2fpn_lib.inspector.views import jpeg, render, render_level
 
-PLAIN = {"description_width": "initial"}  # as wide as its words
-ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "6px"}
+HERE = Path(__file__).parent
+LEVELS = 4
+
+
+class ClickCanvas(anywidget.AnyWidget):
+    """Shows `picture`; a click, a touch, or an arrow key sets `pixel`, which ipywidgets.Image cannot do.
+
+    Attributes:
+        picture: JPEG bytes, drawn as wide as their container.
+        size: (H, W) of the image that `pixel` counts in; the picture may be smaller.
+        pixel: (y, x) of the chosen pixel.
+        label: text alternative for screen readers.
+        description: what is at the chosen pixel; screen readers read it when it changes.
+        interactive: False for a picture that takes no focus and no clicks.
+    """
+
+    _esm = HERE / "click_canvas.js"
+    _css = HERE / "click_canvas.css"
+    picture = traitlets.Bytes(b"").tag(sync=True)
+    size = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(1, 1)).tag(sync=True)
+    pixel = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(0, 0)).tag(sync=True)
+    label = traitlets.Unicode("").tag(sync=True)
+    description = traitlets.Unicode("").tag(sync=True)
+    interactive = traitlets.Bool(True).tag(sync=True)
+
+
+class ModelPanel(widgets.VBox):
+    """One model's picture, readout, and four levels; calls `chosen(y, x)` when a pixel is chosen in the picture."""
+
+    def __init__(self, chosen: Callable[[int, int], None]) -> None:
+        self.title, self.text, self.note = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.canvas = ClickCanvas()
+        self.canvas.observe(lambda change: chosen(*change["new"]), "pixel")
+        self.levels = [ClickCanvas(interactive=False) for _ in range(LEVELS)]
+        self.captions = [widgets.HTML() for _ in range(LEVELS)]
+        columns = [widgets.VBox(pair) for pair in zip(self.levels, self.captions, strict=True)]
+        main = widgets.Box([self.canvas, self.text]).add_class("s2fpn-main")
+        super().__init__([self.title, main, self.note, widgets.Box(columns).add_class("s2fpn-levels")])
+        self.add_class("s2fpn-panel")
+
+    def show(self, state: State, inspection: Inspection) -> None:
+        """Draws a state; the inspection is only indexed."""
+        found, name = readout(state, inspection), inspection.model_name
+        with self.canvas.hold_sync():
+            self.canvas.picture = jpeg(render(state, inspection))
+            self.canvas.size, self.canvas.pixel = inspection.size, (state.y, state.x)
+            self.canvas.label = f"{inspection.name}, {state.view} of {name}: click, or move with the arrow keys"
+            self.canvas.description = found.sentence()
+        self.title.value = f"<b>{escape(name)}</b>"
+        self.text.value = _readout_html(found, inspection.protocol)
+        self.note.value = f'<span class="s2fpn-muted">{escape(revision_note(inspection))}</span>'
+        for index, level in enumerate(found.levels):
+            with self.levels[index].hold_sync():
+                self.levels[index].picture = jpeg(render_level(state, inspection, index))
+                self.levels[index].label = level.sentence()
+            title = f'<b>{level.name}</b> <span class="s2fpn-muted">{level.size[0]}x{level.size[1]}</span>'
+            lines = "<br>".join([title, *map(escape, level.facts())])
+            self.captions[index].value = f'<div class="s2fpn-level">{lines}</div>'
 
 
 class ImageControls(widgets.VBox):
-    """The image by index, path or upload, and the second model."""
+    """The choice of the image, by index, path, or upload, and of the second model."""
 
-    def __init__(self, images: int) -> None:
-        self.index = widgets.BoundedIntText(
-            0,
-            min=0,
-            max=max(images - 1, 0),
-            description="image",
-            style=PLAIN,
-            disabled=not images,
-            layout=_wide("130px"),
-        )
-        self.index.tooltip = "Index of the dataset's image"
-        self.show_index = _button("Show", "picture-o", "Show the dataset's image of this index")
+    def __init__(self, dataset: SegmentationDataset | None) -> None:
+        self.dataset = dataset
+        last = len(dataset) - 1 if dataset is not None else 0
+        self.index = widgets.BoundedIntText(max=last, description="image", tooltip="Index of the image in the dataset")
+        self.show_index = widgets.Button(description="Show", icon="picture-o", tooltip="Show the image of this index")
+        self.index.disabled = self.show_index.disabled = dataset is None
         self.what = widgets.HTML()
-        self.path = widgets.Text(
-            placeholder="path of a picture", description="picture", style=PLAIN, layout=_wide("320px")
-        )
-        self.label_path = widgets.Text(
-            placeholder="path of its label PNG, if any", description="label", style=PLAIN, layout=_wide("320px")
-        )
-        self.open_path = _button("Open", "folder-open", "Open the picture at this path")
-        self.upload = widgets.FileUpload(accept="image/*", description="Upload a picture", layout=_wide("auto"))
-        self.upload_label = widgets.FileUpload(accept=".png", description="Upload its label", layout=_wide("auto"))
-        self.second = widgets.Text(
-            placeholder="released name, run folder or file",
-            description="second model",
-            style=PLAIN,
-            layout=_wide("320px"),
-        )
-        self.compare = _button("Compare", "columns", "Show this model beside the first")
-        self.stop = _button("One model", "square-o", "Close the second model")
+        self.path = widgets.Text(description="picture", placeholder="path of an image")
+        self.label_path = widgets.Text(description="label", placeholder="path of its label PNG, if any")
+        self.open_path = widgets.Button(description="Open", icon="folder-open", tooltip="Open the image at this path")
+        self.upload = widgets.FileUpload(accept="image/*", description="Upload an image")
+        self.upload_label = widgets.FileUpload(accept=".png", description="Upload its label")
+        self.second = widgets.Text(description="second model", placeholder="released name, run folder, or file")
+        self.compare = widgets.Button(description="Compare", icon="columns", tooltip="Show it next to the first model")
+        self.stop = widgets.Button(description="One model", icon="square-o", tooltip="Close the second model")
         own = widgets.VBox(
             [
-                widgets.Box([self.path, self.label_path, self.open_path], layout=widgets.Layout(**ROW)),
-                widgets.Box([self.upload, self.upload_label], layout=widgets.Layout(**ROW)),
-                widgets.Box([self.second, self.compare, self.stop], layout=widgets.Layout(**ROW)),
+                _row(self.path, self.label_path, self.open_path),
+                _row(self.upload, self.upload_label),
+                _row(self.second, self.compare, self.stop),
             ]
         )
-        self.more = widgets.Accordion([own], titles=("Your own picture, a second model",), selected_index=None)
-        super().__init__(
-            [widgets.Box([self.index, self.show_index, self.what], layout=widgets.Layout(**ROW)), self.more]
-        )
+        self.more = widgets.Accordion([own], titles=("Your own image, a second model",), selected_index=None)
+        super().__init__([_row(self.index, self.show_index, self.what), self.more])
 
-    def show(self, picture: Picture | None, dataset: SegmentationDataset | None, models: int) -> None:
-        """What is open, and out of what."""
-        self.stop.disabled = models < 2
-        self.show_index.disabled = dataset is None
-        where = f"of 0 to {len(dataset) - 1}, {dataset.name} {dataset.split}" if dataset is not None else "no dataset"
-        open_now = f": {picture.name}" if picture else ""
-        self.what.value = f'<span class="s2fpn-muted">{escape(where + open_now)}</span>'
-        if picture and dataset is not None and picture.name in dataset.names:
-            self.index.value = dataset.names.index(picture.name)
+    def show(self, picture: Picture | None, models: int) -> None:
+        """Shows which image is open; models: the number of open models."""
+        self.stop.disabled, self.upload_label.disabled = models < 2, picture is None
+        data, where = self.dataset, "no dataset"
+        if data is not None:
+            where = f"of 0 to {len(data) - 1}, {data.name} {data.split}"
+            if picture and picture.name in data.names:
+                self.index.value = data.names.index(picture.name)
+        self.what.value = f'<span class="s2fpn-muted">{escape(f"{where}: {picture.name}" if picture else where)}</span>'
 
 
 class ViewControls(widgets.VBox):
-    """Pixel, view, opacity, pins, and what is saved."""
+    """The choice of pixel, view, opacity, and pins, and the buttons that write files."""
 
     def __init__(self) -> None:
-        start = State()
-        self.y = widgets.BoundedIntText(0, min=0, max=0, description="row y", style=PLAIN, layout=_wide("130px"))
-        self.x = widgets.BoundedIntText(0, min=0, max=0, description="column x", style=PLAIN, layout=_wide("130px"))
-        self.view = widgets.Dropdown(
-            options=VIEWS, value=start.view, description="view", style=PLAIN, layout=_wide("170px")
+        self.y = widgets.BoundedIntText(description="row y")
+        self.x = widgets.BoundedIntText(description="column x")
+        self.view = widgets.Dropdown(options=VIEWS, description="view")
+        self.opacity = widgets.FloatSlider(max=1, step=0.05, description="opacity")
+        self.pin = widgets.Button(description="Pin", icon="thumb-tack", tooltip="Keep this pixel")
+        self.save = widgets.Button(description="Save", icon="save", tooltip="Write picture (PNG) and numbers (JSON)")
+        self.export = widgets.Button(
+            description="Export HTML", icon="file-code-o", tooltip="Write a page for a browser"
         )
-        self.opacity = widgets.FloatSlider(
-            start.opacity,
-            min=0,
-            max=1,
-            step=0.05,
-            description="opacity",
-            style=PLAIN,
-            readout_format=".2f",
-            layout=_wide("250px"),
-        )
-        self.pin = _button("Pin", "thumb-tack", "Keep this pixel, to come back to it")
-        self.save = _button("Save", "save", "Picture (PNG) and numbers with provenance (JSON), into the results")
-        self.export = _button(
-            "Export HTML", "file-code-o", "One page that works without a kernel and without a network"
-        )
-        self.pins = widgets.Box(layout=widgets.Layout(**ROW))
-        first = widgets.Box([self.y, self.x, self.view, self.opacity], layout=widgets.Layout(**ROW))
-        second = widgets.Box([self.pin, self.save, self.export, self.pins], layout=widgets.Layout(**ROW))
-        super().__init__([first, second])
+        self.pins = _row()
+        self.controls = (self.y, self.x, self.view, self.opacity, self.pin, self.save, self.export)
+        super().__init__([_row(*self.controls[:4]), _row(*self.controls[4:], self.pins)])
 
-    def values(self) -> tuple[int, int, str, float]:
-        """y, x, view and opacity as they are set."""
-        return self.y.value, self.x.value, self.view.value, self.opacity.value
-
-    def show(
-        self,
-        state: State,
-        inspection: Inspection | None,
-        pins: Sequence[tuple[tuple[int, int], str]],
-        go: Callable[[int, int], None],
-    ) -> None:
-        """pins: ((y, x), class) of each; go(y, x) is called when its button is pressed."""
-        known = inspection is not None and inspection.label is not None
-        views = VIEWS if known else tuple(view for view in VIEWS if view not in ("true classes", "errors"))
-        if self.view.options != views:
-            self.view.options = views
+    def show(self, state: State, inspection: Inspection | None, go: Callable[[int, int], None]) -> None:
+        """Sets every control to the state; the button of a pin calls go(y, x)."""
+        for control in self.controls:
+            control.disabled = inspection is None
+        if inspection is None:
+            return
+        without_label = tuple(view for view in VIEWS if view not in ("true classes", "errors"))
+        self.view.options = without_label if inspection.label is None else VIEWS
         self.view.value, self.opacity.value = state.view, state.opacity
-        height, width = inspection.size if inspection else (1, 1)
-        self.y.max, self.x.max = height - 1, width - 1
+        self.y.max, self.x.max = (side - 1 for side in inspection.size)
         self.y.value, self.x.value = state.y, state.x
         self.pin.description = "Unpin" if (state.y, state.x) in state.pins else "Pin"
-        for each in (self.pin, self.save, self.export, self.y, self.x, self.view, self.opacity):
-            each.disabled = inspection is None
-        self._show_pins(pins, go)
-
-    def _show_pins(self, pins: Sequence[tuple[tuple[int, int], str]], go: Callable[[int, int], None]) -> None:
-        texts = [f"{y}, {x}: {name}" for (y, x), name in pins]
-        if texts == [button.description for button in self.pins.children]:
-            return
-        buttons = []
-        for text, ((y, x), _) in zip(texts, pins, strict=True):
-            button = widgets.Button(description=text, tooltip=f"Go to row {y}, column {x}", layout=_wide("auto"))
-            button.on_click(lambda _, y=y, x=x: go(y, x))
-            buttons.append(button)
-        self.pins.children = buttons
+        texts = [f"{y}, {x}: {readout(State(y=y, x=x), inspection).prediction}" for y, x in state.pins]
+        if texts != [button.description for button in self.pins.children]:  # new buttons would lose the focus
+            self.pins.children = [widgets.Button(description=text, tooltip=f"Go to pin {text}") for text in texts]
+            for button, pin in zip(self.pins.children, state.pins, strict=True):
+                button.on_click(lambda _, pin=pin: go(*pin))
 
 
-def _button(text: str, icon: str, tooltip: str) -> widgets.Button:
-    return widgets.Button(description=text, icon=icon, tooltip=tooltip, layout=_wide("auto"))
+class ClassLegend(widgets.Box):
+    """A check box and an `only` button per class, and `all` and `none`; calls `changed(hidden ids)`."""
+
+    def __init__(self, protocol: Protocol, changed: Callable[[frozenset[int]], None]) -> None:
+        every = frozenset(range(protocol.num_classes))
+
+        def button(text: str, tooltip: str, hidden: frozenset[int]) -> widgets.Button:
+            made = widgets.Button(description=text, tooltip=tooltip)
+            made.on_click(lambda _: changed(hidden))
+            return made
+
+        self.boxes = [widgets.Checkbox(True, description=name, indent=False) for name in protocol.classes]
+        self.only = [button("only", f"Show only {name}", every - {i}) for i, name in enumerate(protocol.classes)]
+        self.all, self.none = button("all", "Show every class", frozenset()), button("none", "Hide every class", every)
+        entries = []
+        for box, only, color in zip(self.boxes, self.only, protocol.palette, strict=True):
+            box.observe(lambda _: changed(frozenset(i for i in every if not self.boxes[i].value)), "value")
+            swatch = widgets.HTML(f'<span class="s2fpn-swatch" style="background: rgb{color}"></span>')
+            entries.append(widgets.HBox([swatch, box, only]).add_class("s2fpn-legend-entry"))
+        super().__init__([*entries, self.all, self.none])
+        self.add_class("s2fpn-row")
+
+    def show(self, hidden: frozenset[int]) -> None:
+        """Checks the boxes of the classes that are not hidden."""
+        for class_id, box in enumerate(self.boxes):
+            box.value = class_id not in hidden
 
 
-def _wide(width: str) -> widgets.Layout:
-    return widgets.Layout(width=width)
+def _row(*children: widgets.Widget) -> widgets.Box:
+    return widgets.Box(children).add_class("s2fpn-row")
+
+
+def _readout_html(found: Readout, protocol: Protocol) -> str:
+    """The chosen pixel: class, place, true class, and the most probable classes as bars."""
+    truth = escape(found.truth) or "unknown"
+    if found.truth in protocol.classes:
+        truth += " (correct)" if found.truth == found.prediction else " (the prediction is wrong)"
+    rows = "".join(
+        f'<tr><th>{escape(name)}</th><td><span class="s2fpn-bar" style="width: {max(1, round(110 * p))}px; '
+        f'background: rgb{protocol.palette[protocol.classes.index(name)]}"></span>{p:.1%}</td></tr>'
+        for name, p in ((found.prediction, found.confidence), *found.others)
+    )
+    return (
+        f'<div class="s2fpn-readout"><h4>{escape(found.prediction)}</h4>row {found.y}, column {found.x}<br>'
+        f"true class: {truth}<table>{rows}</table></div>"
+    )

@@ -1,4 +1,4 @@
-// The exported inspection's page: what is on it, and how it answers to clicks, keys and controls.
+// The exported page: its elements, and how it answers to clicks, keys, and controls.
 const VIEWS = ["prediction", "true classes", "errors", "confidence", "image"];
 const byId = (id) => document.getElementById(id);
 
@@ -13,7 +13,7 @@ function draw(relayer = false) {
     const part = parts[index];
     if (relayer || !model.layer) model.layer = layer(model);
     drawMain(part.main, photo, model);
-    part.main.setAttribute("aria-label", `${data.name}, ${state.view} of ${model.name}: click, or walk with the arrow keys`);
+    part.main.setAttribute("aria-label", `${data.name}, ${state.view} of ${model.name}: click, or move with the arrow keys`);
     part.readout.replaceChildren(...readoutNodes(model));
     for (const [k, level] of model.levels.entries()) {
       drawLevel(part.levels[k].canvas, photo, level);
@@ -33,7 +33,7 @@ function draw(relayer = false) {
 function readoutNodes(model) {
   const rows = ranked(model).map(([id, p]) => {
     const bar = element("span", { className: "s2fpn-bar" });
-    bar.style.cssText = `width: ${Math.max(1, Math.round(110 * p))}px; background: ${colour(id)}`;
+    bar.style.cssText = `width: ${Math.max(1, Math.round(110 * p))}px; background: ${color(id)}`;
     return element("tr", {}, element("th", {}, data.classes[id]), element("td", {}, bar, percent(p)));
   });
   return [
@@ -115,7 +115,7 @@ function legend() {
   const every = data.classes.map((_, id) => id);
   data.classes.forEach((name, id) => {
     const swatch = element("span", { className: "s2fpn-swatch" });
-    swatch.style.background = colour(id);
+    swatch.style.background = color(id);
     const only = button("only", `only ${name}`, every.filter((each) => each !== id));
     byId("legend").append(element("span", { className: "s2fpn-legend-entry" },
       element("label", {}, boxes[id], " ", swatch, ` ${name}`), only));
@@ -130,10 +130,10 @@ async function start() {
   legend();
   draw(true);
   for (const id of ["controls", "legend", "models"]) byId(id).hidden = false;
-  byId("status").textContent = "Click on the picture, or walk with the arrow keys (with shift: ten pixels).";
+  byId("status").textContent = "Click on the picture, or move with the arrow keys (with Shift: ten pixels).";
 }
 start().catch((error) => {
-  byId("status").textContent = `This page cannot be shown in this browser (${error.message}): open it in a newer one. Its still pictures are below.`;
+  byId("status").textContent = `This browser cannot show the page (${error.message}): open it in a newer one. Still pictures are below.`;
   byId("status").setAttribute("role", "alert");
   byId("stills").open = true;
 });

@@ -1,4 +1,4 @@
-// The exported inspection: the same numbers and pictures as in the notebook, from the data in this page alone.
+// The data of the exported page, and the same numbers as in the notebook, computed from it.
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const [H, W] = data.size, [h, w] = data.drawn, s = data.stride;
@@ -6,9 +6,9 @@ const state = { ...data.state, hidden: new Set(data.state.hidden) };
 
 const percent = (p) => (100 * p).toFixed(1) + "%";
 const short = (value) => String(Number(value.toPrecision(2)));
-const colour = (id) => `rgb(${data.palette[id].join(",")})`;
+const color = (id) => `rgb(${data.palette[id].join(",")})`;
 
-// base64 of zlib streams
+// Decodes a base64 zlib stream
 async function unpacked(text, type = Uint8Array) {
   const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -35,7 +35,7 @@ function photograph() {
   });
 }
 
-// Numbers at the chosen pixel, as readout of numbers.py gives them
+// Numbers at the chosen pixel, as readout of numbers.py returns them
 const drawnPixel = () => Math.min(Math.floor(state.y / s), h - 1) * w + Math.min(Math.floor(state.x / s), w - 1);
 const onLevel = ([high, wide]) => [Math.floor((state.y * high) / H), Math.floor((state.x * wide) / W)];
 
@@ -80,7 +80,7 @@ function ranked(model) {
 function truth() {
   if (!data.label) return "";
   const id = data.label[drawnPixel()];
-  return id < data.classes.length ? data.classes[id] : "not labelled";
+  return id < data.classes.length ? data.classes[id] : "not labeled";
 }
 function sentence(model) {
   const [[id, p]] = ranked(model), known = truth();

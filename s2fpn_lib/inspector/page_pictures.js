@@ -1,4 +1,4 @@
-// The exported inspection's pictures, as render and render_level of inspector.py draw them.
+// The pictures of the exported page, drawn as render and render_level of views.py draw them.
 const PROFILE = 56, BLUE = "rgb(0,114,178)", VERMILION = "rgb(213,94,0)", OWN = "rgb(205,211,217)";
 
 function element(tag, properties = {}, ...children) {
@@ -13,7 +13,7 @@ function layer(model) {
     const id = model.ranked[i], shown = state.view === "true classes" || errors ? known[i] : id;
     if (shown >= data.classes.length || state.hidden.has(shown) || state.view === "image") continue;
     let rgb = data.palette[shown];
-    if (confidence) rgb = data.confidence_colours[Math.round((model.shares[i] / 65535) * 255)];
+    if (confidence) rgb = data.confidence_colors[Math.round((model.shares[i] / 65535) * 255)];
     if (errors) rgb = id === shown ? [205, 211, 217] : [213, 94, 0];
     pixels.data.set([...rgb, 255], 4 * i);
   }

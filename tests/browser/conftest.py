@@ -1,4 +1,4 @@
-"""A real browser for the tests: the system's chromium, driven by playwright; a screenshot is kept of what fails."""
+"""A real browser for the tests: the system's chromium, driven by playwright. Failed tests leave a screenshot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-# Screenshots of failed tests, one named after each
+# Screenshots, named after the tests that failed
 FAILURES = Path(__file__).resolve().parents[2] / "results" / "browser-failures"
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest):
-    """A page of its own; where the test fails, its screenshot goes to `FAILURES`."""
+    """A new page; if the test fails, a screenshot goes to `FAILURES`."""
     opened: Page = browser.new_page(viewport={"width": 1500, "height": 1500})
     yield opened
     report = request.node.stash.get(REPORT, None)

@@ -1,4 +1,4 @@
-"""31_inspector in JupyterLab, and the page that it exports, in a real browser: what is seen, clicked and read out."""
+"""31_inspector in JupyterLab and the exported page in a real browser: pictures, clicks, keys, and announced text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.inspector import State, inspect, readout, render
-from s2fpn_lib.inspector.html import export_html
+from s2fpn_lib.inspector.export import export_html
 from s2fpn_lib.inspector.sources import dataset_picture, opened_model
 from s2fpn_lib.model import build_model
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "31_inspector.ipynb"
-RELEASED, INDEX = "s2fpn_lite-camvid", 1  # what the notebook opens with
+RELEASED, INDEX = "s2fpn_lite-camvid", 1  # what the notebook shows first
 PROTOCOL = get_protocol("camvid-segnet-360x480")
-START, COMPUTE, ANSWER = 90, 200_000, 60_000  # patience: s for the server, ms for the kernel's work and for a click
+START, COMPUTE, ANSWER = 90, 200_000, 60_000  # timeouts: s for the server, ms for the kernel's work and for a click
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
 def inspection():
-    """What the notebook opens with where there is no CamVid."""
+    """What the notebook shows first if CamVid is not found."""
     found = opened_model(RELEASED)
     picture = dataset_picture(open_dataset("roadscenes", split="val"), INDEX, "protocol", PROTOCOL)
     return inspect(found.model, picture.image, PROTOCOL, label=picture.label, name=picture.name)
@@ -47,12 +48,12 @@ def inspection():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the notebook in a JupyterLab of its own: free port, token, folders; ended with its kernels."""
+    """URL of the notebook in a JupyterLab with its own port, token, and folders, which ends with its kernels."""
     folder = tmp_path_factory.mktemp("lab")
     work = folder / "work"
     work.mkdir()
     shutil.copy(NOTEBOOK, work)
-    # no question about news, and cells below the window stay in the page
+    # no dialog about news, and cells below the window stay in the page
     for extension, file, settings in (
         ("apputils-extension", "notification", {"fetchNews": "false"}),
         ("notebook-extension", "tracker", {"windowingMode": "none"}),
@@ -89,7 +90,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, log)
         yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}?token={token}"
     finally:
-        server.terminate()  # which ends its kernels, too
+        server.terminate()  # also ends its kernels
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(20)
         with contextlib.suppress(ProcessLookupError):
@@ -110,13 +111,13 @@ def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 
 def click(canvas: Locator, y: int, x: int, size: tuple[int, int]) -> None:
-    """In the middle of the image's pixel (y, x)."""
+    """Clicks the center of the image's pixel (y, x)."""
     box = canvas.bounding_box()
     canvas.click(position={"x": (x + 0.5) / size[1] * box["width"], "y": (y + 0.5) / size[0] * box["height"]})
 
 
 def picture(canvas: Locator) -> np.ndarray:
-    """(h, w, 3) of what the canvas holds."""
+    """Pixels of the canvas, (h, w, 3)."""
     script = """canvas => {
         const {width, height} = canvas;
         return [height, width, Array.from(canvas.getContext("2d").getImageData(0, 0, width, height).data)];
@@ -126,7 +127,7 @@ def picture(canvas: Locator) -> np.ndarray:
 
 
 def drawn_as(canvas: Locator, expected: np.ndarray) -> None:
-    """Waits until the canvas shows `expected`, up to what JPEG changes."""
+    """Waits until the canvas shows `expected`, apart from what JPEG changes."""
     deadline = time.monotonic() + ANSWER / 1000
     while True:
         found = picture(canvas)
@@ -139,25 +140,27 @@ def drawn_as(canvas: Locator, expected: np.ndarray) -> None:
 
 def run_all(page: Page, address: str) -> Locator:
     """Opens the notebook, chooses Run All from the menu, and waits for the inspector's picture."""
-    told = []
+    dialogs = []
 
-    def answer(dialog: Locator) -> None:
-        """On a busy machine JupyterLab asks which kernel to start, or tells of its server: its own answer will do."""
-        told.append(dialog.inner_text())
+    def accept(dialog: Locator) -> None:
+        """Accepts the default, for example of the dialog that asks on a busy machine which kernel to start."""
+        dialogs.append(dialog.inner_text())
         page.keyboard.press("Enter")
 
-    page.add_locator_handler(page.locator("dialog.jp-Dialog"), answer)
+    page.add_locator_handler(page.locator("dialog.jp-Dialog"), accept)
     page.goto(address, timeout=COMPUTE)
-    page.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(timeout=COMPUTE)  # "No Kernel" is idle, too
+    page.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(
+        timeout=COMPUTE
+    )  # "No Kernel" also counts as idle
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=COMPUTE)
     started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
-    for _ in range(3):  # JupyterLab drops what it is asked between a kernel's greeting and the end of its set-up
+    for _ in range(3):  # JupyterLab ignores requests between the kernel's first reply and the end of its setup
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
         with contextlib.suppress(TimeoutError):
             started.wait_for(timeout=15_000)
             break
-    assert not any("died" in words for words in told), f"the notebook's kernel: {told}"
+    assert not any("died" in text for text in dialogs), f"the notebook's kernel: {dialogs}"
     canvas = page.locator("canvas.s2fpn-interactive[data-drawn]")
     canvas.wait_for(timeout=COMPUTE)
     canvas.scroll_into_view_if_needed()
@@ -185,10 +188,10 @@ def test_notebook_in_jupyterlab(page, lab, inspection):
     state = State(y=110, x=242)
     expect(spoken).to_have_text(readout(state, inspection).sentence(), timeout=ANSWER)
 
-    sky = PROTOCOL.classes.index("Sky")
+    without_sky = replace(state, hidden=frozenset({PROTOCOL.classes.index("Sky")}))
     page.get_by_role("checkbox", name="Sky", exact=True).uncheck()
-    drawn_as(canvas, render(state.toggled(sky), inspection))
-    assert np.abs(render(state, inspection).astype(int) - render(state.toggled(sky), inspection)).mean() > 3
+    drawn_as(canvas, render(without_sky, inspection))
+    assert np.abs(render(state, inspection).astype(int) - render(without_sky, inspection)).mean() > 3
 
     row = page.get_by_label("row y")
     row.fill("20")
@@ -208,14 +211,18 @@ def exported(inspection, tmp_path_factory: pytest.TempPathFactory):
         if isinstance(module, _BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
-        model.train()(model.preprocess(inspection.image[None]))  # its norms know the image: distributions with a peak
-    second = inspect(model, inspection.image, PROTOCOL, label=inspection.label, name=inspection.name)
+        model.train()(
+            model.preprocess(inspection.image[None])
+        )  # its norms adapt to the image, which gives distributions with a peak
+    names = {"name": inspection.name, "model_name": "second <v2>"}
+    second = inspect(model, inspection.image, PROTOCOL, label=inspection.label, **names)
+    both = replace(inspection, model_name="first"), second
     path = tmp_path_factory.mktemp("export") / "page.html"
     state = State(y=208, x=168).pinned()
-    return export_html(path, state, [inspection, second], ["first", "second <v2>"]), (inspection, second)
+    return export_html(path, state, both), both
 
 
-def test_exported_page_answers_without_kernel_and_network(page, exported):
+def test_exported_page_works_without_kernel_and_network(page, exported):
     path, inspections = exported
     assert path.stat().st_size < 6e6
     requests, errors = [], []
@@ -239,11 +246,11 @@ def test_exported_page_answers_without_kernel_and_network(page, exported):
     page.keyboard.press("ArrowLeft")
     assert page.locator("#spoken").inner_text().startswith("Row 100, column 239: ")
 
-    state = State(y=100, x=239).at(208, 168, size).pinned().at(100, 239, size)
+    state = State(y=100, x=239, pins=((208, 168),))
     drawn_as(canvas, render(state, inspections[0]))
     page.get_by_role("button", name="only Car").click()
-    car = PROTOCOL.classes.index("Car")
-    drawn_as(canvas, render(state.solo(car, PROTOCOL.num_classes), inspections[0]))
+    others = frozenset(range(PROTOCOL.num_classes)) - {PROTOCOL.classes.index("Car")}
+    drawn_as(canvas, render(replace(state, hidden=others), inspections[0]))
     page.get_by_role("button", name="pin 208, 168").click()
     assert page.locator("#spoken").inner_text().startswith("Row 208, column 168: ")
     expect(page.locator("h2").nth(1)).to_have_text("second <v2>")
@@ -251,8 +258,8 @@ def test_exported_page_answers_without_kernel_and_network(page, exported):
     assert errors == []
 
 
-def test_exported_distribution_is_the_pixels_own(page, exported):
-    """The page's script makes it from queries and keys of 16 bits."""
+def test_exported_distribution_is_that_of_the_pixel(page, exported):
+    """The page's script computes it from int16 queries and keys."""
     path, (_, second) = exported
     page.goto(path.as_uri())
     page.locator("canvas.s2fpn-interactive").first.wait_for(timeout=ANSWER)

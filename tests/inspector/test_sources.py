@@ -1,4 +1,4 @@
-"""Pictures and labels from a dataset, files and uploads; models by name."""
+"""Images and labels of a dataset, of files, and of uploads; models by name."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ import torch
 from PIL import Image
 
 from s2fpn_lib.data import get_protocol, open_dataset
-from s2fpn_lib.inspector.sources import (
-    dataset_picture,
-    file_picture,
-    opened_model,
-    read_label,
-    scaled_picture,
-    uploaded_label,
-    uploaded_picture,
-)
-from s2fpn_lib.workbench.media import MediaError
+from s2fpn_lib.data.images import ImageError
+from s2fpn_lib.inspector.sources import Upload, dataset_picture, file_picture, label_ids, opened_model
+from tests.inspecting import PROTOCOL, random_ids
 
-PROTOCOL = get_protocol("roadscenes")
-PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-IDS = np.random.default_rng(1).integers(0, 12, (40, 60), dtype=np.uint8)
+IDS = random_ids(12, (40, 60))
+PIXELS = random_ids(256, (40, 60, 3)).numpy()
 
 
 def png(pixels):
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(np.asarray(pixels)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def upload(name, content):
+    return Upload({"name": name, "content": memoryview(content)})
 
 
 @pytest.fixture
@@ -41,12 +37,11 @@ def files(tmp_path):
 
 def test_released_model_keeps_its_name():
     found = opened_model("s2fpn_lite-camvid")
-    assert found.name == "s2fpn_lite-camvid"
-    assert found.provenance["trained_on"] == "camvid"
+    assert (found.name, found.provenance["trained_on"]) == ("s2fpn_lite-camvid", "camvid")
     assert not found.model.training
 
 
-def test_dataset_images_come_at_the_size_of_the_protocol_that_the_model_knows():
+def test_dataset_image_is_scaled_to_the_protocol():
     dataset = open_dataset("roadscenes", split="val", cache=False)
     picture = dataset_picture(dataset, 0, "protocol", get_protocol("camvid-segnet-360x480"))
     image, label = dataset[0]
@@ -59,57 +54,48 @@ def test_dataset_images_come_at_the_size_of_the_protocol_that_the_model_knows():
         dataset_picture(dataset, -1, "own", PROTOCOL)
 
 
-def test_files_and_uploads_are_the_same_picture(files):
+def test_files_and_uploads_give_the_same_picture(files):
     picture = file_picture(files / "a.png", files / "label.png", "own", PROTOCOL)
     assert torch.equal(picture.image, torch.from_numpy(PIXELS).permute(2, 0, 1))
-    assert torch.equal(picture.label, torch.from_numpy(IDS))
-    upload = uploaded_picture({"name": "a.png", "content": memoryview(png(PIXELS))}, "own", PROTOCOL)
-    assert torch.equal(upload.image, picture.image)
-    label = uploaded_label({"name": "l.png", "content": memoryview(png(IDS))}, PROTOCOL)
-    assert torch.equal(upload.labeled(label).label, picture.label)
+    assert torch.equal(picture.label, IDS)
+    uploaded = file_picture(upload("a.png", png(PIXELS)), None, "own", PROTOCOL)
+    assert (uploaded.name, uploaded.label) == (picture.name, None)
+    assert torch.equal(uploaded.image, picture.image)
+    labeled = uploaded.labeled(label_ids(upload("l.png", png(IDS)), PROTOCOL))
+    assert torch.equal(labeled.label, picture.label)
 
 
-def test_labels_are_scaled_without_new_ids(files):
+def test_label_is_scaled_without_new_ids(files):
     picture = file_picture(files / "a.png", files / "label.png", (80, 120), PROTOCOL)
-    assert torch.equal(picture.label[::2, ::2], torch.from_numpy(IDS))
-    assert torch.equal(picture.label[1::2, 1::2], torch.from_numpy(IDS))
-
-
-def test_label_of_another_size_is_refused():
-    picture = scaled_picture("a", torch.zeros(3, 40, 60, dtype=torch.uint8), None, "protocol", PROTOCOL)
+    assert torch.equal(picture.label[::2, ::2], IDS)
+    assert torch.equal(picture.label[1::2, 1::2], IDS)
     with pytest.raises(ValueError, match="the label is 60x40 and the picture 40x60"):
-        picture.labeled(torch.zeros(60, 40, dtype=torch.uint8))
-    assert picture.labeled(None).label is None
+        picture.labeled(IDS.T)
 
 
-def test_colours_of_the_protocol_are_its_ids(tmp_path):
+def test_label_in_colors():
     colors = np.array([*PROTOCOL.palette, (1, 2, 3)], np.uint8)
-    (tmp_path / "c.png").write_bytes(png(colors[IDS]))
-    assert torch.equal(read_label(tmp_path / "c.png", PROTOCOL), torch.from_numpy(IDS))
-
-
-def test_255_is_not_labelled(tmp_path):
-    (tmp_path / "l.png").write_bytes(png(np.full((4, 4), 255, np.uint8)))
-    assert read_label(tmp_path / "l.png", PROTOCOL).unique().tolist() == [PROTOCOL.ignore_id]
+    assert torch.equal(label_ids(upload("c.png", png(colors[IDS])), PROTOCOL), IDS)
 
 
 @pytest.mark.parametrize(
-    ("pixels", "said"),
+    ("pixels", "message"),
     [
-        (np.full((4, 4), 77, np.uint8), r"holds \[77\], but the train ids of roadscenes are 0 to 10"),
-        (np.full((4, 4, 3), 7, np.uint8), "none of its colours"),
+        (np.full((4, 4), 77, np.uint8), r"^l.png: holds the ids \[77\], but the train ids of roadscenes are 0 to 10"),
+        (np.full((4, 4, 3), 7, np.uint8), "^l.png: none of its colors"),
     ],
 )
-def test_labels_of_other_ids_and_colours_are_refused(tmp_path, pixels, said):
-    (tmp_path / "l.png").write_bytes(png(pixels))
-    with pytest.raises(ValueError, match=said):
-        read_label(tmp_path / "l.png", PROTOCOL)
+def test_unknown_ids_and_colors_are_errors(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        label_ids(upload("l.png", png(pixels)), PROTOCOL)
+    unlabeled = label_ids(upload("l.png", png(np.full((4, 4), 255, np.uint8))), PROTOCOL)
+    assert unlabeled.unique().tolist() == [PROTOCOL.ignore_id]
 
 
-def test_broken_files_are_named_as_their_owner_names_them(tmp_path):
-    with pytest.raises(MediaError, match=r"^holiday.png: no readable picture"):
-        uploaded_picture({"name": "holiday.png", "content": b"no picture"}, "own", PROTOCOL)
-    with pytest.raises(MediaError, match=r"^l.png: no readable label"):
-        uploaded_label({"name": "l.png", "content": b"no picture"}, PROTOCOL)
-    with pytest.raises(MediaError, match=r"nowhere\.png"):
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ImageError, match=r"^holiday.png: cannot be decoded"):
+        file_picture(upload("holiday.png", b"no image"), None, "own", PROTOCOL)
+    with pytest.raises(ImageError, match=r"^l.png: cannot be decoded"):
+        label_ids(upload("l.png", b"no image"), PROTOCOL)
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
         file_picture(tmp_path / "nowhere.png", None, "own", PROTOCOL)

@@ -1,4 +1,4 @@
-"""What an inspection keeps is what the model and the recorder say; a state is a value."""
+"""An inspection keeps what the model and the recorder return; a state is immutable."""
 
 from __future__ import annotations
 
@@ -6,90 +6,70 @@ import dataclasses
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from s2fpn_lib.attention.recorder import AttentionRecorder
+from s2fpn_lib.data import get_protocol
 from s2fpn_lib.inspector import State, inspect
 from s2fpn_lib.model import build_model
-from tests.inspecting import PROTOCOL, network, picture
+from tests.inspecting import PROTOCOL, SIZE, inspection, network, random_ids, random_image
 
 
 @pytest.mark.parametrize("revision", ["v1", "v2"])
-def test_it_keeps_what_model_and_recorder_say(revision):
-    model, image = network(revision=revision), picture(45, 71)
-    inspection = inspect(model, image, PROTOCOL, name="odd", provenance={"seed": 3})
+def test_inspection_keeps_model_outputs(revision):
+    model, found = network(revision=revision), inspection(revision=revision)
     with torch.inference_mode(), AttentionRecorder(model) as recorder:
-        logits = model(model.preprocess(image[None]))
-    probabilities = F.softmax(logits[0], 0)
-    torch.testing.assert_close(inspection.probabilities, probabilities)
-    assert torch.equal(inspection.ids.long(), logits[0].argmax(0))
-    torch.testing.assert_close(inspection.confidence, probabilities.max(0).values)
-    for kept, own in zip(inspection.levels, recorder.capture.levels, strict=True):
-        assert torch.equal(kept.gates, own.gates)
-        assert kept.gamma == own.gamma
-    assert inspection.size == (45, 71)
-    assert (inspection.name, inspection.revision, inspection.provenance) == ("odd", revision, {"seed": 3})
+        logits = model(model.preprocess(random_image()[None]))
+    torch.testing.assert_close(found.probabilities, logits[0].softmax(0))
+    assert torch.equal(found.ids.long(), logits[0].argmax(0))
+    for kept, recorded in zip(found.levels, recorder.capture.levels, strict=True):
+        assert torch.equal(kept.gates, recorded.gates)
+        assert kept.gamma == recorded.gamma
+    assert (found.size, found.revision, found.warning) == (SIZE, revision, "")
 
 
-def test_one_forward_pass_that_leaves_the_mode_as_it_was():
-    model = network().train()
+def test_one_forward_pass_restores_training_mode_and_warns_if_untrained():
+    model = build_model("s2fpn_lite", num_classes=PROTOCOL.num_classes).train()
     passes = []
     model.register_forward_hook(lambda module, *_: passes.append(module.training))
-    inspect(model, picture(), PROTOCOL)
+    assert "untrained" in inspect(model, random_image(), PROTOCOL).warning
     assert passes == [False]
     assert all(module.training for module in model.modules())
 
 
-def test_an_untrained_model_is_named_as_such():
-    model = build_model("s2fpn_lite", num_classes=PROTOCOL.num_classes).eval()
-    assert "untrained" in inspect(model, picture(), PROTOCOL).warning
-    model.apf_levels[2].ssam.gamma.data.fill_(0.25)
-    assert inspect(model, picture(), PROTOCOL).warning == ""
-
-
-def test_a_label_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"label is \(60, 90\) and the image \(64, 96\)"):
-        inspect(network(), picture(), PROTOCOL, label=torch.zeros(60, 90, dtype=torch.uint8))
+def test_errors_for_label_size_and_number_of_classes():
+    with pytest.raises(ValueError, match=r"label is \(60, 90\) and the image \(45, 71\)"):
+        inspect(network(), random_image(), PROTOCOL, label=random_ids(3, (60, 90)))
+    with pytest.raises(ValueError, match="mine predicts 11 classes, but cityscapes-fine-1024x2048 has 19"):
+        inspect(network(), random_image(), get_protocol("cityscapes-fine-1024x2048"), model_name="mine")
 
 
 @pytest.mark.parametrize(("width", "stride"), [(640, 1), (641, 2), (1281, 3)])
-def test_large_images_are_drawn_with_a_stride(width, stride):
-    inspection = inspect(network(), picture(64, width), PROTOCOL)
-    assert inspection.stride == stride
+def test_stride_of_wide_images(width, stride):
+    assert dataclasses.replace(inspection(), image=random_image((2, width))).stride == stride
 
 
-def test_every_pixel_lies_on_every_level():
-    inspection = inspect(network(), picture(45, 71), PROTOCOL)
-    for level in inspection.levels:
-        assert inspection.on_level(level, 0, 0) == (0, 0)
-        assert inspection.on_level(level, 44, 70) == (level.size[0] - 1, level.size[1] - 1)
-        assert inspection.on_level(level, 22, 35) == (22 * level.size[0] // 45, 35 * level.size[1] // 71)
+def test_pixel_on_level():
+    found = inspection()
+    for level in found.levels:
+        assert found.on_level(level, 0, 0) == (0, 0)
+        assert found.on_level(level, 44, 70) == (level.size[0] - 1, level.size[1] - 1)
 
 
-def test_a_pixel_outside_is_moved_to_the_nearest_inside():
+def test_pixel_is_clamped_to_the_image():
     state = State(y=5, x=5)
     assert state.at(-3, 200, (64, 96)) == State(y=0, x=95)
-    assert state.at(63, 95, (64, 96)) == State(y=63, x=95)
     assert state == State(y=5, x=5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         state.y = 3
 
 
-def test_classes_are_hidden_and_shown():
-    state = State().toggled(3)
-    assert state.hidden == {3}
-    assert state.toggled(4).hidden == {3, 4}
-    assert state.toggled(3).hidden == set()
-    assert state.solo(2, 4).hidden == {0, 1, 3}
-
-
-def test_pins_come_and_go_in_order():
+def test_pins_keep_their_order():
     state = State(y=1, x=2).pinned().at(3, 4, (9, 9)).pinned()
     assert state.pins == ((1, 2), (3, 4))
     assert state.at(1, 2, (9, 9)).pinned().pins == ((3, 4),)
 
 
-@pytest.mark.parametrize(("wrong", "said"), [({"view": "depth"}, "choose one of"), ({"opacity": 1.5}, "between 0")])
-def test_a_state_that_makes_no_sense_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("wrong", "message"), [({"view": "depth"}, "choose one of"), ({"opacity": 1.5}, "between 0")])
+def test_invalid_state_is_an_error(wrong, message):
+    with pytest.raises(ValueError, match=message):
         State(**wrong)

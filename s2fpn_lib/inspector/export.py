@@ -1,0 +1,186 @@
+"""What the inspector writes: a still picture, its numbers with provenance, and a page that works on its own.
+
+The HTML page needs no kernel and no network: its script answers to clicks and keys. It holds the image, the three most
+probable classes of each drawn pixel, the gates, and for v2 the queries and keys (int16), from which the script computes
+a pixel's distribution over the columns.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from s2fpn_lib.attention.recorder import LevelCapture
+from s2fpn_lib.inspector.figure import inspection_figure
+from s2fpn_lib.inspector.numbers import LevelReadout, readout, revision_note
+from s2fpn_lib.inspector.state import Inspection, State
+from s2fpn_lib.inspector.views import CONFIDENCE, jpeg
+from s2fpn_lib.runs import config_hash, environment, write_atomic, write_json
+from s2fpn_lib.viz.images import as_array
+
+HERE = Path(__file__).parent
+SCRIPTS = ("page_data.js", "page_pictures.js", "page.js")
+STYLES = ("page.css", "click_canvas.css", "widget.css")
+MAX_QUERY_VALUES = 1_000_000  # per level; a larger query map is written with a stride
+
+
+def save_inspection(folder: str | Path, state: State, inspections: Sequence[Inspection]) -> tuple[Path, Path]:
+    """Writes the still picture (PNG) and its record (JSON) to `folder` and returns both paths.
+
+    The same view of the same image by the same weights has the same name and replaces the earlier files.
+    inspections: inspections of the same image, one per model.
+    """
+    stem = file_stem(state, inspections)
+    picture, record = Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.json"
+    buffer = io.BytesIO()
+    inspection_figure(state, inspections).savefig(buffer, format="png", dpi=150)
+    write_atomic(picture, buffer.getvalue())
+    write_json(record, inspection_record(state, inspections) | {"environment": environment()})
+    return picture, record
+
+
+def file_stem(state: State, inspections: Sequence[Inspection]) -> str:
+    """File name without suffix: image, pixel, and a hash of everything else that decides what is shown."""
+    settings = {
+        **_plain(state),
+        "names": [each.model_name for each in inspections],
+        "provenance": [each.provenance for each in inspections],
+    }
+    image = re.sub(r"[^\w.-]+", "_", inspections[0].name).strip("._") or "image"
+    return f"{image}-y{state.y}-x{state.x}-{config_hash(settings)[:6]}"
+
+
+def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[str, Any]:
+    """The view in numbers: image, state, and per model its provenance and the readouts of the pixel and the pins."""
+    first = inspections[0]
+    return {
+        "image": first.name,
+        "size": list(first.size),
+        "protocol": first.protocol.name,
+        "state": _plain(state),
+        "models": [
+            {
+                "name": inspection.model_name,
+                "revision": inspection.revision,
+                "provenance": inspection.provenance,
+                "warning": inspection.warning,
+                "pixel": asdict(readout(state, inspection)),
+                "pins": [asdict(readout(state.at(y, x, first.size), inspection)) for y, x in state.pins],
+            }
+            for inspection in inspections
+        ],
+    }
+
+
+def export_html(path: str | Path, state: State, inspections: Sequence[Inspection]) -> Path:
+    """Writes the HTML page, a few MB, to `path` atomically and returns the path."""
+    title = f"Inspection of {inspections[0].name}" if inspections[0].name else "Inspection"
+    stills = [_still(replace(state, y=y, x=x), inspections) for y, x in ((state.y, state.x), *state.pins)]
+    page = Template((HERE / "page.html").read_text()).substitute(
+        title=escape(title),
+        style="".join((HERE / name).read_text() for name in STYLES),
+        script="".join((HERE / name).read_text() for name in SCRIPTS),
+        stills="\n".join(stills),
+        record=escape(json.dumps(inspection_record(state, inspections), indent=1)),
+        data=json.dumps(_page_data(state, inspections)).replace("<", "\\u003c"),  # no tag can end the script
+    )
+    write_atomic(path, page)
+    return Path(path)
+
+
+def _plain(state: State) -> dict[str, Any]:
+    return {**asdict(state), "hidden": sorted(state.hidden), "pins": [list(pin) for pin in state.pins]}
+
+
+def _still(state: State, inspections: Sequence[Inspection]) -> str:
+    """The still figure and the sentences that describe it, as HTML."""
+    buffer = io.BytesIO()
+    figure = inspection_figure(state, inspections)
+    figure.savefig(buffer, format="jpeg", dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
+    text = escape(" ".join(readout(state, each).sentence() for each in inspections))
+    return f'<p>{text}</p><img alt="{text}" src="{_data_url(buffer.getvalue())}">'
+
+
+def _page_data(state: State, inspections: Sequence[Inspection]) -> dict[str, Any]:
+    """What the page's script reads."""
+    first, s = inspections[0], inspections[0].stride
+    image = as_array(first.image[:, ::s, ::s])
+    return {
+        "name": first.name,
+        "size": list(first.size),
+        "drawn": list(image.shape[:2]),
+        "stride": s,
+        "image": _data_url(jpeg(image)),
+        "label": None if first.label is None else _packed(first.label[::s, ::s].numpy()),
+        "classes": list(first.protocol.classes),
+        "palette": [list(color) for color in first.protocol.palette],
+        "confidence_colors": CONFIDENCE.tolist(),
+        "state": _plain(state),
+        "models": [_model_data(state, inspection) for inspection in inspections],
+    }
+
+
+def _model_data(state: State, inspection: Inspection) -> dict[str, Any]:
+    s = inspection.stride
+    shares, ranked = inspection.probabilities[:, ::s, ::s].topk(min(3, len(inspection.protocol.classes)), 0)
+    ranked[0] = inspection.ids[::s, ::s]  # topk may order equally probable classes differently
+    readouts = readout(state, inspection).levels
+    return {
+        "name": inspection.model_name,
+        "note": revision_note(inspection),
+        "warning": inspection.warning,
+        "ranked": _packed(ranked.numpy().astype(np.uint8)),
+        "shares": _packed((shares.numpy() * 65535).round().astype("<u2")),
+        "levels": [_level_data(*pair) for pair in zip(inspection.levels, readouts, strict=True)],
+    }
+
+
+def _level_data(level: LevelCapture, found: LevelReadout) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": level.name,
+        "size": list(level.size),
+        "entries": found.entries,
+        "own_distribution": found.own_distribution,
+        "weight": found.weight(),
+        "decides": None,
+        "gates": None,
+    }
+    if level.auxiliary is not None:
+        data["decides"] = _packed(level.auxiliary[0].argmax(0).numpy().astype(np.uint8))
+    if level.gates is not None:
+        data |= {"gates": _packed(level.gates[0].numpy().astype("<f4")), "length": level.strip_max.shape[-1]}
+    if level.query is not None:
+        strided = ((step, level.query[0, :, ::step, ::step]) for step in itertools.count(1))
+        step, query = next(pair for pair in strided if pair[1].numel() <= MAX_QUERY_VALUES)
+        data |= {"step": step, "kept": list(query.shape[1:])}
+        data["query"], data["query_scale"] = _packed_int16(query)
+        data["keys"], data["keys_scale"] = _packed_int16(level.strip_max[0])
+    return data
+
+
+def _packed_int16(tensor: Tensor) -> tuple[str, float]:
+    """Packed int16 values and the factor that turns them back into the tensor's."""
+    values = tensor.numpy()
+    scale = max(float(np.abs(values).max()), 1e-12) / 32767
+    return _packed((values / scale).round().astype("<i2")), scale
+
+
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes())).decode()
+
+
+def _data_url(picture: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"

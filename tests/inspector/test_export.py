@@ -1,0 +1,141 @@
+"""Saved views and the content of the exported page; its behavior in a browser is tested in tests/browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from s2fpn_lib.inspector import State, export, readout, render
+from s2fpn_lib.inspector.figure import inspection_figure
+from tests.inspecting import SIZE, distribution, inspection
+
+STATE = State(y=20, x=30, hidden=frozenset({2, 1}), pins=((9, 8),))
+
+
+@pytest.fixture(scope="module")
+def both():
+    """v1 with the warning of an untrained model, and v2."""
+    return replace(inspection(revision="v1"), warning="untrained"), inspection(revision="v2")
+
+
+@pytest.fixture(scope="module")
+def page(both, tmp_path_factory):
+    return export.export_html(tmp_path_factory.mktemp("new") / "folder" / "page.html", STATE, both).read_text()
+
+
+def data_of(page):
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text)
+
+
+def unpacked(text, dtype):
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
+
+
+def test_save_writes_picture_and_record(both, tmp_path):
+    picture, record = export.save_inspection(tmp_path / "new", STATE, both)
+    found = json.loads(record.read_text())
+    assert (found["image"], found["protocol"], found["size"]) == (both[0].name, "roadscenes", list(SIZE))
+    expected_state = {"y": 20, "x": 30, "view": "prediction", "opacity": 0.55, "hidden": [1, 2], "pins": [[9, 8]]}
+    assert found["state"] == expected_state
+    for model, own in zip(found["models"], both, strict=True):
+        expected = readout(STATE, own)
+        assert model["pixel"]["prediction"] == expected.prediction
+        assert model["pixel"]["levels"][3]["top"] == [list(each) for each in expected.levels[3].top]
+        assert (model["pins"][0]["y"], model["pins"][0]["x"]) == (9, 8)
+        assert (model["name"], model["revision"]) == (own.model_name, own.revision)
+        assert (model["provenance"], model["warning"]) == (own.provenance, own.warning)
+    assert {"torch", "git_sha"} <= found["environment"].keys()
+    assert Image.open(picture).size[0] > 1000
+
+
+def test_file_name_depends_on_everything_shown(both):
+    stem = export.file_stem(STATE, both)
+    assert stem.startswith("street_script_b-y20-x30-")
+    assert stem == export.file_stem(STATE, both)
+    others = {
+        export.file_stem(replace(STATE, hidden=frozenset()), both),
+        export.file_stem(STATE, both[:1]),
+        export.file_stem(STATE, (both[0], replace(both[1], model_name="three"))),
+    }
+    assert len(others | {stem}) == 4
+
+
+def test_still_figure_shows_models_and_levels(both):
+    figure = inspection_figure(STATE, both)
+    pictures = [axis for axis in figure.axes if axis.images]
+    assert len(pictures) == 2 * (1 + 4)
+    assert (pictures[0].images[0].get_array() == render(STATE, both[0])).all()
+    texts = [text.get_text().replace("\n", " ") for axis in figure.axes for text in axis.texts]
+    assert {readout(STATE, each).prediction for each in both} | {"untrained"} <= set(texts)
+    assert any(text.startswith("Pinned (row, column): 9, 8: ") for text in texts)
+
+
+def test_page_loads_nothing_from_a_network(page):
+    assert re.findall(r'<\w+[^>]*\s(?:src|href)="(?!data:)', page.split("<script")[0]) == []
+    assert not re.search(r"https?://|url\(|@import|\bfetch\(|XMLHttpRequest|\bimport\b", page)
+    assert "default-src 'none'" in page
+
+
+def test_names_are_escaped(page):
+    assert "<b>" not in page
+    assert "Inspection of street &lt;/script&gt;&lt;b&gt;" in page
+    assert data_of(page)["models"][1]["name"] == "<v2>"
+
+
+def test_page_holds_view_pins_and_provenance(page):
+    state = data_of(page)["state"]
+    assert (state["pins"], state["y"], state["x"]) == ([[9, 8]], 20, 30)
+    assert page.count('<img alt="Row ') == 2, "one still picture of the view and one of the pin"
+    assert "Row 9, column 8: " in page
+    assert "a.safetensors" in page
+    assert data_of(page)["models"][0]["warning"] == "untrained"
+
+
+def test_page_holds_classes_and_probabilities(page, both):
+    for model, own in zip(data_of(page)["models"], both, strict=True):
+        ranked = unpacked(model["ranked"], np.uint8).reshape(3, *SIZE)
+        shares = unpacked(model["shares"], "<u2").reshape(3, *SIZE) / 65535
+        np.testing.assert_array_equal(ranked[0], own.ids)
+        np.testing.assert_allclose(shares, own.probabilities.topk(3, 0).values, atol=1e-4)
+    np.testing.assert_array_equal(unpacked(data_of(page)["label"], np.uint8).reshape(SIZE), both[0].label)
+
+
+def test_page_holds_the_captures(page, both):
+    for model, own in zip(data_of(page)["models"], both, strict=True):
+        for level, capture in zip(model["levels"], own.levels, strict=True):
+            np.testing.assert_array_equal(unpacked(level["gates"], "<f4"), capture.gates.flatten())
+            decides = unpacked(level["decides"], np.uint8).reshape(level["size"])
+            np.testing.assert_array_equal(decides, capture.auxiliary[0].argmax(0))
+            if capture.query is None:
+                continue
+            query = unpacked(level["query"], "<i2").reshape(-1, *level["kept"]) * level["query_scale"]
+            keys = unpacked(level["keys"], "<i2").reshape(len(query), -1) * level["keys_scale"]
+            p = torch.from_numpy(keys.T @ query[:, -1, -1]).softmax(0).float()
+            torch.testing.assert_close(p, distribution(capture, -1, -1), rtol=1e-3, atol=1e-5)
+
+
+def test_page_of_a_wide_image_is_strided(monkeypatch, tmp_path):
+    wide = inspection((32, 1290), revision="v2")
+    monkeypatch.setattr(export, "MAX_QUERY_VALUES", 5000)
+    data = data_of(export.export_html(tmp_path / "page.html", State(), [wide]).read_text())
+    assert (data["size"], data["drawn"], data["stride"]) == ([32, 1290], [11, 430], 3)
+    for level, capture in zip(data["models"][0]["levels"], wide.levels, strict=True):
+        kept = capture.query[0, :, :: level["step"], :: level["step"]]
+        assert level["kept"] == list(kept.shape[1:])
+        assert kept.numel() <= 5000 < 4 * level["step"] ** 2 * kept.numel() or level["step"] == 1
+
+
+def test_page_without_ssam(tmp_path):
+    page = export.export_html(tmp_path / "page.html", State(), [inspection(ssam=False, deep_supervision=False)])
+    levels = data_of(page.read_text())["models"][0]["levels"]
+    assert [level["gates"] for level in levels] == [None] * 4
+    assert levels[0]["weight"] == "SSAM is off"
