@@ -1,13 +1,12 @@
-"""Weights to share (safetensors, with the JSON that rebuilds the model) and training states to resume from.
+"""Model weights (safetensors, with the JSON that rebuilds the model) and training states to resume from.
 
 Weights:  save_weights(model, path, metadata)  ->  load_model(path or released name)
-States:   save_state(path, state)              ->  load_state(path), which falls back to the state before it
+States:   save_state(path, state)              ->  load_state(path), which falls back to the previous state
 """
 
 import json
 import warnings
 import zipfile
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,31 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from s2fpn_lib.data import Protocol
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, build_model, load_published
 from s2fpn_lib.runs import atomic_file, read_json, write_atomic
+from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
-# One key: safetensors writes several in an order that differs from run to run, and equal weights shall be equal files.
+# One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
 METADATA_KEY = "s2fpn"
 TORCH_SUFFIXES = (".pt", ".pth")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or cannot be read; the message names the file."""
+    """A checkpoint cannot be written or read; the message names the file."""
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *, half: bool = False) -> None:
     """Writes the model's weights to a safetensors file, atomically.
 
     Args:
-        model: a model made by `build_model`; its `config` is stored along.
-        metadata: JSON-able provenance (dataset, protocol, rule, epoch, seed, ...). Free of times and host names, so
-            that equal runs give equal bytes.
-        half: store float16, as released weights are; `load_model` gives float32 parameters either way.
+        model: a model of `build_model`, whose `config` is stored with the weights.
+        metadata: provenance that JSON can hold (dataset, protocol, rule, epoch, seed, ...), without times and host
+            names, so that equal runs give equal bytes.
+        half: store float16, as in released weights; `load_model` gives float32 parameters in both cases.
+
+    Raises CheckpointError if the file cannot be written; an earlier file is intact then.
     """
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     if half:
@@ -50,7 +53,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `save_weights` stored beside the weights: {"config": ..., **metadata}, without reading the weights."""
+    """{"config": ..., **metadata} of a file of `save_weights`, without reading the weights."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get(METADATA_KEY)
@@ -67,44 +70,59 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", **config: Any) -> nn.Module:
-    """The model that a checkpoint holds, with its weights, in eval mode.
+    """The model of a checkpoint, with its weights, in evaluation mode.
 
     Args:
         path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint); the name of a
-            released weight, e.g. "s2fpn_lite-camvid"; or a .pth/.pt file in the author's layout.
-        config: arguments of `build_model` (name, revision, num_classes, normalization, ...); needed by, and only
-            allowed for, the author's layout, which does not record them: `published_checkpoint` gives them.
+            released weight, e.g. "s2fpn_lite-camvid"; or a .pth or .pt file in the author's layout.
+        config: arguments of `build_model` (name, revision, num_classes, normalization, ...), only for the author's
+            layout, which does not record them. `published_arguments` gives them.
 
     Raises:
-        CheckpointError: no such file or name (near ones are suggested), a damaged file, or weights that do not fit.
+        CheckpointError: no such file or name, a damaged file, or weights that do not fit.
+        TypeError: `config` for a checkpoint that records its own model.
     """
     path = find_weights(path_or_name)
-    if path.suffix in TORCH_SUFFIXES:
-        return _load_foreign(path, config).to(device).eval()
-    if config:
-        raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
-    model = build_model(**read_metadata(path)["config"])
-    load_weights(model, path)
+    if path.suffix not in TORCH_SUFFIXES:
+        if config:
+            raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
+        model = build_model(**read_metadata(path)["config"])
+        load_weights(model, path)
+        return model.to(device).eval()
+    if not {"name", "num_classes"} <= config.keys():
+        raise CheckpointError(
+            f"{path} is in the author's layout, which does not name its model: give its name, for example "
+            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean")'
+            ", or in a notebook the parameters model and dataset"
+        )
+    model = build_model(**config)
+    load_published(model, path)
     return model.to(device).eval()
 
 
-def published_checkpoint(model: str, revision: str, dataset: str, num_classes: int) -> dict[str, Any]:
-    """What `load_model` must be told of a checkpoint that the published code wrote: the arguments of `build_model`.
+def published_arguments(path_or_name: str | Path, model: str, revision: str, protocol: Protocol) -> dict[str, Any]:
+    """The `config` of `load_model` for a checkpoint of the published code; empty for one that records its model.
 
-    model: a name of `build_model`, or the published command line's (SSFPN). dataset: what it was trained on; the
-    published input of camvid and cityscapes is the image minus that dataset's mean.
+    Args:
+        path_or_name: as in `load_model`.
+        model: a name of `build_model`, or of the published command line ("SSFPN").
+        revision: "v1" or "v2".
+        protocol: of the training dataset. The published input of CamVid and Cityscapes is the image minus the
+            dataset's mean.
     """
-    normalization = f"{dataset}-mean"
+    if Path(path_or_name).suffix not in TORCH_SUFFIXES:
+        return {}
+    normalization = f"{protocol.dataset}-mean"
     return {
         "name": PUBLISHED_MODELS.get(model, model),
         "revision": revision,
-        "num_classes": num_classes,
+        "num_classes": protocol.num_classes,
         "normalization": normalization if normalization in NORMALIZATIONS else None,
     }
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a safetensors file into `model`, every tensor of it, strictly."""
+    """Loads a safetensors file into `model`. Raises CheckpointError if it is damaged or a tensor does not fit."""
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
@@ -119,27 +137,35 @@ def released_names() -> list[str]:
 
 
 def find_weights(path_or_name: str | Path) -> Path:
-    """The file that `load_model` reads for this path, run directory or released name; CheckpointError where none."""
+    """The file that `load_model` reads for a path, run directory, or released name; CheckpointError if there is none.
+
+    In the directory of a finished run it is the checkpoint that the run's rule chose, else the best so far.
+    """
     path = Path(path_or_name).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
-        return _chosen_checkpoint(path)
-    if isinstance(path_or_name, str) and path_or_name in released_names():
+        result = path / "result.json"
+        if result.exists() and (chosen := read_json(result).get("checkpoint")):
+            return path / chosen
+        for name in ("best.safetensors", "last.safetensors"):
+            if (path / name).exists():
+                return path / name
+        raise CheckpointError(f"{path} holds no best.safetensors or last.safetensors: is it a run directory?")
+    names = released_names()
+    if str(path_or_name) in names:
         return RELEASED / f"{path_or_name}.safetensors"
-    near = get_close_matches(str(path_or_name), released_names(), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(released_names()) or "none"
-    raise CheckpointError(f"{path_or_name} is neither a file nor a released weight.{hint} Released: {names}")
+    hint = did_you_mean(str(path_or_name), names)
+    released = ", ".join(names) or "none"
+    raise CheckpointError(f"{path_or_name} is neither a file nor a released weight.{hint} Released: {released}")
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes a training state (nested dicts and lists of tensors and plain values) and keeps the one before it.
+    """Writes a training state (nested dicts and lists of tensors and plain values) and keeps the previous one.
 
-    The new state is complete on the disk before it takes the name `path`; the state that had it becomes `previous.pt`.
+    The new state is complete on the disk before it is renamed to `path`; the state of that name becomes `previous.pt`.
 
-    Raises:
-        CheckpointError: it could not be written (disk full, ...); both earlier states are as they were.
+    Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
     path = Path(path)
     try:
@@ -156,18 +182,16 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
-    """The newest readable training state, or None where there has never been one.
+    """The newest readable training state, or None if there has never been one.
 
-    A missing or damaged `path` gives a warning that names it and the state before it (`previous.pt`); training from
-    there comes to the same weights, it only repeats some steps. Nothing but tensors and plain values is unpickled.
+    If `path` is missing or damaged, a warning names it and the previous state (`previous.pt`) is returned. Training
+    from there leads to the same weights and only repeats some steps. Only tensors and plain values are unpickled.
 
-    Raises:
-        CheckpointError: there are states, and none is readable.
+    Raises CheckpointError if there are states and none is readable.
     """
     path = Path(path)
-    candidates = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
     damage = []
-    for candidate in candidates:
+    for candidate in filter(Path.exists, (path, _previous(path))):
         try:
             state = _read_state(candidate)
         except CheckpointError as error:
@@ -201,27 +225,4 @@ def _previous(path: Path) -> Path:
 
 
 def _cannot_write(path: str | Path, error: BaseException) -> str:
-    return f"could not write {path} ({error}). What was saved before is intact: make room on that disk and run again"
-
-
-def _chosen_checkpoint(run_dir: Path) -> Path:
-    """The checkpoint that a finished run's rule chose; of an unfinished run the best so far."""
-    result = run_dir / "result.json"
-    if result.exists() and (chosen := read_json(result).get("checkpoint")):
-        return run_dir / chosen
-    for name in ("best.safetensors", "last.safetensors"):
-        if (run_dir / name).exists():
-            return run_dir / name
-    raise CheckpointError(f"{run_dir} holds no best.safetensors or last.safetensors: is it a run directory?")
-
-
-def _load_foreign(path: Path, config: dict[str, Any]) -> nn.Module:
-    if not {"name", "num_classes"} <= config.keys():
-        raise CheckpointError(
-            f"{path} is in the author's layout, which does not name its model: say which, e.g. "
-            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean")'
-            ", or in a notebook the parameters model and dataset"
-        )
-    model = build_model(**config)
-    load_published(model, path)
-    return model
+    return f"could not write {path} ({error}). Earlier files are intact: make room on that disk and run again"

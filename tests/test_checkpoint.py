@@ -1,8 +1,10 @@
-"""Checkpoints: round trips, damage, full disks, foreign files."""
+"""Checkpoints: round trips, damage, full disks, files of other origin."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import multiprocessing.connection
+import resource
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,22 +15,22 @@ from s2fpn_lib.checkpoint import (
     CheckpointError,
     load_model,
     load_state,
-    published_checkpoint,
+    published_arguments,
     read_metadata,
     save_state,
     save_weights,
 )
+from s2fpn_lib.data import get_protocol
 from s2fpn_lib.model import build_model
-from s2fpn_lib.runs import PROJECT
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return build_model("s2fpn18", num_classes=3, normalization="camvid-mean", ssam=False)
+    return build_model("s2fpn_lite", num_classes=3, normalization="camvid-mean", ssam=False)
 
 
-def test_weights_round_trip_with_the_model_they_belong_to(model, tmp_path):
+def test_weights_round_trip(model, tmp_path):
     path = tmp_path / "model.safetensors"
     save_weights(model.to(memory_format=torch.channels_last), path, {"protocol": "roadscenes", "epoch": 4})
     loaded = load_model(path)
@@ -55,7 +57,7 @@ def test_damaged_weights_are_named(model, tmp_path):
         load_model(path)
 
 
-def test_weights_of_another_origin_or_another_model_are_explained(model, tmp_path):
+def test_weights_of_another_origin_or_model(model, tmp_path):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="does not say which model"):
@@ -70,24 +72,24 @@ def test_weights_of_another_origin_or_another_model_are_explained(model, tmp_pat
 
 def test_released_weights_load_by_name(model, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "RELEASED", tmp_path)
-    save_weights(model, tmp_path / "s2fpn18-camvid.safetensors", {})
-    assert load_model("s2fpn18-camvid").config == model.config
-    with pytest.raises(CheckpointError, match="Did you mean 's2fpn18-camvid'"):
-        load_model("s2fpn18-camvi")
+    save_weights(model, tmp_path / "s2fpn_lite-camvid.safetensors", {})
+    assert load_model("s2fpn_lite-camvid").config == model.config
+    with pytest.raises(CheckpointError, match="Did you mean 's2fpn_lite-camvid'"):
+        load_model("s2fpn_lite-camvi")
 
 
-def test_a_run_directory_loads_the_checkpoint_its_rule_chose(model, tmp_path):
+def test_a_run_directory_loads_its_chosen_checkpoint(model, tmp_path):
     with pytest.raises(CheckpointError, match="is it a run directory"):
         load_model(tmp_path)
     save_weights(model, tmp_path / "last.safetensors", {})
     assert load_model(tmp_path).num_classes == 3
-    save_weights(build_model("s2fpn18", num_classes=5), tmp_path / "best.safetensors", {})
+    save_weights(build_model("s2fpn_lite", num_classes=5), tmp_path / "best.safetensors", {})
     assert load_model(tmp_path).num_classes == 5
     (tmp_path / "result.json").write_text('{"checkpoint": "last.safetensors"}')
     assert load_model(tmp_path).num_classes == 3
 
 
-def test_the_authors_layout_loads_when_told_which_model_and_runs_no_code(tmp_path):
+def test_the_authors_layout_needs_a_model_name_and_runs_no_code(tmp_path):
     class Malicious:
         def __reduce__(self):
             return (print, ("this must not run",))
@@ -105,7 +107,7 @@ def state(step: int) -> dict:
     return {"model": {"weight": torch.randn(300, 300)}, "step": step, "best": None, "this_epoch": [0.5, 1.5]}
 
 
-def test_states_round_trip_and_the_one_before_is_kept(tmp_path):
+def test_states_round_trip_and_the_previous_one_is_kept(tmp_path):
     path = tmp_path / "last.pt"
     assert load_state(path) is None
     for step in (1, 2, 3):
@@ -128,7 +130,7 @@ def flip_a_bit(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda _: b""])
-def test_a_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, damage):
+def test_a_damaged_state_falls_back_to_the_previous_one(tmp_path, damage):
     path = tmp_path / "last.pt"
     save_state(path, state(1))
     save_state(path, state(2))
@@ -148,27 +150,29 @@ def test_a_crash_between_the_two_renames_loses_nothing(tmp_path):
         assert load_state(path)["step"] == 1
 
 
-LIMITED = """
-import resource, sys, torch
-from s2fpn_lib.checkpoint import CheckpointError, save_state
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))  # a file may not grow beyond it
-try:
-    save_state(sys.argv[1], {"weight": torch.zeros(300, 300), "step": 3})
-except CheckpointError as error:
-    print(error)
-"""
+def _save_with_limited_file_size(path: Path, sender: multiprocessing.connection.Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    try:
+        save_state(path, state(3))
+    except CheckpointError as error:
+        sender.send(str(error))
 
 
-def test_a_full_disk_is_a_clear_error_and_both_states_stay(tmp_path):
+def test_a_full_disk_is_a_clear_error_and_keeps_both_states(tmp_path):
     path = tmp_path / "last.pt"
     save_state(path, state(1))
     save_state(path, state(2))
     before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
-    command = [sys.executable, "-c", LIMITED, str(path)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert f"could not write {path}" in done.stdout
-    assert "File too large" in done.stdout
-    assert "make room" in done.stdout
+    context = multiprocessing.get_context("fork")
+    message, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_save_with_limited_file_size, args=(path, sender))
+    process.start()
+    assert message.poll(60)
+    text = message.recv()
+    process.join()
+    assert f"could not write {path}" in text
+    assert "File too large" in text
+    assert "make room" in text
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
     assert load_state(path)["step"] == 2
 
@@ -186,15 +190,19 @@ def test_a_full_disk_keeps_earlier_weights(model, tmp_path, monkeypatch):
     assert read_metadata(path)["epoch"] == 1
 
 
-@pytest.mark.parametrize(("dataset", "normalization"), [("cityscapes", "cityscapes-mean"), ("roadscenes", "imagenet")])
-def test_a_published_checkpoint_is_described_as_its_author_ran_it(dataset, normalization):
-    described = published_checkpoint("SSFPN", "v2", dataset, 4)
-    model = build_model(**described)
-    assert (model.config["name"], model.config["revision"], model.num_classes) == ("s2fpn18", "v2", 4)
-    assert model.config["normalization"] == normalization
+@pytest.mark.parametrize(
+    ("protocol", "normalization"),
+    [("cityscapes-fine-1024x2048", "cityscapes-mean"), ("camvid-segnet-360x480", "camvid-mean"), ("roadscenes", None)],
+)
+def test_arguments_of_published_checkpoints(protocol, normalization):
+    arguments = published_arguments("runs/model_150.pth", "SSFPN", "v2", get_protocol(protocol))
+    classes = get_protocol(protocol).num_classes
+    expected = {"name": "s2fpn18", "revision": "v2", "num_classes": classes, "normalization": normalization}
+    assert arguments == expected
+    assert published_arguments("s2fpn_lite-camvid", "SSFPN", "v2", get_protocol(protocol)) == {}
 
 
-def test_half_precision_weights_are_half_the_size_and_nearly_the_same(model, tmp_path):
+def test_half_precision_weights_are_half_the_size(model, tmp_path):
     save_weights(model, tmp_path / "full.safetensors", {})
     save_weights(model, tmp_path / "half.safetensors", {}, half=True)
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
