@@ -1,8 +1,8 @@
-"""Runs an exported S²-FPN on a picture, without torch: numpy, Pillow and onnxruntime are enough.
+"""Run an exported S²-FPN on a picture without torch: numpy, Pillow, and onnxruntime are enough.
 
     python examples/run_onnx.py model.onnx street.jpg classes.png
 
-`s2fpn_lib.inference.export.export_onnx` wrote the model; what its input needs stands in the file's metadata.
+`s2fpn_lib.inference.export.export_onnx` writes the model; its metadata describe the input.
 """
 
 import json
@@ -15,15 +15,15 @@ from PIL import Image
 
 def main(model, source, target):
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     picture = Image.open(source).convert("RGB")
-    step = facts["size_multiple"]  # the sizes that the network takes, from three of them on
+    step = metadata["size_multiple"]  # height and width must be multiples of it, at least three times as large
     picture = picture.resize([max(3, round(side / step)) * step for side in picture.size])
-    x = (np.asarray(picture, np.float32) - facts["mean"]) / facts["std"]  # (H, W, 3), RGB
+    x = (np.asarray(picture, np.float32) - metadata["mean"]) / metadata["std"]  # (H, W, 3), RGB
     x = x.transpose(2, 0, 1)[None].astype(np.float32)  # (H, W, 3) -> (1, 3, H, W)
     (logits,) = session.run(None, {"image": x})
     classes = Image.fromarray(logits[0].argmax(0).astype(np.uint8))  # (K, H, W) -> (H, W)
-    classes.putpalette(np.random.default_rng(0).integers(40, 256, (256, 3), np.uint8).tobytes())  # a colour a class
+    classes.putpalette(np.random.default_rng(0).integers(40, 256, (256, 3), np.uint8).tobytes())  # one color per class
     classes.save(target)
     print(f"{target}: {classes.width}x{classes.height}, classes {np.unique(np.asarray(classes)).tolist()}")
 

@@ -1,12 +1,12 @@
-"""Kills a study at random moments, lets it finish, and compares it with one that was left alone. Kept outside CI.
+"""Kills a study at random moments, lets it finish, and compares it with an uninterrupted one. Not part of the tests.
 
     python scripts/kill_study.py --kills 20 --log results/kill-study/log.txt
 
-Each time Snakemake's process group gets SIGKILL; every second time its kernels, which are sessions of their own, get
-it as well, as when the machine goes down; the other times they are left to notice it themselves. After every kill no
-finished run may be lost and no file torn. Then, on a small file system of its own where the system permits: a disk
-that is full, and one that becomes read-only; and two studies started at once. At the end weights must be equal to the
-bit and scores equal to those of a study that ran through. The exit status is 0 if all of it holds.
+Each time Snakemake's process group gets SIGKILL. Every second time its kernels, which run in sessions of their own, get
+it as well, as when the machine goes down; the other times the kernels must notice it themselves. After each kill all
+finished runs must be intact and no file may be torn. If mounting is allowed, the script also tries a full disk and a
+read-only disk; it also starts two studies at once. At the end all weights and scores must equal those of the
+uninterrupted study bit for bit. The exit status is 0 if all of this holds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from s2fpn_lib.checkpoint import load_state
 from s2fpn_lib.runs import PROJECT, read_json, read_rows
 
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
-# What two runs of one recipe may differ in: time, and the commit of a checkout that is worked in
+# Fields in which two runs of one recipe may differ: times, and the commit of a checkout that is edited
 TIMES = ("seconds", "images_per_s", "data_s", "step_s", "git_sha")
 
 
 class Log:
-    """Lines with their time, on the screen and in a file."""
+    """Prints lines with their time and appends them to a file."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Log:
 
 
 def start(results: Path, seeds: int, output: Path) -> subprocess.Popen:
-    """A tiny study in a process group of its own, with everything it says appended to `output`."""
+    """Starts the study `tiny` in a process group of its own and appends its output to `output`."""
     command = [SNAKEMAKE, "tiny", "--cores", "2", "--config", f"seeds={list(range(seeds))}"]
     with output.open("a") as file:
         return subprocess.Popen(
@@ -68,7 +68,7 @@ def run(results: Path, seeds: int, output: Path) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that `pid` started, and those that they started."""
+    """All descendant processes of `pid`."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # ended meanwhile
@@ -81,7 +81,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(process: subprocess.Popen, *, kernels: bool) -> int:
-    """SIGKILL to the process group, and to every descendant with `kernels`; how many processes there were."""
+    """Kills the process group, and with `kernels` all descendants; returns the number of processes."""
     others = descendants(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
     for pid in others if kernels else []:
@@ -96,14 +96,14 @@ def folders(results: Path) -> dict[str, Path]:
 
 
 def finished(results: Path) -> dict[Path, bytes]:
-    """The files that say what a finished run found, with their contents."""
+    """The result files of all finished runs, with their contents."""
     names = ("result.json", "last.safetensors", "best.safetensors")
     runs = [path / "run" for path in folders(results).values() if (path / "run" / "result.json").exists()]
     return {run / name: (run / name).read_bytes() for run in runs for name in names}
 
 
 def damaged(results: Path) -> list[str]:
-    """Files that cannot be read; a state that was just replaced may be found in previous.pt."""
+    """Files that cannot be read; previous.pt may hold a training state that was being replaced."""
     found = []
     for folder in folders(results).values():
         for path in folder.rglob("*.json"):
@@ -121,7 +121,7 @@ def damaged(results: Path) -> list[str]:
 
 
 def progress(results: Path) -> str:
-    """Steps of each run so far, "done" for a finished one."""
+    """The number of steps of each run so far, or "done"."""
     words = []
     for folder in folders(results).values():
         state = load_state(folder / "run" / "last.pt") if (folder / "run" / "last.pt").exists() else None
@@ -131,7 +131,7 @@ def progress(results: Path) -> str:
 
 
 def differences(ours: Path, reference: Path) -> list[str]:
-    """What differs between two finished studies of the same seeds."""
+    """The differences between two finished studies of the same seeds."""
     found = []
     if set(folders(ours)) != set(folders(reference)):
         return [f"folders {sorted(folders(ours))} and {sorted(folders(reference))}"]
@@ -192,7 +192,10 @@ def killed_study(log: Log, work: Path, given: argparse.Namespace, moments: rando
 
 
 def bad_disk(log: Log, work: Path) -> list[str] | None:
-    """A disk too small for a training, then a read-only one, each mended; None where nothing may be mounted."""
+    """Runs the study on a disk that is too small and on a read-only one, and again after a repair.
+
+    Returns None if mounting is not allowed here.
+    """
     results, output = work / "disk", work / "disk.log"
     results.mkdir()
 
@@ -204,7 +207,7 @@ def bad_disk(log: Log, work: Path) -> list[str] | None:
         return None
     faults = []
     try:
-        for what, spoil, mend in (
+        for what, spoil, repair in (
             ("full disk", "remount,size=40m", "remount,size=900m"),
             ("read-only disk", "remount,ro", "remount,rw,size=900m"),
         ):
@@ -220,11 +223,11 @@ def bad_disk(log: Log, work: Path) -> list[str] | None:
                 f"{what}: {path} was changed" for path, content in before.items() if path.read_bytes() != content
             ]
             faults += damaged(results)
-            mount(mend)
+            mount(repair)
             status = run(results, seeds, output)
-            log(f"{what}: mended, the same command ends with status {status}: {progress(results)}")
+            log(f"{what}: repaired, the same command ends with status {status}: {progress(results)}")
             if status:
-                faults.append(f"{what}: does not go on once mended, see {output}")
+                faults.append(f"{what}: does not resume after the repair, see {output}")
         shutil.copytree(results, work / "disk-copy")
     finally:
         subprocess.run(["umount", results], check=True)
@@ -232,14 +235,14 @@ def bad_disk(log: Log, work: Path) -> list[str] | None:
 
 
 def _told(output: Path) -> str:
-    """The newest line that names the trouble, as a person would look for it."""
+    """The newest line of the output that names an error."""
     words = ("No space left", "Read-only file system")
     lines = [line.strip() for line in output.read_text().splitlines() if any(word in line for word in words)]
     return lines[-1][:200] if lines else "nothing about it"
 
 
 def two_at_once(log: Log, work: Path) -> list[str]:
-    """Two studies started together on one folder: one works, the other says so; nothing is lost."""
+    """Starts two studies on one folder: one must run, the other must report it, and nothing may be lost."""
     results, outputs = work / "two", [work / "two-a.log", work / "two-b.log"]
     processes = [start(results, 2, output) for output in outputs]
     statuses = [process.wait() for process in processes]

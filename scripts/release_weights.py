@@ -85,7 +85,7 @@ def record_runs(runs: dict[str, Path], folder: Path) -> None:
         fields = {f"config.{key}": value for key, value in config.items()}
         table.append({"run": name, **fields, **{f"result.{key}": value for key, value in result.items()}})
         curves += [{"run": name, **row} for row in read_rows(run / "metrics.jsonl")]
-    defaults = {f"config.{key}": _cell(value) for key, value in TrainConfig().to_dict().items()}
+    defaults = {f"config.{key}": _cell(value) for key, value in TrainConfig().recipe().items()}
     frame = _with_rows(folder / "runs.csv", table).fillna(defaults).fillna("")
     same = [column for column in frame if column in defaults and (frame[column] == defaults[column]).all()]
     columns = sorted(frame.columns.drop(same), key=lambda column: column.startswith("result."))  # a stable sort
