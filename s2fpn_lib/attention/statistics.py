@@ -1,13 +1,16 @@
-"""What attention does over a whole split, in numbers: how far it reaches, how sharp it is, whether it matters at all.
+"""Statistics of the attention over a split: its entropy, its reach, and its influence on the prediction.
 
     statistics = attention_statistics(model, open_dataset("camvid", split="val"), limit=50)
     statistics.summary()
 
-Only some numbers an image are kept, so that a split of any length fits into memory.
+Only a few numbers per image are kept, so that a split of any length fits into memory. `switched` and `without_strips`
+give the trained network with a part switched off, which tells what the part contributes to this network. That is not an
+ablation: a network that is trained without a part learns to do without it.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,31 +23,29 @@ from torch import Tensor
 from s2fpn_lib.attention.recorder import AttentionRecorder, Capture, GFUCapture, LevelCapture
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced
 from s2fpn_lib.evaluate import at_size
-from s2fpn_lib.model import S2FPN
+from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.modes import evaluation_mode
 from s2fpn_lib.model.ssam import ColumnAttention, StripGate
 
-# Below this share of the blend, the strips' maps explain next to nothing of the prediction.
-HARDLY_ANY = 0.01
-# Pixels whose distributions over columns are in memory at a time
-PIXELS_AT_ONCE = 16384
+NEGLIGIBLE_SHARE = 0.01  # share of the blend below which the strips have almost no influence on the prediction
+PIXELS_AT_ONCE = 16384  # pixels whose distributions over columns are in memory at a time
 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """Numbers of every image and level.
+    """Statistics of each image and level.
 
     Attributes:
-        images: one row an image and level: image, level, gamma, and what `level_statistics` gives.
-        crb_by_class: levels x classes, the mean CRB weight in the regions of a class, every channel weighted by its
-            mean activation |R| there: how much of a class's features CRB lets pass. NaN where the class does not occur.
+        images: one row per image and level: image, level, gamma, and the columns of `level_statistics`.
+        crb_by_class: levels x classes, the mean CRB weight in the regions of a class, with channels weighted by their
+            mean activation |R| there: the share of a class's features that passes CRB. NaN where the class is absent.
     """
 
     images: pd.DataFrame
     crb_by_class: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
-        """One row a level: mean and standard deviation over the images, columns (statistic, mean or std)."""
+        """One row per level: mean and standard deviation over the images, columns (statistic, mean or std)."""
         numbers = self.images.set_index("level").drop(columns="image").dropna(axis="columns", how="all")
         if numbers.empty:
             return pd.DataFrame(index=numbers.index.unique())
@@ -52,12 +53,14 @@ class AttentionStatistics:
 
 
 def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
-    """Statistics of one level, each (B,); nothing for what is switched off.
+    """Statistics of one level, each (B,); parts that are switched off have none.
 
-    attended_share: see `LevelCapture`. gate1_mean, gate1_std, gate2_mean, gate2_std: of each gate over its map.
-    entropy, reach (v2): see `column_statistics`. gate1_concentration, gate2_concentration (v1): 1 - H(p) / ln L of the
-    gate over the columns, made a distribution p: 0 for an even gate, 1 for a gate that is open in one column alone.
-    crb_mean, crb_std: of the channel weights.
+    - attended_share: see `LevelCapture`.
+    - gate1_mean, gate1_std, gate2_mean, gate2_std: of each gate over its map.
+    - entropy, reach (v2): see `column_statistics`.
+    - gate1_concentration, gate2_concentration (v1): 1 - H(p) / ln L, with p the gate normalized to sum 1 over the
+      columns: 0 for a constant gate, 1 for a gate that is open in a single column.
+    - crb_mean, crb_std: of the channel weights.
     """
     found: dict[str, Tensor] = {}
     if level.gates is not None:
@@ -76,31 +79,34 @@ def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
 
 
 def column_statistics(level: LevelCapture) -> tuple[Tensor, Tensor]:
-    """Entropy and reach of v2's distributions over columns, means over the pixels, each (B,).
+    """Entropy and reach of the distributions P over columns (v2), averaged over the pixels, each (B,).
 
-    Entropy: H(P) / ln L, 0 for one column and 1 for all alike. Reach: mean over P of |column - own column| in image
-    widths (rows and image heights for strip_axis="width"); even attention has (L^2 - 1) / (3 L^2), about a third.
+    Entropy: H(P) / ln L, 0 for a single column and 1 for the uniform distribution. Reach: mean over P of the distance
+    from the pixel's column to the attended one, in image widths (rows and image heights for strip_axis="width"); the
+    uniform distribution has (L^2 - 1) / (3 L^2), about a third.
     """
     h, w = level.size
     keys = level.strip_max
     length = keys.shape[2]
     position = torch.arange(length, device=keys.device)
-    distance = (position[:, None] - position[None, :]).abs() / length  # (L, L): from own to attended
+    distance = (position[:, None] - position[None, :]).abs() / length  # (L, L): pixel's column, attended column
     entropy = keys.new_zeros(len(keys))
     reach = keys.new_zeros(len(keys))
     rows = max(1, PIXELS_AT_ONCE // w)
     for top in range(0, h, rows):
         query = level.query[:, :, top : top + rows]
         p = ColumnAttention.distribution(query, keys).unflatten(1, query.shape[-2:])  # (B, rows, w, L)
-        own = distance if level.strip_axis == "height" else distance[top : top + rows, None]  # (w, L) or (rows, 1, L)
+        far = distance if level.strip_axis == "height" else distance[top : top + rows, None]  # (w, L) or (rows, 1, L)
         entropy += _normalized_entropy(p).sum((1, 2))
-        reach += (p * own).sum((1, 2, 3))
+        reach += (p * far).sum((1, 2, 3))
     return entropy / (h * w), reach / (h * w)
 
 
 def coarse_share(gfu: GFUCapture) -> Tensor:
-    """(B, h, w) mean |s1 f'| / (mean |s1 f'| + mean |s2 p'|) over the channels (v1 has no gates): how much of what GFU
-    puts together at a pixel comes down from the coarser level."""
+    """(B, h, w) share of the coarser level in the two terms of GFU: mean |s1 f'| / (mean |s1 f'| + mean |s2 p'|).
+
+    The means are over the channels; v1 has no gates s1 and s2.
+    """
     context, fine = gfu.context, gfu.fine
     if gfu.s1 is not None:
         context, fine = gfu.s1 * context, gfu.s2 * fine
@@ -109,19 +115,18 @@ def coarse_share(gfu: GFUCapture) -> Tensor:
 
 
 def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums over the pixels of each class, of w |R| and of |R| over all channels: two (num_classes,) float64.
+    """Sums of w |R| and of |R| over all channels and the pixels of each class, w CRB's weights: (num_classes,) float64.
 
-    label: (B, H, W) ids of any size, read at the centre of each of the level's pixels; other ids are left out.
+    label: (B, H, W) ids of any size, read at the center of each pixel of the level; ids of no class are left out.
     """
     ids = F.interpolate(label[:, None].float(), size=level.size, mode="nearest-exact")[:, 0].long()  # (B, h, w)
     activation = level.refined.abs().double()
     weighted = (activation * level.crb[:, :, None, None]).sum(1)
     known = ids < num_classes
-    passed, all_of_it = (
+    return tuple(
         torch.zeros(num_classes, dtype=torch.float64, device=ids.device).index_add_(0, ids[known], values[known])
         for values in (weighted, activation.sum(1))
     )
-    return passed, all_of_it
 
 
 @torch.inference_mode()
@@ -132,9 +137,9 @@ def attention_statistics(
     limit: int | None = None,
     device: torch.device | str | None = None,
 ) -> AttentionStatistics:
-    """Runs the model over a split, images at the protocol's size, and keeps statistics of every image and level.
+    """Runs the model over a split, images at the protocol's size, and computes the statistics of each image and level.
 
-    limit: only so many images, evenly spread. device: where to run; None leaves the model where it is.
+    limit: number of images, evenly spaced; None for all. device: where to run; None leaves the model where it is.
     """
     if device is not None:
         model = model.to(device)
@@ -160,7 +165,7 @@ def attention_statistics(
 
 
 def gamma_statement(capture: Capture) -> pd.DataFrame:
-    """One row a level with SSAM: gamma, the strips' share of the blend (mean of the batch), and what follows."""
+    """One row per level with SSAM: gamma, the strips' share of the blend (mean over the batch), and a verdict."""
     rows = {}
     for level in capture.levels:
         if level.gamma is not None:
@@ -170,22 +175,52 @@ def gamma_statement(capture: Capture) -> pd.DataFrame:
 
 
 def untrained_warning(model: S2FPN) -> str:
-    """A sentence for a model whose gamma still has its initial value at every level, else an empty text."""
+    """A warning for a model whose gamma has its initial value at every level; an empty string for other models."""
     gammas = [module.gamma.item() for module in model.modules() if isinstance(module, StripGate)]
     start = float(model.config.get("gamma_init", 0.0))
     if not gammas or any(not math.isclose(gamma, start, abs_tol=1e-6) for gamma in gammas):
         return ""
     return (
         f"This network is untrained: gamma still has its initial value {start:g} at every level. Its attention maps "
-        "are those of random weights, and say nothing about the method"
+        "come from random weights and say nothing about the method"
     )
+
+
+def switched(model: S2FPN, **switches: Any) -> S2FPN:
+    """A new network with the weights of `model` and other switches (see `Switches`), on its device, in evaluation mode.
+
+    Raises ValueError if the substitute of a part has weights of its own, which need training (apf=False).
+    """
+    other = build_model(**{**model.config, **switches})
+    state, wanted = model.state_dict(), other.state_dict()
+    lacking = [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]
+    if lacking:
+        what = ", ".join(f"{name}={value}" for name, value in switches.items())
+        raise ValueError(
+            f"{what} needs weights that this network does not have ({lacking[0]} and {len(lacking) - 1} more): train a "
+            "network with this switch and compare the two checkpoints"
+        )
+    other.load_state_dict({name: state[name] for name in wanted})
+    return other.to(next(model.parameters()).device).eval()
+
+
+def without_strips(model: S2FPN) -> S2FPN:
+    """A copy of `model` with gamma 0 at each level, in evaluation mode, so that no strip reaches the prediction.
+
+    In v1 this is the same as `switched(model, ssam=False)`; in v2 SSAM has further layers.
+    """
+    silent = copy.deepcopy(model).eval()
+    for module in silent.modules():
+        if isinstance(module, StripGate):
+            module.gamma.data.zero_()
+    return silent
 
 
 def _influence(level: LevelCapture, share: float) -> str:
     if level.gamma == 0:
-        return "none: gamma is 0, the maps do not reach the prediction"
-    if share < HARDLY_ANY:
-        return f"hardly any: the strips make up less than {HARDLY_ANY:.0%} of the blend"
+        return "none: gamma is 0, so the strips do not reach the prediction"
+    if share < NEGLIGIBLE_SHARE:
+        return f"negligible: the strips make up less than {NEGLIGIBLE_SHARE:.0%} of the blend"
     return f"the strips make up {share:.1%} of the blend"
 
 

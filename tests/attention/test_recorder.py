@@ -1,4 +1,4 @@
-"""What the recorder says, against SPEC's formulas written out on the state dict, and that it leaves nothing behind."""
+"""Recorded values against the equations of docs/network.md written out on the state dict; no hook stays behind."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from s2fpn_lib.model import build_model
 LEVELS = ("apf1", "apf2", "apf3", "apf4")
 
 
-def image(height=64, width=96, batch=2, seed=0):
+def image(height=32, width=64, batch=2, seed=0):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def lively(model: torch.nn.Module) -> torch.nn.Module:
-    """Every vector of the model away from its start, gamma and the norms' statistics above all."""
+def randomized(model: torch.nn.Module) -> torch.nn.Module:
+    """Moves every vector of the model away from its initial value, among them gamma and the norms' statistics."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():
         if tensor.dtype.is_floating_point and tensor.ndim == 1:
@@ -30,8 +30,8 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-class Formulas:
-    """The levels of a model in float64, from its state dict alone; nothing of the model's code but its encoder."""
+class Equations:
+    """The levels of a model in float64, computed from its state dict; of the model's code only the encoder is used."""
 
     def __init__(self, model: torch.nn.Module, *, revision: str, training: bool, dim: int) -> None:
         self.state = {name: value.double() for name, value in model.state_dict().items()}
@@ -117,27 +117,25 @@ class Formulas:
 @pytest.mark.parametrize(
     ("name", "strip_axis", "training"),
     [
-        ("s2fpn_lite", "height", False),
-        ("s2fpn_lite", "width", False),
-        ("s2fpn_lite", "height", True),
+        ("s2fpn_lite", "width", True),
         ("s2fpn18", "height", False),
     ],
 )
 @pytest.mark.parametrize("revision", ["v1", "v2"])
 @torch.no_grad()
-def test_values_are_those_of_the_formulas(name, revision, strip_axis, training):
+def test_values_match_the_equations(name, revision, strip_axis, training):
     torch.manual_seed(0)
     model = build_model(name, revision=revision, num_classes=5, strip_axis=strip_axis, dropout=0.0)
-    model = lively(model).double().train(training)
-    formulas = Formulas(model, revision=revision, training=training, dim={"height": 2, "width": 3}[strip_axis])
-    formulas.projected = name == "s2fpn_lite"
+    model = randomized(model).double().train(training)
+    equations = Equations(model, revision=revision, training=training, dim={"height": 2, "width": 3}[strip_axis])
+    equations.projected = name == "s2fpn_lite"
     x = image(96, 64).double()  # no strip shorter than two entries, so that no norm sees a single value
     with AttentionRecorder(model) as recorder:
         model(x, aux=True)
-    expected = formulas.levels(x)
+    expected = equations.levels(x)
     for level in recorder.capture.levels:
         for key, value in expected[level.name].items():
-            found = getattr(level, key)
+            found = columns(level) if key == "columns" else getattr(level, key)
             assert found.dtype == torch.float32
             # The scores of a column, in the hundreds here, are rounded to float32 before their softmax
             close = {"rtol": 1e-3, "atol": 3e-4} if key == "columns" else {"rtol": 1e-4, "atol": 1e-5}
@@ -148,52 +146,53 @@ def test_values_are_those_of_the_formulas(name, revision, strip_axis, training):
         assert level.gamma == pytest.approx(model.state_dict()[f"{prefix}.gamma"].item())
 
 
-def test_column_attention_is_one_pixel_of_columns():
+def columns(level):
+    """(B, L, h * w): the distributions of all pixels."""
+    h, w = level.size
+    return torch.stack([level.column_attention(y, x) for y in range(h) for x in range(w)], 2)
+
+
+def test_column_attention_is_a_distribution_per_pixel():
     torch.manual_seed(0)
-    model = lively(build_model("s2fpn_lite", revision="v2", num_classes=5)).eval()
+    model = randomized(build_model("s2fpn_lite", revision="v2", num_classes=5)).eval()
     with AttentionRecorder(model) as recorder:
         model(image())
-    for level in recorder.capture.levels:
-        h, w = level.size
-        torch.testing.assert_close(level.columns.sum(1), torch.ones(2, h * w))
-        for y, x in ((0, 0), (h - 1, w - 1), (h - 1, 0)):
-            torch.testing.assert_close(level.column_attention(y, x), level.columns[:, :, y * w + x])
+    for level in recorder.capture.levels[:2]:
+        torch.testing.assert_close(columns(level).sum(1), torch.ones(2, level.size[0] * level.size[1]))
         with pytest.raises(IndexError):
-            level.column_attention(h, 0)
+            level.column_attention(level.size[0], 0)
 
 
 def test_v1_has_no_distribution_over_columns():
     model = build_model("s2fpn_lite", num_classes=5).eval()
     with AttentionRecorder(model) as recorder:
         model(image())
-    level = recorder.capture.levels[0]
-    assert level.columns is None
-    with pytest.raises(LookupError, match="v1 has two gates a column"):
-        level.column_attention(0, 0)
+    with pytest.raises(LookupError, match="v1 has two gates per column"):
+        recorder.capture.levels[0].column_attention(0, 0)
 
 
 @pytest.mark.parametrize(("revision", "pool"), [("v1", False), ("v2", False), ("v2", True)])
 @torch.no_grad()
-def test_gfu_values_are_those_of_the_formulas(revision, pool):
+def test_gfu_values_match_the_equations(revision, pool):
     torch.manual_seed(0)
-    model = lively(build_model("s2fpn_lite", revision=revision, num_classes=5, gfu_pool=pool)).double().eval()
+    model = randomized(build_model("s2fpn_lite", revision=revision, num_classes=5, gfu_pool=pool)).double().eval()
     x = image().double()
     with AttentionRecorder(model) as recorder:
         model(x)
     pyramid = model.pyramid(x)
-    formulas = Formulas(model, revision=revision, training=False, dim=2)
+    equations = Equations(model, revision=revision, training=False, dim=2)
     coarse = model.fab(model.project[3](model.encoder(x)[3]))
     for gfu, p, result in zip(recorder.capture.gfu, pyramid.apf, pyramid.gfu, strict=True):
         size = p.shape[-2:]
         f = coarse.mean((2, 3), keepdim=True) if pool else F.interpolate(
             coarse, size, mode="bilinear", align_corners=True
         )  # fmt: skip
-        context, fine = formulas.plain(f, f"{gfu.name}.conv2").relu(), formulas.block(p, f"{gfu.name}.conv1")
+        context, fine = equations.plain(f, f"{gfu.name}.conv2").relu(), equations.block(p, f"{gfu.name}.conv1")
         expected = {"context": context, "fine": fine}
         if revision == "v2":
-            h1, h2 = formulas.block(context + fine, f"{gfu.name}.conv3").chunk(2, 1)
-            gate = formulas.norm(formulas.plain(h2, f"{gfu.name}.s2.0"), f"{gfu.name}.s2.1").sigmoid()
-            expected |= {"s1": formulas.block(h1, f"{gfu.name}.s1"), "s2": gate}
+            h1, h2 = equations.block(context + fine, f"{gfu.name}.conv3").chunk(2, 1)
+            gate = equations.norm(equations.plain(h2, f"{gfu.name}.s2.0"), f"{gfu.name}.s2.1").sigmoid()
+            expected |= {"s1": equations.block(h1, f"{gfu.name}.s1"), "s2": gate}
         else:
             assert gfu.s1 is None
             assert gfu.s2 is None
@@ -214,7 +213,7 @@ def test_switched_off_parts_are_none(revision):
             model(image())
         return recorder.capture
 
-    strips = ("strip_axis", "gamma", "strip_max", "strip_avg", "gates", "query", "columns", "attended_share")
+    strips = ("strip_axis", "gamma", "strip_max", "strip_avg", "gates", "query", "attended_share")
     without_ssam = recorded(ssam=False).levels[1]
     assert none_of(without_ssam, *strips)
     assert without_ssam.crb.shape == (2, 48)
@@ -231,9 +230,8 @@ def test_switched_off_parts_are_none(revision):
     assert all(level.auxiliary is None for level in without_heads.levels)
 
 
-@pytest.mark.parametrize("name", ["s2fpn18", "s2fpn34m", "s2fpn50"])
-def test_every_encoder_and_any_size(name):
-    model = build_model(name, revision="v2", num_classes=3).eval()
+def test_another_encoder_and_an_odd_size():
+    model = build_model("s2fpn50", revision="v2", num_classes=3).eval()
     with AttentionRecorder(model) as recorder, torch.inference_mode():
         logits = model(image(45, 71, batch=1))
     assert torch.equal(recorder.capture.logits, logits)
@@ -241,7 +239,6 @@ def test_every_encoder_and_any_size(name):
     assert [gfu.name for gfu in recorder.capture.gfu] == ["gfu4", "gfu3", "gfu2", "gfu1"]
     for level in recorder.capture.levels:
         assert level.gates.shape == (1, 2, *level.size)
-        assert level.columns.shape == (1, level.size[1], level.size[0] * level.size[1])
         assert level.auxiliary.shape == (1, 3, *level.size)
 
 
@@ -255,7 +252,7 @@ def tensors(capture):
         yield from (value for value in vars(part).values() if isinstance(value, torch.Tensor))
 
 
-def test_nothing_is_left_behind_whatever_happens_inside():
+def test_no_hook_stays_behind():
     model = build_model("s2fpn_lite", revision="v2", num_classes=5)
     with AttentionRecorder(model) as outer:
         with AttentionRecorder(model) as inner:
@@ -279,15 +276,15 @@ def test_a_failed_pass_is_not_mixed_with_the_next():
         model(image(batch=1))
         with pytest.raises(ValueError):
             model(image(8, 8))
-        assert recorder.capture.logits.shape == (1, 5, 64, 96)
+        assert recorder.capture.logits.shape == (1, 5, 32, 64)
         model(image(batch=3))
     assert {len(tensor) for tensor in tensors(recorder.capture)} == {3}
 
 
-def test_no_graph_is_kept_and_training_goes_on_as_without_it():
+def test_training_is_the_same_with_a_recorder():
     def step(record):
         torch.manual_seed(0)
-        model = lively(build_model("s2fpn_lite", revision="v2", num_classes=5)).train()
+        model = randomized(build_model("s2fpn_lite", revision="v2", num_classes=5)).train()
         if record:
             with AttentionRecorder(model) as recorder:
                 loss = model(image()).square().mean()
@@ -306,7 +303,7 @@ def test_no_graph_is_kept_and_training_goes_on_as_without_it():
 
 
 def test_auxiliary_predictions_are_the_models_own():
-    model = lively(build_model("s2fpn_lite", num_classes=5)).eval()
+    model = randomized(build_model("s2fpn_lite", num_classes=5)).eval()
     with AttentionRecorder(model) as recorder, torch.inference_mode():
         model(image())
         left_out = [level.auxiliary for level in recorder.capture.levels]
@@ -317,7 +314,7 @@ def test_auxiliary_predictions_are_the_models_own():
 
 
 def test_autocast_and_half_precision_are_recorded_as_float32():
-    model = lively(build_model("s2fpn_lite", revision="v2", num_classes=5)).eval()
+    model = randomized(build_model("s2fpn_lite", revision="v2", num_classes=5)).eval()
     with AttentionRecorder(model) as recorder, torch.inference_mode():
         model(image())
         exact = recorder.capture
@@ -327,7 +324,7 @@ def test_autocast_and_half_precision_are_recorded_as_float32():
     torch.testing.assert_close(recorder.capture.levels[0].crb, exact.levels[0].crb, rtol=0.05, atol=0.05)
 
 
-def test_what_cannot_be_recorded_is_refused_with_the_way_out():
+def test_models_that_cannot_be_recorded_are_refused():
     model = build_model("s2fpn_lite", num_classes=5).eval()
     with pytest.raises(LookupError, match="call the model itself"), AttentionRecorder(model) as recorder:
         recorder.capture  # noqa: B018
@@ -340,7 +337,7 @@ def test_what_cannot_be_recorded_is_refused_with_the_way_out():
     compiled.compile()
     with pytest.raises(TypeError, match=r"before torch\.compile"):
         AttentionRecorder(compiled)
-    with pytest.raises(TypeError, match="got Linear"):
+    with pytest.raises(TypeError, match="not Linear"):
         AttentionRecorder(torch.nn.Linear(1, 1))
 
 
@@ -358,8 +355,8 @@ def test_distributed_wrapper_is_unwrapped(tmp_path):
 
 @pytest.mark.cuda
 def test_tensors_stay_on_the_models_device():
-    model = lively(build_model("s2fpn_lite", revision="v2", num_classes=5)).cuda().eval()
+    model = randomized(build_model("s2fpn_lite", revision="v2", num_classes=5)).cuda().eval()
     with AttentionRecorder(model) as recorder, torch.inference_mode():
         model(image().cuda())
     assert {tensor.device.type for tensor in tensors(recorder.capture)} == {"cuda"}
-    assert recorder.capture.levels[3].columns.device.type == "cuda"
+    assert recorder.capture.levels[3].column_attention(0, 0).device.type == "cuda"

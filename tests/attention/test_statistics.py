@@ -1,4 +1,4 @@
-"""Statistics of attention, against cases whose answer is known and against loops over pixels."""
+"""Statistics of the attention against known cases and loops over pixels; networks with switched-off parts."""
 
 import math
 
@@ -15,7 +15,9 @@ from s2fpn_lib.attention.statistics import (
     crb_passes,
     gamma_statement,
     level_statistics,
+    switched,
     untrained_warning,
+    without_strips,
 )
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.model import build_model
@@ -30,7 +32,7 @@ def v2_level(query, keys, size, strip_axis="height"):
 
 
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
-def test_even_attention_is_even(strip_axis):
+def test_uniform_attention(strip_axis):
     h, w = 6, 9
     length = w if strip_axis == "height" else h
     level = v2_level(torch.zeros(2, 3, h, w), torch.randn(2, 3, length), (h, w), strip_axis)
@@ -39,7 +41,7 @@ def test_even_attention_is_even(strip_axis):
     torch.testing.assert_close(reach, torch.full((2,), (length**2 - 1) / (3 * length**2)))
 
 
-def test_attention_to_one_column_has_no_entropy_and_its_distance():
+def test_attention_to_a_single_column():
     h, w = 4, 8
     keys = torch.zeros(1, 1, w)
     keys[0, 0, 2] = 1000.0
@@ -49,7 +51,7 @@ def test_attention_to_one_column_has_no_entropy_and_its_distance():
 
 
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
-def test_any_attention_against_a_loop_over_pixels(strip_axis, monkeypatch):
+def test_statistics_match_a_loop_over_pixels(strip_axis, monkeypatch):
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 12)  # two rows of pixels at a time, the last time one
     generator = torch.Generator().manual_seed(0)
     h, w = 5, 6
@@ -86,7 +88,7 @@ def test_gates_of_v1_and_channel_weights():
     assert level_statistics(LevelCapture("apf1", (3, 4))) == {}
 
 
-def test_what_crb_passes_by_class():
+def test_crb_weights_by_class():
     refined = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]], [[0.0, 5.0], [1.0, 2.0]]]])  # (1, 2 channels, 2, 2)
     crb = torch.tensor([[0.25, 0.75]])
     level = LevelCapture("apf1", (2, 2), refined=refined, crb=crb)
@@ -104,7 +106,7 @@ def test_share_of_the_coarser_level():
     torch.testing.assert_close(coarse_share(GFUCapture("gfu4", context, fine, s1, s2)), torch.full((1, 4, 5), 0.5))
 
 
-def test_a_split_is_the_mean_of_its_images():
+def test_statistics_of_a_split():
     torch.manual_seed(0)
     model = build_model("s2fpn_lite", revision="v2", num_classes=11, gamma_init=0.3)
     data = open_dataset("roadscenes", split="val", cache=False)
@@ -128,7 +130,7 @@ def test_a_split_is_the_mean_of_its_images():
     assert ((crb > 0) & (crb < 1) | crb.isna()).all(axis=None)
 
 
-@pytest.mark.parametrize("switches", [{"apf": False}, {"ssam": False}, {"crb": False}])
+@pytest.mark.parametrize("switches", [{"ssam": False}, {"crb": False}])
 def test_switched_off_parts_are_left_out(switches):
     model = build_model("s2fpn_lite", num_classes=11, **switches)
     statistics = attention_statistics(model, open_dataset("roadscenes", split="val", cache=False), limit=1)
@@ -139,7 +141,7 @@ def test_switched_off_parts_are_left_out(switches):
     assert len(statistics.crb_by_class) == (4 if switches == {"ssam": False} else 0)
 
 
-def test_untrained_networks_are_called_so():
+def test_untrained_networks_get_a_warning():
     model = build_model("s2fpn_lite", num_classes=11)
     assert "untrained" in untrained_warning(model)
     assert "0.3" in untrained_warning(build_model("s2fpn_lite", num_classes=11, gamma_init=0.3))
@@ -148,7 +150,7 @@ def test_untrained_networks_are_called_so():
     assert untrained_warning(model) == ""
 
 
-def test_the_statement_about_gamma():
+def test_gamma_statement():
     def level(name, gamma, share):
         return LevelCapture(name, (2, 2), gamma=gamma, attended_share=torch.tensor(share))
 
@@ -156,6 +158,45 @@ def test_the_statement_about_gamma():
     statement = gamma_statement(Capture(torch.zeros(1), "v1", [*levels, LevelCapture("apf4", (2, 2))], None))
     assert list(statement.index) == ["apf1", "apf2", "apf3"]
     assert statement.loc["apf1", "influence"].startswith("none: gamma is 0")
-    assert statement.loc["apf2", "influence"].startswith("hardly any")
+    assert statement.loc["apf2", "influence"].startswith("negligible")
     assert statement.loc["apf3", "influence"] == "the strips make up 30.0% of the blend"
     assert statement["attended_share"].tolist() == pytest.approx([0, 0.002, 0.3])
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def model(request):
+    torch.manual_seed(0)
+    return build_model("s2fpn_lite", revision=request.param, num_classes=5, gamma_init=0.5)
+
+
+@pytest.mark.parametrize("switches", [{"ssam": False}, {"crb": False}, {"gfu": False}, {"strip_axis": "width"}])
+def test_a_switched_network_keeps_the_shared_weights(model, switches):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    other = switched(model, **switches)
+    assert other.config == model.config | switches
+    assert not other.training
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(logits(other), logits(model))
+
+
+def test_parts_with_weights_of_their_own_need_training(model):
+    with pytest.raises(ValueError, match=r"apf=False needs weights .* train a network with this switch"):
+        switched(model, apf=False)
+
+
+def test_without_strips_no_strip_has_an_influence(model):
+    silent = without_strips(model)
+    before = logits(silent)
+    assert not torch.equal(before, logits(model))
+    if model.config["revision"] == "v1":
+        torch.testing.assert_close(before, logits(switched(model, ssam=False)))  # relu(R) is R
+    for name, parameter in silent.named_parameters():
+        if ".shared." in name or name.endswith("ssam.fuse.weight") or ".value." in name:
+            parameter.data.normal_()
+    torch.testing.assert_close(logits(silent), before)
