@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset
-from s2fpn_lib.data.protocols import Protocol
 
 if TYPE_CHECKING:  # the core works without pandas; only the tables below need it
     import pandas as pd
@@ -21,26 +19,21 @@ class AuditReport:
     """What :func:`check_dataset` found in one split.
 
     Attributes:
-        drives: of all samples, as in the dataset.
         sizes: (height, width) of each sample, None for one that cannot be read.
         counts: (len, 256) int64, pixels of each label value; zeros for a sample that cannot be read.
         errors: one line per broken file, each beginning with the file's path (or the sample's name if it has none).
     """
 
-    name: str
-    protocol: Protocol
-    split: str
-    drives: Sequence[str]
-    sizes: Sequence[tuple[int, int] | None]
+    dataset: SegmentationDataset
+    sizes: list[tuple[int, int] | None]
     counts: np.ndarray
-    errors: tuple[str, ...]
+    errors: list[str]
 
     def raise_for_errors(self) -> AuditReport:
         """The report itself, or :class:`DatasetError` naming every broken file."""
         if self.errors:
-            raise DatasetError(
-                f"{self.name} {self.split} has {len(self.errors)} broken files; fix or remove them:", self.errors
-            )
+            split = f"{self.dataset.name} {self.dataset.split}"
+            raise DatasetError(f"{split} has {len(self.errors)} broken files; fix or remove them:", self.errors)
         return self
 
     def size_table(self) -> pd.DataFrame:
@@ -54,24 +47,18 @@ class AuditReport:
         """One row per label value: id, class, pixels, share of the labeled pixels, samples that show it."""
         import pandas as pd
 
-        total = self.counts.sum(axis=0)
-        names = dict(enumerate(self.protocol.classes)) | {self.protocol.ignore_id: "(ignored)"}
+        protocol, total = self.dataset.protocol, self.counts.sum(axis=0)
+        names = dict(enumerate(protocol.classes)) | {protocol.ignore_id: "(ignored)"}
         ids = sorted(set(names) | set(np.flatnonzero(total).tolist()))
-        labeled = max(1, total[: self.protocol.num_classes].sum())
-        return pd.DataFrame(
-            {
-                "id": ids,
-                "class": [names.get(each, "(undeclared)") for each in ids],
-                "pixels": total[ids],
-                "share": [total[each] / labeled if each < self.protocol.num_classes else np.nan for each in ids],
-                "samples": (self.counts[:, ids] > 0).sum(axis=0),
-            }
-        )
+        table = pd.DataFrame({"id": ids, "class": [names.get(each, "(undeclared)") for each in ids]})
+        pixels, labeled = total[ids], total[: protocol.num_classes].sum()
+        shares = np.where(table["id"] < protocol.num_classes, pixels / max(1, labeled), np.nan)
+        return table.assign(pixels=pixels, share=shares, samples=(self.counts[:, ids] > 0).sum(axis=0))
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{height}x{width}" for height, width in sorted({size for size in self.sizes if size}))
         state = f"{len(self.errors)} errors" if self.errors else "no errors"
-        return f"{self.name} {self.split}: {len(self.drives)} samples, {sizes or 'no size'}, {state}"
+        return f"{self.dataset.name} {self.dataset.split}: {len(self.dataset)} samples, {sizes or 'no size'}, {state}"
 
 
 def check_dataset(dataset: SegmentationDataset) -> AuditReport:
@@ -104,13 +91,14 @@ def check_dataset(dataset: SegmentationDataset) -> AuditReport:
                 found = ", ".join(f"{value} ({counts[index, value]} px)" for value in undeclared[:5])
                 declared = f"0..{protocol.num_classes - 1} and {protocol.ignore_id} (ignored)"
                 errors.append(f"{dataset.label_source(index)}: label holds {found}; {protocol.name} has {declared}")
-    return AuditReport(dataset.name, protocol, dataset.split, dataset.drives, sizes, counts, tuple(errors))
+    return AuditReport(dataset, sizes, counts, errors)
 
 
 def drive_overlap(*reports: AuditReport) -> pd.DataFrame:
     """Samples of each drive in each split; a drive in two splits makes the second one's score optimistic."""
     import pandas as pd
 
-    columns = {report.split: pd.Series(report.drives, dtype=str).value_counts() for report in reports}
+    datasets = [report.dataset for report in reports]
+    columns = {data.split: pd.Series(data.drives, dtype=str).value_counts() for data in datasets}
     table = pd.DataFrame(columns).fillna(0).astype(int).sort_index().rename_axis("drive")
     return table.assign(shared=(table > 0).sum(axis=1) > 1)

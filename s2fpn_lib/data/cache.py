@@ -9,8 +9,6 @@ Every file appears complete or not at all, so processes may build the same cache
 continues where it stopped. A changed source file leads to another ``<content>``; files out of use are removed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

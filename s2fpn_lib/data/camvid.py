@@ -1,7 +1,5 @@
 """CamVid in SegNet's layout: ``train/ trainannot/ val/ valannot/ test/ testannot/``, with or without list files."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Cityscapes fine annotations: ``leftImg8bit/{split}/{city}`` beside ``gtFine/{split}/{city}``, 19 training ids."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The form of every dataset: pairs of a uint8 image and a uint8 label under an evaluation protocol."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,8 +86,8 @@ class FileDataset(SegmentationDataset):
 
     Args:
         samples: the pairs. A missing file is an error on access and in the audit, not here.
-        read_label: reads a label file as training ids (H, W) uint8, or raises ValueError.
-        label_files: all label files of the split; those that belong to no sample are reported in ``problems``.
+        read_label: returns the training ids (H, W) uint8 of a label file, or raises ValueError.
+        label_files: all label files of the split; those that belong to no sample become ``problems``.
     """
 
     def __init__(
@@ -101,19 +99,16 @@ class FileDataset(SegmentationDataset):
         read_label: Callable[[Path], np.ndarray],
         label_files: Sequence[Path] = (),
     ) -> None:
-        self.name, self.protocol, self.split = name, protocol, split
+        self.name, self.protocol, self.split, self.read_label = name, protocol, split, read_label
         self.samples = list(samples)
         self.names = [sample.name for sample in self.samples]
         self.drives = [sample.drive for sample in self.samples]
-        self.read_label = read_label
-        paired, occurrences = {sample.label for sample in self.samples}, Counter(self.names)
-        unpaired = [f"{path}: label without an image" for path in label_files if path not in paired]
-        repeated = [
-            f"{sample.image}: the sample {sample.name} occurs {occurrences[sample.name]} times in the {split} split"
-            for sample in dict.fromkeys(self.samples)
-            if occurrences[sample.name] > 1
-        ]
-        self.problems = (*unpaired, *repeated)
+        unpaired = sorted(set(label_files) - {sample.label for sample in self.samples})
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
+        self.problems = (
+            *(f"{path}: label without an image" for path in unpaired),
+            *(f"{name}: the sample occurs more than once in the {split} split" for name in repeated),
+        )
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         sample = self.samples[index]

@@ -7,8 +7,6 @@ promise equal bytes, so the content is verified: 367 train, 101 val, and 233 tes
 hold the ids 0..11. The archive's SHA-256 is kept in ``camvid/SOURCE.json``; ``--sha256`` accepts only that archive.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import http.client

@@ -1,7 +1,5 @@
 """Reading image and label files, for datasets, prediction, and the inspector alike."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Training batches whose content depends on (seed, epoch, position) alone and which resume at any batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

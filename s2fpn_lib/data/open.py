@@ -1,7 +1,5 @@
 """Opening a dataset by name: where its files are, which split, which drives, and whether through the cache."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

@@ -3,8 +3,6 @@
 A mIoU is meaningful only together with its protocol, so every dataset and every result row names one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from s2fpn_lib.model import NORMALIZATIONS

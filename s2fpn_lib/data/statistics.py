@@ -1,7 +1,5 @@
 """Class frequencies of a dataset: label counts, class weights, and the pixels of rare classes."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

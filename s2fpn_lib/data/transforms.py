@@ -6,8 +6,6 @@ image of the crop's size, and the cost does not grow with the image (Cityscapes:
 draw from the global generator, so their result depends on the number of workers; here the caller passes the generator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

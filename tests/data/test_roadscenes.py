@@ -1,4 +1,4 @@
-"""RoadScenes: the pictures are reproducible, the classes are all there, and colour alone does not give them away."""
+"""RoadScenes: images are reproducible, all classes occur, and color alone does not determine the class."""
 
 import hashlib
 import math
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from s2fpn_lib.data.protocols import get_protocol
+from s2fpn_lib.data.roadscenes.camera import Camera, Light
 from s2fpn_lib.data.roadscenes.dataset import COUNTS, GENERATOR_VERSION, RoadScenes, render_scene
-from s2fpn_lib.data.roadscenes.draw import Bars, Camera, Canvas, Light
+from s2fpn_lib.data.roadscenes.draw import Bars, Canvas
 from s2fpn_lib.data.roadscenes.families import FAMILIES, HELD_OUT, family_of
 from s2fpn_lib.data.roadscenes.objects import BUILDING, CAR, FENCE, PEDESTRIAN, SKY, TREE
 from s2fpn_lib.data.roadscenes.people import pedestrian
@@ -42,7 +43,7 @@ def camera():
     return Camera((240, 320), 290.0, 1.5, 0.0, 0.0, 0.0)
 
 
-def test_a_scene_depends_on_its_seed_and_nothing_else():
+def test_a_scene_depends_on_its_seed_alone():
     first = render_scene(7)
     render_scene(8)
     render_scene(7, (96, 128))
@@ -52,10 +53,10 @@ def test_a_scene_depends_on_its_seed_and_nothing_else():
 
 
 @pytest.mark.parametrize(("version", "seed", "size"), list(CHECKSUMS))
-def test_pictures_change_only_with_the_generator_version(version, seed, size):
+def test_images_change_only_with_the_generator_version(version, seed, size):
     assert version == GENERATOR_VERSION, "new version: record its checksums here"
     assert checksum(seed, size) == CHECKSUMS[version, seed, size], (
-        "the pictures changed: raise GENERATOR_VERSION in s2fpn_lib/data/roadscenes/dataset.py and record the new checksums"
+        "the images changed: raise GENERATOR_VERSION in roadscenes/dataset.py and record the new checksums"
     )
 
 
@@ -117,7 +118,7 @@ def test_a_scene_can_have_any_size(size):
         assert np.abs(shares - reference).max() < 0.02
 
 
-def test_class_shares_are_those_of_a_road(scenes):
+def test_class_shares_are_plausible(scenes):
     _, labels = scenes
     assert set(np.unique(labels)) == set(get_protocol("roadscenes").label_ids)
     counts = np.stack([np.bincount(label.ravel(), minlength=12) for label in labels]) / labels[0].size
@@ -128,7 +129,7 @@ def test_class_shares_are_those_of_a_road(scenes):
     assert (present[:11] >= 0.75).all(), present
 
 
-def test_sky_is_above_road_and_both_are_lit_differently_from_scene_to_scene(scenes):
+def test_sky_is_above_road_and_lighting_varies_between_scenes(scenes):
     images, labels = scenes
     rows = np.arange(240)[None, :, None]
     for class_id, low, high in ((SKY, 0, 110), (3, 130, 240)):
@@ -140,7 +141,7 @@ def test_sky_is_above_road_and_both_are_lit_differently_from_scene_to_scene(scen
 
 
 @pytest.mark.parametrize("kind", list(VEHICLES))
-def test_things_shrink_with_distance_as_a_pinhole_camera_says(kind):
+def test_vehicles_shrink_with_distance_as_in_a_pinhole_camera(kind):
     heights, areas = [], []
     for y in (14.0, 28.0):
         canvas = Canvas(camera(), NOON)
@@ -158,12 +159,12 @@ def test_a_pedestrian_stands_on_the_ground_at_human_height():
     canvas = Canvas(camera(), NOON)
     pedestrian(canvas, np.random.default_rng(0), 8.0, 0.0, 8.0)
     rows = np.flatnonzero((canvas.render()[1] == PEDESTRIAN).any(axis=1))
-    feet = (rows[-1] + 1 - 120) / 290 * 8  # metres below the camera
+    feet = (rows[-1] + 1 - 120) / 290 * 8  # meters below the camera
     assert feet == pytest.approx(1.5, abs=0.06)
     assert 1.1 < (rows[-1] - rows[0]) / 290 * 8 < 2.0
 
 
-def test_near_things_hide_far_ones_whatever_the_order_they_are_added():
+def test_near_objects_hide_far_ones_in_any_order_of_adding():
     def board(canvas, y, class_id, half):
         canvas.shape(y, [(-half, y, 0), (half, y, 0), (half, y, 3), (-half, y, 3)], class_id, (90, 90, 90))
 
@@ -178,7 +179,7 @@ def test_near_things_hide_far_ones_whatever_the_order_they_are_added():
     assert labels[0][120, 120] == BUILDING
 
 
-def test_a_fence_is_labelled_whole_but_shows_what_is_behind_its_bars():
+def test_a_fence_is_labeled_as_a_whole_and_shows_what_is_behind_its_bars():
     images = []
     for with_fence in (False, True):
         canvas = Canvas(camera(), NOON)
@@ -210,13 +211,13 @@ def test_windows_and_textures_follow_perspective():
     assert along[0] == pytest.approx(nx * 12 - ny * 3, abs=0.3)
 
 
-def test_colour_alone_does_not_decide_the_class(scenes):
-    """The best class for each of 4096 colours, learnt from 40 scenes, fails on 20 others.
+def test_color_alone_does_not_determine_the_class(scenes):
+    """The best class for each of 4096 colors, learned from 40 scenes, fails on 20 others.
 
     Measured at version 1: pixel accuracy 0.61 (sky and road are easy), mIoU 0.24, thin classes 0.00 to 0.05.
     """
     images, labels = scenes
-    bins = (images >> 4).astype(np.int64) @ np.array([256, 16, 1])  # (60, 240, 320) colour cell 0..4095
+    bins = (images >> 4).astype(np.int64) @ np.array([256, 16, 1])  # (60, 240, 320) color cell 0..4095
     valid = labels < 11
     train, held_out = valid.copy(), valid.copy()
     train[40:], held_out[:40] = False, False
@@ -229,7 +230,7 @@ def test_colour_alone_does_not_decide_the_class(scenes):
     assert iou.mean() < 0.26, iou.round(3)
 
 
-def test_families_differ_in_kind(scenes):
+def test_families_differ(scenes):
     _, labels = scenes
     families = np.array(RoadScenes("train", count=60).drives)
     buildings = {family: (labels[families == family] == BUILDING).mean() for family in set(families)}

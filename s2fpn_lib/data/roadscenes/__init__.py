@@ -1,4 +1,4 @@
-"""RoadScenes: a road-scene dataset that is drawn from a seed, with CamVid's eleven classes."""
+"""RoadScenes: a synthetic road-scene dataset with the eleven classes of CamVid."""
 
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes, render_scene
 

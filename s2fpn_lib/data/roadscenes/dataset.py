@@ -1,12 +1,10 @@
-"""RoadScenes: a road-scene dataset that is drawn, not downloaded, with CamVid's eleven classes.
+"""RoadScenes: a synthetic road-scene dataset with the eleven classes of CamVid.
 
-A scene is a pure function of its seed and size: family (town, suburb, ...), weather, camera, road, then everything
-along the road, painted far to near in true perspective (:mod:`s2fpn_lib.data.roadscenes.draw`). Colours overlap
-between classes on purpose: grey walls beside grey asphalt, white sky above white walls. See-through fences are
-labelled whole, as in CamVid.
+A scene depends only on its seed and size. They determine the family (town, suburb, ...), the weather, the camera, the
+road, and everything along the road, painted from far to near in true perspective
+(:mod:`s2fpn_lib.data.roadscenes.draw`). Colors overlap between classes on purpose: gray walls beside gray asphalt, white
+sky above white walls. A see-through fence is labeled as a whole, as in CamVid.
 """
-
-from __future__ import annotations
 
 import hashlib
 
@@ -16,9 +14,9 @@ from s2fpn_lib.data.dataset import SegmentationDataset
 from s2fpn_lib.data.protocols import get_protocol
 from s2fpn_lib.data.roadscenes.families import FAMILIES, HELD_OUT, family_of
 from s2fpn_lib.data.roadscenes.layout import compose
-from s2fpn_lib.data.roadscenes.objects import UNLABELLED
+from s2fpn_lib.data.roadscenes.objects import UNLABELED
 
-GENERATOR_VERSION = 1  # raise on any change of the pictures: caches and result rows tell scenes apart by it
+GENERATOR_VERSION = 1  # to be raised with any change of the images; part of the cache key
 
 SIZE = (240, 320)
 COUNTS = {"train": 400, "val": 100, "test": 150}
@@ -30,35 +28,35 @@ def render_scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, n
     """One scene: `(image (H, W, 3) RGB, label (H, W))`, both uint8; the same bytes on every machine.
 
     Raises:
-        ValueError: a negative seed, or a size below 32 pixels a side.
+        ValueError: a negative seed, or a size below 32 pixels per side.
     """
     if seed < 0:
         raise ValueError(f"seed={seed}: scene seeds start at 0")
     if min(size) < 32:
-        raise ValueError(f"size={tuple(size)}: a scene needs at least 32 pixels a side (height, width)")
+        raise ValueError(f"size={tuple(size)}: a scene needs at least 32 pixels per side (height, width)")
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([20220614, seed])))
     canvas, lens = compose(rng, family_of(seed), size)
     image, label = canvas.render()
-    if lens.bonnet:
-        _paint_bonnet(image, label, lens.bonnet, lens.bonnet_color)
+    if lens.hood:
+        _paint_hood(image, label, lens.hood, lens.hood_color)
     return _through_lens(image, lens, rng), label
 
 
-def _paint_bonnet(image: np.ndarray, label: np.ndarray, height: float, color: tuple[float, float, float]) -> None:
-    """The camera car's own bonnet: an unlabelled arc of relative height `height` at the bottom edge."""
+def _paint_hood(image: np.ndarray, label: np.ndarray, height: float, color: tuple[float, float, float]) -> None:
+    """Paint the hood of the camera's car, an unlabeled arc of relative height `height` at the bottom edge."""
     _, h, w = image.shape
     x = (np.arange(w, dtype=np.float32) + 0.5) / w * 2 - 1
     edge = h - h * np.float32(height) * (1 - np.float32(0.55) * x * x)
-    below = np.arange(h, dtype=np.float32)[:, None] - edge  # (H, W) pixels under the bonnet's edge
+    below = np.arange(h, dtype=np.float32)[:, None] - edge  # (H, W) pixels below the edge of the hood
     cover = np.clip(below + 0.5, 0, 1)
     shine = np.clip(1 - below / (np.float32(height) * h) * np.float32(0.9), np.float32(0.25), 1)
     for channel in range(3):
         image[channel] += cover * (np.float32(color[channel]) * shine - image[channel])
-    label[below > 0] = UNLABELLED
+    label[below > 0] = UNLABELED
 
 
 def _through_lens(image: np.ndarray, lens, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, white balance, contrast, vignette, slight blur, sensor noise: (3, H, W) float32 -> (H, W, 3) uint8."""
+    """Exposure, white balance, contrast, vignette, slight blur, and sensor noise: (3, H, W) float32 -> (H, W, 3) uint8."""
     _, h, w = image.shape
     y = (np.arange(h, dtype=np.float32) / h * 2 - 1)[:, None]
     x = (np.arange(w, dtype=np.float32) / w * 2 - 1)[None, :]
@@ -82,7 +80,7 @@ def _through_lens(image: np.ndarray, lens, rng: np.random.Generator) -> np.ndarr
 
 
 class RoadScenes(SegmentationDataset):
-    """Drawn road scenes as a dataset.
+    """Synthetic road scenes as a dataset.
 
     Args:
         split: ``train``, ``val``, ``trainval`` (both) or ``test``. Splits have disjoint seeds. Train and val share
@@ -113,14 +111,14 @@ class RoadScenes(SegmentationDataset):
         return render_scene(self.seeds[index], self.size)
 
     def cache_key(self) -> str:
-        """Identifies the content: generator version, size and the scenes."""
+        """Identifies the content: generator version, size, and scenes."""
         scenes = hashlib.sha256(",".join(map(str, self.seeds)).encode()).hexdigest()[:12]
         h, w = self.size
         return f"roadscenes-v{GENERATOR_VERSION}-{self.split}-{h}x{w}-{len(self)}-{scenes}"
 
 
 def _seeds(split: str, count: int) -> list[int]:
-    """The first `count` seeds of a split: families in turn, the held-out family only in every tenth test scene."""
+    """The first `count` seeds of a split: families in turn; every tenth test scene is of the held-out family."""
     common = [residue for residue, family in enumerate(FAMILIES) if family != HELD_OUT]
     held_out = FAMILIES.index(HELD_OUT)
     seeds = []

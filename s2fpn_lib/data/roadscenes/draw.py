@@ -1,18 +1,15 @@
-"""The renderer behind RoadScenes: camera, painter's canvas, and one deferred shading pass.
+"""The renderer of RoadScenes: a canvas of polygons and one deferred shading pass.
 
-World: metres, x right, y forward, z up, camera above the origin. Polygons are painted far to near into an *id
-buffer* at twice the image's resolution; a table row per id says class, colour, plane and texture. Shading then runs
-once over all pixels: the plane under a pixel gives its depth and its texture coordinates, so bricks, windows, slabs
-and haze are in true perspective. See-through things (railings, bicycle wheels) go to a second buffer, the
-*overlay*: its pixels carry the overlay's label, as annotators do it, and show what is behind between the bars.
+Polygons are painted from far to near into an *id buffer* at twice the image's resolution. One table row per id holds
+its class, color, plane, and texture. Shading then runs once over all pixels: the plane under a pixel gives its depth
+and its texture coordinates, so bricks, windows, slabs, and haze are in true perspective. See-through objects (railings,
+bicycle wheels) are painted into a second buffer, the *overlay*. Its pixels carry the overlay's label, as in manual
+annotations, and show what is behind between the bars.
 
-Same bytes everywhere: pixels see only + - * / and comparisons (exactly rounded by IEEE 754), never a transcendental
-function.
+The pixels are the same bytes on every machine: they depend only on + - * / and comparisons, which IEEE 754 rounds
+exactly, and on no transcendental function.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,77 +17,17 @@ from itertools import chain
 import numpy as np
 from PIL import Image, ImageDraw
 
+from s2fpn_lib.data.roadscenes.camera import Camera, Color, Light, Point
 from s2fpn_lib.data.roadscenes.textures import CLOUDS, FLAT, TILE, tiles
 
-Point = tuple[float, float, float]
-Color = tuple[float, float, float]
-
 _SKY_KIND, _GROUND_KIND, _WALL_KIND = range(3)
-_NEAR = 0.8  # metres: polygons are cut here, nearer than any ground or wall in view
+_NEAR = 0.8  # meters: polygons are cut here, nearer than any ground or wall in view
 _FAR_OUT = 200_000  # subpixels: beyond it PIL's edge arithmetic would lose precision
 
 
 @dataclass(frozen=True)
-class Light:
-    """Sun, sky and air of one scene. `sun` points from the scene to the sun (unit vector); colours are factors on the
-    albedo (`direct`, `ambient`) or 0..255 (`haze`, `zenith`, `horizon`, `cloud`); `visibility` is the distance
-    (m) of half haze.
-    """
-
-    sun: Point
-    direct: Color
-    ambient: Color
-    haze: Color
-    visibility: float
-    zenith: Color
-    horizon: Color
-    cloud: Color
-    cloudiness: float
-    lit_windows: float
-
-    def on(self, color: Color, nx: float, ny: float, nz: float = 0.0) -> Color:
-        """Lambert: the colour of an albedo on a face with this unit normal."""
-        cosine = max(0.0, nx * self.sun[0] + ny * self.sun[1] + nz * self.sun[2])
-        ambient = 0.82 + 0.18 * nz
-        (r, g, b), (ar, ag, ab), (dr, dg, db) = color, self.ambient, self.direct
-        return r * (ar * ambient + dr * cosine), g * (ag * ambient + dg * cosine), b * (ab * ambient + db * cosine)
-
-
-class Camera:
-    """Pinhole at (0, 0, height). Angles in radians; `focal` in pixels; positive pitch looks down."""
-
-    def __init__(self, size: tuple[int, int], focal: float, height: float, pitch: float, yaw: float, roll: float):
-        self.size, self.focal, self.height = size, focal, height
-        cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
-        self.forward = (sy * cp, cy * cp, -sp)
-        right, up = (cy, -sy, 0.0), (sy * sp, cy * sp, cp)
-        c, s = math.cos(roll), math.sin(roll)
-        self.right = tuple(c * r + s * u for r, u in zip(right, up, strict=True))
-        self.up = tuple(c * u - s * r for r, u in zip(right, up, strict=True))
-
-    def to_camera(self, points: np.ndarray) -> np.ndarray:
-        """World points (N, 3) -> camera coordinates (N, 3): right, up, depth."""
-        x, y, z = points[:, 0], points[:, 1], points[:, 2] - self.height
-        return np.stack([x * a[0] + y * a[1] + z * a[2] for a in (self.right, self.up, self.forward)], axis=1)
-
-    def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """Camera coordinates (N, 3) in front of the camera -> pixel coordinates (N, 2): column, row."""
-        h, w = self.size
-        factor = self.focal / points[:, 2]
-        return np.stack([w / 2 + factor * points[:, 0], h / 2 - factor * points[:, 1]], axis=1)
-
-    def rays(self) -> np.ndarray:
-        """Directions (3, H, W) through the pixel centres, scaled so that a ray's parameter is its depth in metres."""
-        h, w = self.size
-        u = ((np.arange(w) + 0.5 - w / 2) / self.focal)[None, :]
-        v = ((np.arange(h) + 0.5 - h / 2) / self.focal)[:, None]
-        rays = [f + r * u - q * v for f, r, q in zip(self.forward, self.right, self.up, strict=True)]
-        return np.stack(rays).astype(np.float32)
-
-
-@dataclass(frozen=True)
 class Facade:
-    """Windows of a wall, in metres: a grid of cells `cell` = (width, height) above a ground floor of height `base`."""
+    """Windows of a wall, in meters: a grid of cells `cell` = (width, height) above a ground floor of height `base`."""
 
     cell: tuple[float, float]
     window: tuple[float, float]  # shares of the cell
@@ -103,7 +40,7 @@ class Facade:
 
 @dataclass(frozen=True)
 class Bars:
-    """See-through pattern of an overlay: vertical bars, horizontal rails (height, thickness) and a mesh, in metres."""
+    """See-through pattern of an overlay: vertical bars, horizontal rails (height, thickness), and a mesh, in meters."""
 
     spacing: float = 1.0
     width: float = 0.0
@@ -112,13 +49,13 @@ class Bars:
 
 
 class Canvas:
-    """Collects polygons in any order; `render` sorts them by `key` (distance), paints and shades them."""
+    """Collects polygons in any order; `render` sorts them by `key` (distance), paints them, and shades them."""
 
     def __init__(self, camera: Camera, light: Light):
         self.camera, self.light = camera, light
         self._polygons: list[tuple[float, Sequence[Point], int, bool]] = []
         self._shadows: list[Sequence[Point]] = []
-        # (class, r, g, b, kind, nx, ny, k, texture, texels per metre, amplitude, facade or bars, u0); row 0 is the sky
+        # (class, r, g, b, kind, nx, ny, k, texture, texels per meter, amplitude, facade or bars, u0); row 0 is the sky
         self._rows: list[tuple] = [(0, 0, 0, 0, _SKY_KIND, 0, 1, 1e4, FLAT, 1, 0, -1, 0)]
         self._facades: list[Facade] = []
         self._bars: list[Bars] = []
@@ -150,7 +87,7 @@ class Canvas:
         self._add(key, points, row, False)
 
     def overlay(self, key, points, class_id, color, normal, bars: Bars, *, u0=0.0) -> None:
-        """A see-through vertical polygon: labelled whole, painted only where its bars are."""
+        """A see-through vertical polygon, labeled as a whole and painted only where its bars are."""
         nx, ny = normal
         k = nx * points[0][0] + ny * points[0][1]
         self._bars.append(bars)
@@ -158,7 +95,7 @@ class Canvas:
         self._add(key, points, row, True)
 
     def glow(self, key, points, class_id, color) -> None:
-        """A polygon that shines by itself (lamps, tail lights): the colour is not lit."""
+        """A light source (lamp, tail light), whose color does not depend on the scene's light."""
         row = (class_id, *color, _WALL_KIND, 0, -1, -max(points[0][1], 0.5), FLAT, 1, 0, -1, 0)
         self._add(key, points, row, False)
 
@@ -211,7 +148,7 @@ class Canvas:
         return np.clip(np.rint(screen), -_FAR_OUT, _FAR_OUT).astype(np.int64).reshape(-1).tolist()
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
-        """-> (image (3, H, W) float32 in 0..255 without lens effects, label (H, W) uint8)."""
+        """The image (3, H, W) float32 in 0..255 without lens effects, and the label (H, W) uint8."""
         h, w = self.camera.size
         order = sorted(self._polygons, key=lambda polygon: -polygon[0])  # stable: parts keep their order
         solid, overlay = Image.new("I", (2 * w, 2 * h)), Image.new("I", (2 * w, 2 * h))
@@ -292,7 +229,7 @@ class Canvas:
         return image.reshape(3, h, w), label.reshape(h, w)
 
     def _on_wall(self, table, of, dx, dy, dz):
-        """Depth and wall coordinates (metres along, metres up) where rays meet the vertical planes of rows `of`."""
+        """Depth and wall coordinates (meters along, meters up) where rays meet the vertical planes of rows `of`."""
         nx, ny = table[5][of], table[6][of]
         facing = nx * dx + ny * dy
         t = np.clip(table[7][of] / np.where(np.abs(facing) < 1e-4, np.float32(1e-4), facing), 0.3, 2000)
@@ -314,13 +251,13 @@ class Canvas:
         half_w = np.where(low & shop, np.float32(0.43), share_w / 2) * cell_w
         middle = np.where(low & shop, np.float32(0.44), np.float32(0.5))
         half_h = np.where(low, np.where(shop, np.float32(0.30), share_h / 2) * base, share_h / 2 * height)
-        away_u = np.abs(cu - iu - np.float32(0.5)) * cell_w - half_w  # metres outside the pane, negative inside
+        away_u = np.abs(cu - iu - np.float32(0.5)) * cell_w - half_w  # meters outside the pane, negative inside
         away_v = np.abs(cv - np.floor(cv) - middle) * np.where(low, base, height) - half_h
         away = np.maximum(away_u, away_v)
         valid = (v < top).astype(np.float32)
         glass = np.clip(np.float32(0.5) - away / footprint, 0, 1) * valid
         trim = np.clip(np.float32(0.5) - (away - np.float32(0.13)) / footprint, 0, 1) * valid
-        code = np.mod(iu * 37 + iv * 101 + table[13][index], 23)  # a number 0..22 that belongs to this window
+        code = np.mod(iu * 37 + iv * 101 + table[13][index], 23)  # a number in 0..22, fixed per window
         lit = (code * np.float32(1 / 23) < self.light.lit_windows) & (glass > 0)
         tone = np.float32(0.75) + code * np.float32(0.022)
         cross = np.clip(1 - np.abs(away_u + half_w) / np.maximum(footprint, 0.04), 0, 1) * np.float32(0.5)
@@ -353,7 +290,7 @@ class Canvas:
             return np.abs(cell - np.floor(cell + np.float32(0.5))) * period
 
         alpha = stripe(periodic(u, spacing), width)
-        average = np.minimum(1, width / spacing)  # bars finer than a pixel melt together
+        average = np.minimum(1, width / spacing)  # bars finer than a pixel blend
         alpha = np.where(spacing < 2 * footprint, average, alpha)
         for i in range(3):
             alpha = np.maximum(alpha, stripe(np.abs(v - table[3 + 2 * i][index]), table[4 + 2 * i][index]))
@@ -363,7 +300,7 @@ class Canvas:
 
 
 def _sky(light: Light, dx, dy, dz) -> np.ndarray:
-    """Sky colours (3, n) for ray directions: gradient, cloud layer in perspective, glow around the sun."""
+    """Sky colors (3, n) for ray directions: gradient, cloud layer in perspective, glow around the sun."""
     up = np.clip(dz * np.float32(1.6), 0, 1)
     up = up * (2 - up)
     t = 8 / np.maximum(dz + np.float32(0.08), 0.04)
@@ -383,9 +320,9 @@ def _sky(light: Light, dx, dy, dz) -> np.ndarray:
 
 
 def _texture(table, of, u, v, footprint) -> np.ndarray:
-    """Brightness factors (n,) of the rows' textures at metres (u, v); footprint: metres that a pixel covers."""
+    """Brightness factors (n,) of the rows' textures at meters (u, v); footprint: meters that a pixel covers."""
     density = table[9][of]
-    size = footprint * density  # texels a pixel
+    size = footprint * density  # texels per pixel
     level = (size > 1.5).astype(np.intp)
     for bound in (3, 6, 12):
         level += size > bound

@@ -1,27 +1,26 @@
-"""The kinds of places of RoadScenes, the weather, and the camera's lens: what a scene draws its look from."""
-
-from __future__ import annotations
+"""Scene families (kinds of places), weather, and lens of RoadScenes."""
 
 from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from s2fpn_lib.data.roadscenes.draw import Color, Light
+from s2fpn_lib.data.roadscenes.camera import Color, Light
 from s2fpn_lib.data.roadscenes.objects import between, pick
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is typical of a kind of place. Widths in metres, `*_gap` mean distances in metres between such things (0:
-    none), shares in 0..1.
+    """The parameters of a kind of place.
+
+    Widths are in meters, `*_gap` are mean distances in meters between such objects (0: none), and shares are in 0..1.
     """
 
-    road: tuple[float, float]  # half width of the carriageway
+    road: tuple[float, float]  # half width of the roadway
     pavement: tuple[float, float]
     verge: tuple[float, float]  # grass between pavement and house fronts
     kinds: tuple[str, ...]
     height: tuple[float, float]
-    house_gap: tuple[float, float]  # metres between neighbours
+    house_gap: tuple[float, float]  # meters between neighbors
     tree_gap: float
     fences: tuple[str, ...]
     fence_share: float
@@ -31,7 +30,7 @@ class Family:
     traffic: tuple[str, ...] = ("hatch", "sedan", "suv", "hatch", "van")
 
 
-_MIXED = ("hatch", "sedan", "suv", "hatch", "van", "bus", "lorry")
+_MIXED = ("hatch", "sedan", "suv", "hatch", "van", "bus", "truck")
 FAMILY = {
     "town": Family(
         (3.2, 5.0),
@@ -75,7 +74,7 @@ FAMILY = {
         0,
         0,
         0.75,
-        (*_MIXED, "lorry"),
+        (*_MIXED, "truck"),
     ),
     "alley": Family(
         (2.3, 3.0),
@@ -119,7 +118,7 @@ FAMILY = {
         0.15,
         0.3,
         0.15,
-        (*_MIXED, "lorry", "lorry"),
+        (*_MIXED, "truck", "truck"),
     ),
 }
 FAMILIES = tuple(FAMILY)
@@ -133,7 +132,7 @@ def family_of(seed: int) -> str:
 
 @dataclass(frozen=True)
 class Lens:
-    """What happens between scene and picture; see `roadscenes._through_lens`."""
+    """Effects of the camera on the image; see `_through_lens` in roadscenes/dataset.py."""
 
     gain: Color
     vignette: float
@@ -141,12 +140,12 @@ class Lens:
     blur: float
     shoulder: float
     contrast: float
-    bonnet: float
-    bonnet_color: Color
+    hood: float
+    hood_color: Color
 
 
 def weather(rng: Generator) -> tuple[Light, bool]:
-    """Sun, sky and air, and whether lamps are lit."""
+    """Sun, sky, and air, and whether lamps are lit."""
     kind = pick(rng, ["clear", "clear", "fair", "fair", "overcast", "overcast", "evening", "fog", "dusk"])
     across, ahead = between(rng, -1, 1), between(rng, -1, 0.7)
     up = {"evening": between(rng, 0.22, 0.4), "dusk": 0.35}.get(kind, between(rng, 0.6, 1.4))

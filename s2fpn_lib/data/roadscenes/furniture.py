@@ -1,17 +1,16 @@
 """Street furniture of a RoadScene: poles and lamps, traffic signs, sign bridges, fences, litter bins."""
 
-from __future__ import annotations
-
 import math
 
 from numpy.random import Generator
 
-from s2fpn_lib.data.roadscenes.draw import Bars, Color
+from s2fpn_lib.data.roadscenes.camera import Color
+from s2fpn_lib.data.roadscenes.draw import Bars
 from s2fpn_lib.data.roadscenes.objects import (
     FENCE,
     POLE,
     SIGN,
-    UNLABELLED,
+    UNLABELED,
     Board,
     between,
     box,
@@ -81,7 +80,7 @@ def sign(canvas, rng, key, x, y, kind: str) -> None:
             paint(key, board.place(disc(0, 2.78 + 0.43 * i, 0.17)), SIGN, color if i == lit else shade(color, 0.3))
         return
     post(canvas, key, board, z0 + 0.4, 0.14, gray)
-    back = rng.random() < 0.2  # seen from behind: plain grey
+    back = rng.random() < 0.2  # seen from behind: plain gray
     if kind == "round":
         color, inner = pick(rng, [(red, white), (blue, blue), (white, white), (red, red)])
         plate(disc(0, z0, 0.44), gray if back else color)
@@ -138,7 +137,7 @@ FENCE_STYLES = ("railing", "mesh", "picket", "guard", "rail", "panel")
 
 
 def fence_style(rng: Generator, kind: str):
-    """(colour, height, bars or None for closed boards) of one kind of fence."""
+    """(color, height, bars or None for closed boards) of one kind of fence."""
     if kind == "panel":
         return (
             jitter(rng, pick(rng, [(126, 94, 66), (142, 136, 128), (92, 98, 82), (168, 150, 124)])),
@@ -176,5 +175,5 @@ def fence(canvas, key, near, far, side: int, style) -> None:
 def litter_bin(canvas, rng, key, x, y) -> None:
     color = jitter(rng, pick(rng, [(48, 74, 58), (60, 62, 66), (150, 40, 36)]))
     contact_shadow(canvas, x, y, 0.4, 0.3)
-    canvas.shape(key, Board(x, y).place(box(-0.28, 0, 0.28, 0.95)), UNLABELLED, color)
-    canvas.shape(key, Board(x, y).place(box(-0.32, 0.85, 0.32, 1.0)), UNLABELLED, shade(color, 1.3))
+    canvas.shape(key, Board(x, y).place(box(-0.28, 0, 0.28, 0.95)), UNLABELED, color)
+    canvas.shape(key, Board(x, y).place(box(-0.32, 0.85, 0.32, 1.0)), UNLABELED, shade(color, 1.3))

@@ -2,20 +2,19 @@
 a canvas.
 
 All take the canvas, a random generator, and a painter's `key` (larger = painted earlier = farther). Upright things
-that are not boxes are drawn as boards: 2-D outlines in metres (u along the board, z up), placed by a `Board`.
+that are not boxes are drawn as boards: 2-D outlines in meters (u along the board, z up), placed by a `Board`.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from s2fpn_lib.data.roadscenes.draw import Canvas, Color, Facade
+from s2fpn_lib.data.roadscenes.camera import Color
+from s2fpn_lib.data.roadscenes.draw import Canvas, Facade
 from s2fpn_lib.data.roadscenes.textures import BRICK, FLAT, FOLIAGE, METAL, PLASTER, ROOF
 
-SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, UNLABELLED = range(12)
+SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, UNLABELED = range(12)
 CIRCLE = [(math.cos(i * math.pi / 7), math.sin(i * math.pi / 7)) for i in range(14)]
 _FINE_CIRCLE = [(math.cos(i * math.pi / 15), math.sin(i * math.pi / 15)) for i in range(30)]
 
@@ -29,7 +28,7 @@ def between(rng: Generator, low: float, high: float) -> float:
 
 
 def jitter(rng: Generator, color: Color, amount: float = 18) -> Color:
-    """The colour, a little brighter or darker and a little off in hue, inside 0..255."""
+    """The color with a small random change of brightness and hue, within 0..255."""
     common = between(rng, -amount, amount)
     return tuple(min(250.0, max(8.0, c + common + between(rng, -amount, amount) * 0.35)) for c in color)
 
@@ -77,7 +76,7 @@ def contact_shadow(canvas: Canvas, x: float, y: float, rx: float, ry: float) -> 
     canvas.shadow([(x + rx * c, y + ry * s, 0.0) for c, s in CIRCLE])
 
 
-WALLS = {  # grey as asphalt, warm as skin, white as cloud: colour must not tell
+WALLS = {  # gray like asphalt, warm like skin, white like clouds: the color must not reveal the class
     BRICK: [(150, 82, 62), (172, 112, 84), (120, 84, 74), (186, 168, 138), (112, 110, 108), (94, 66, 58)],
     PLASTER: [
         (206, 198, 182),
@@ -124,7 +123,7 @@ def building(canvas, rng, key, near, far, side: int, depth: float, height: float
     (x0, y0), (x1, y1) = near, far
     length = math.hypot(x1 - x0, y1 - y0)
     tx, ty = (x1 - x0) / length, (y1 - y0) / length
-    nx, ny = -side * ty, side * tx  # of the front: towards the street
+    nx, ny = -side * ty, side * tx  # of the front: toward the street
     style = facade_style(rng, kind, height)
     bx, by = x0 - nx * depth, y0 - ny * depth  # rear corner of the near end wall
     end = [(x0, y0, 0), (bx, by, 0), (bx, by, height), (x0, y0, height)]
@@ -175,7 +174,7 @@ GREENS = [(74, 104, 48), (92, 118, 58), (58, 86, 50), (108, 122, 64), (84, 98, 7
 
 
 def tree(canvas, rng, key, x, y, size: float, *, color=None, form=None) -> None:
-    """A tree `size` metres high: broad, conifer, or bare."""
+    """A tree `size` meters high: broad, conifer, or bare."""
     board = Board(x, y)
     color = color or jitter(rng, pick(rng, GREENS))
     form = form or pick(rng, ["broad", "broad", "broad", "conifer", "bare"])

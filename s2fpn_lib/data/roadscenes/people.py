@@ -1,6 +1,4 @@
-"""The people of a RoadScene: pedestrians and bicyclists as jointed figures with human proportions."""
-
-from __future__ import annotations
+"""People of a RoadScene: pedestrians and bicyclists as jointed figures with human proportions."""
 
 import math
 
@@ -28,7 +26,7 @@ CLOTHES += [(134, 134, 138), (176, 118, 140), (70, 110, 80), (186, 150, 122), (9
 
 
 def pedestrian(canvas: Canvas, rng: Generator, key, x, y) -> None:
-    """A walking or standing person, 1.2 to 1.9 m high, with the proportions of the eight-heads canon loosened to
+    """A walking or standing person, 1.2 to 1.9 m tall, with the proportions of the eight-heads canon varied to
     seven.
     """
     child = rng.random() < 0.12
@@ -102,7 +100,7 @@ def pedestrian(canvas: Canvas, rng: Generator, key, x, y) -> None:
 
 
 def bicyclist(canvas: Canvas, rng: Generator, key, x, y, across: float) -> None:
-    """A rider on a bicycle; `across` 1: seen from the side, near 0: from behind or in front."""
+    """A rider on a bicycle; `across` is 1 when seen from the side and near 0 when seen from behind or in front."""
     facing = pick(rng, [-1, 1])
     k = max(across, 0.12)
     board = Board(x, y)
@@ -110,7 +108,7 @@ def bicyclist(canvas: Canvas, rng: Generator, key, x, y, across: float) -> None:
     skin, helmet = jitter(rng, pick(rng, SKIN), 10), jitter(rng, pick(rng, [*CLOTHES, *HAIR]))
     contact_shadow(canvas, x, y, 0.3 + 0.6 * k, 0.25)
     canvas.cast(board.place(box(-0.3, 0, 0.3, 1.6)))
-    r, tyre = 0.35, (28, 28, 30)
+    r, tire = 0.35, (28, 28, 30)
 
     def place(points):
         return board.place([(u * facing, z) for u, z in points])
@@ -125,7 +123,7 @@ def bicyclist(canvas: Canvas, rng: Generator, key, x, y, across: float) -> None:
         u = hub * k
         canvas.overlay(key, place(disc(u, r, r * k, r)), BICYCLIST, (150, 150, 150), (0, -1), Bars())
         outer, inner = disc(u, r, r * k + 0.03, r), disc(u, r, max(r * k - 0.035, 0.01), r - 0.05)
-        part([*outer, outer[0], inner[0], *inner[::-1]], tyre)  # a ring: out along the rim, back along the inside
+        part([*outer, outer[0], inner[0], *inner[::-1]], tire)  # a ring: out along the rim, back along the inside
     crank, saddle, bar = (-0.08, 0.34), (-0.24, 0.98), (0.4, 1.06)
     for a, b in (
         ((-0.52, r), crank),
@@ -154,7 +152,7 @@ def bicyclist(canvas: Canvas, rng: Generator, key, x, y, across: float) -> None:
     leg(-1, 0.72)
     if k < 0.5:
         bar_half = 0.3 * (1 - k)
-        part(limb((bar[0] * k - bar_half, bar[1]), (bar[0] * k + bar_half, bar[1]), 0.05, 0.05), tyre)
+        part(limb((bar[0] * k - bar_half, bar[1]), (bar[0] * k + bar_half, bar[1]), 0.05, 0.05), tire)
     part(
         limb((shoulder[0] * k - wide * 1.8, shoulder[1] - 0.05), (bar[0] * k - wide * 2.4, bar[1]), 0.1, 0.07),
         shade(shirt, 0.75),

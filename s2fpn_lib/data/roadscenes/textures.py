@@ -1,17 +1,15 @@
-"""The periodic brightness patterns of RoadScenes (asphalt, bricks, foliage, clouds, ...), made once a process."""
-
-from __future__ import annotations
+"""The periodic brightness patterns of RoadScenes (asphalt, bricks, foliage, clouds, ...), made once per process."""
 
 from functools import cache
 
 import numpy as np
 
 FLAT, ASPHALT, BRICK, PLASTER, FOLIAGE, COBBLE, PLANKS, CLOUDS, SLABS, ROOF, GRASS, METAL = range(12)
-TILE = 256  # texels a side
+TILE = 256  # texels per side
 
 
 def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Periodic value noise in -1..1 (256, 256): `cells` random values a side, bilinear between."""
+    """Periodic value noise in -1..1 (256, 256): `cells` random values per side with smooth interpolation."""
     values = rng.random((cells, cells)) * 2 - 1
     position = np.arange(TILE) * cells / TILE
     low = position.astype(int)

@@ -1,8 +1,4 @@
-"""Cars, vans, lorries and buses of a RoadScene: a side profile drawn out to the vehicle's width, shaded face by
-face.
-"""
-
-from __future__ import annotations
+"""Cars, vans, trucks, and buses of a RoadScene: a side profile extruded to the vehicle's width, shaded per face."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +6,8 @@ from itertools import pairwise
 
 from numpy.random import Generator
 
-from s2fpn_lib.data.roadscenes.draw import Canvas, Color, Point
+from s2fpn_lib.data.roadscenes.camera import Color, Point
+from s2fpn_lib.data.roadscenes.draw import Canvas
 from s2fpn_lib.data.roadscenes.objects import CAR, disc, jitter, pick
 
 Profile = tuple[tuple[float, float], ...]
@@ -18,9 +15,10 @@ Profile = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Model:
-    """A kind of vehicle. Profiles go from the rear (0) to the front (1) of the length, heights in metres: the body up
-    to the belt line, the cabin above it. `panes`: side windows as shares of the cabin's length; `roof`: roof
-    width as a share.
+    """A kind of vehicle.
+
+    Profiles go from the rear (0) to the front (1) of the length, with heights in meters: the body up to the belt line,
+    the cabin above it. `panes` are side windows as shares of the cabin's length; `roof` is the roof width as a share.
     """
 
     length: float
@@ -65,7 +63,7 @@ VEHICLES = {
         roof=0.96,
         glazed_rear=False,
     ),
-    "lorry": Model(
+    "truck": Model(
         8.2,
         2.4,
         ((0, 0.55), (0, 1.3), (1, 1.3), (1, 0.5)),
@@ -93,7 +91,7 @@ _UNDERSIDE = (34, 34, 36)
 
 @dataclass(frozen=True)
 class _Placed:
-    """A model at (x, y) on the ground that drives towards (tx, ty)."""
+    """A model at (x, y) on the ground that drives toward (tx, ty)."""
 
     canvas: Canvas
     key: float
@@ -104,7 +102,7 @@ class _Placed:
     ty: float
 
     def at(self, along: float, across: float, z: float) -> Point:
-        """`along` 0..1 from rear to front, `across` metres to the right of the middle, height z -> world."""
+        """`along` 0..1 from rear to front, `across` meters to the right of the middle, height z -> world."""
         s = (along - 0.5) * self.model.length
         return (self.x + s * self.tx + across * self.ty, self.y + s * self.ty - across * self.tx, z)
 
@@ -122,7 +120,7 @@ class _Placed:
         self.canvas.shape(self.key, points, CAR, color, normal=normal)
 
     def across_faces(self, profile: Profile, color: Color):
-        """Paint the visible faces that run across the vehicle, one an edge of the profile; yields the edges painted."""
+        """Paint the visible faces that run across the vehicle, one per edge of the profile; yields the painted edges."""
         for (a, za), (b, zb) in pairwise(profile):
             run, rise = (b - a) * self.model.length, zb - za
             size = math.hypot(run, rise)
@@ -135,11 +133,11 @@ class _Placed:
 
 
 def vehicle(canvas: Canvas, rng: Generator, key, x, y, tx: float, ty: float, kind: str, night: bool) -> None:
-    """A vehicle of one kind centred at (x, y) that drives in the direction (tx, ty); at night its lamps shine."""
+    """A vehicle of one kind centered at (x, y) that drives in the direction (tx, ty); at night its lamps shine."""
     model = VEHICLES[kind]
     car = _Placed(canvas, key, model, x, y, tx, ty)
     color = jitter(rng, pick(rng, PAINTS))
-    upper = jitter(rng, pick(rng, PAINTS)) if kind == "lorry" else color
+    upper = jitter(rng, pick(rng, PAINTS)) if kind == "truck" else color
     half, (_, roof) = model.width / 2, model.cabin[1]
     corners = ((-0.04, -1), (-0.04, 1), (1.04, 1), (1.04, -1))
     canvas.shadow([car.at(along, across * (half + 0.12), 0) for along, across in corners])
@@ -158,7 +156,7 @@ def vehicle(canvas: Canvas, rng: Generator, key, x, y, tx: float, ty: float, kin
     for side in sides:  # none where the camera looks straight along the vehicle
         car.paint([car.at(a, side * half, z) for a, z in model.body], color, (side * ty, -side * tx, 0.0))
     for (a, za), (b, zb) in car.across_faces(model.cabin, upper):
-        if abs(zb - za) > 0.2:  # not the roof: the rear window or the windscreen
+        if abs(zb - za) > 0.2:  # not the roof: the rear window or the windshield
             glazed = model.glazed_rear or a > 0.5
             pane = []
             for share, way in ((0.12, -1), (0.12, 1), (0.88, 1), (0.88, -1)):
