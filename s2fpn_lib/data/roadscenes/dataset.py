@@ -2,8 +2,8 @@
 
 A scene depends only on its seed and size. They determine the family (town, suburb, ...), the weather, the camera, the
 road, and everything along the road, painted from far to near in true perspective
-(:mod:`s2fpn_lib.data.roadscenes.draw`). Colors overlap between classes on purpose: gray walls beside gray asphalt, white
-sky above white walls. A see-through fence is labeled as a whole, as in CamVid.
+(:mod:`s2fpn_lib.data.roadscenes.draw`). Colors overlap between classes on purpose: gray walls beside gray asphalt,
+white sky above white walls. A see-through fence is labeled as a whole, as in CamVid.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def _paint_hood(image: np.ndarray, label: np.ndarray, height: float, color: tupl
 
 
 def _through_lens(image: np.ndarray, lens, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, white balance, contrast, vignette, slight blur, and sensor noise: (3, H, W) float32 -> (H, W, 3) uint8."""
+    """Exposure, white balance, contrast, vignette, blur, and sensor noise: (3, H, W) float32 -> (H, W, 3) uint8."""
     _, h, w = image.shape
     y = (np.arange(h, dtype=np.float32) / h * 2 - 1)[:, None]
     x = (np.arange(w, dtype=np.float32) / w * 2 - 1)[None, :]

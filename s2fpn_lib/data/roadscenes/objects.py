@@ -1,8 +1,8 @@
-"""What stands in a RoadScene: buildings, trees, street furniture, cars, people. Each function paints one thing on
-a canvas.
+"""Buildings and trees of a RoadScene, and the helpers that paint its objects.
 
-All take the canvas, a random generator, and a painter's `key` (larger = painted earlier = farther). Upright things
-that are not boxes are drawn as boards: 2-D outlines in meters (u along the board, z up), placed by a `Board`.
+Each function paints one object on a canvas. It takes the canvas, a random generator, and a `key` (larger is farther and
+painted earlier). Upright objects other than boxes are boards: 2-D outlines in meters (u along the board, z up), placed
+by a `Board`.
 """
 
 import math

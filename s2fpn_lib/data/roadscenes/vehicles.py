@@ -120,7 +120,7 @@ class _Placed:
         self.canvas.shape(self.key, points, CAR, color, normal=normal)
 
     def across_faces(self, profile: Profile, color: Color):
-        """Paint the visible faces that run across the vehicle, one per edge of the profile; yields the painted edges."""
+        """Paint the visible faces across the vehicle, one per edge of the profile; yields the painted edges."""
         for (a, za), (b, zb) in pairwise(profile):
             run, rise = (b - a) * self.model.length, zb - za
             size = math.hypot(run, rise)
