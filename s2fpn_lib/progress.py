@@ -1,4 +1,4 @@
-"""Progress of long work: a tqdm bar where somebody watches, nothing where nobody does or tqdm is not installed."""
+"""Progress bars: tqdm's on a terminal and in a notebook; none elsewhere, and none where tqdm is not installed."""
 
 import sys
 from types import TracebackType
@@ -6,16 +6,17 @@ from typing import Any
 
 
 def is_interactive() -> bool:
-    """Whether somebody sees a bar move: on a terminal, and in the kernel of a notebook."""
+    """Whether a bar would be seen: on a terminal, and in the kernel of a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> Any:
-    """A context manager with tqdm's `update`, `set_postfix`, and `write`; `options` are tqdm's.
+    """A context manager with tqdm's `update` and `write`.
 
     Args:
         total: number of units.
-        enabled: None shows the bar where `is_interactive()`.
+        enabled: whether to show the bar; None shows it if `is_interactive()`.
+        options: tqdm's.
     """
     if is_interactive() if enabled is None else enabled:
         try:
@@ -39,8 +40,5 @@ class _NoBar:
     def update(self, count: int = 1) -> None:
         pass
 
-    def set_postfix(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def write(self, text: str, **_: Any) -> None:
+    def write(self, text: str) -> None:
         print(text, flush=True)

@@ -209,4 +209,4 @@ def test_half_precision_weights_are_half_the_size(model, tmp_path):
     assert sizes[0] < 0.51 * sizes[1]
     loaded = load_model(tmp_path / "half.safetensors")
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+        assert torch.allclose(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-6), name
