@@ -55,7 +55,7 @@ class Switches:
             try:
                 value = as_declared(getattr(self, field.name), type(field.default))
             except TypeError as error:
-                raise TypeError(f"switch {field.name}: {error}") from error
+                raise TypeError(f"switch {field.name} is {error}") from error
             object.__setattr__(self, field.name, value)
 
 

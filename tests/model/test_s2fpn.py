@@ -192,9 +192,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("wrong", "error", "message"),
         [
-            ({"ssam": "off"}, TypeError, r"switch ssam: \'off\' \(str\) where bool"),  # truthy text
-            ({"crb": 0}, TypeError, r"switch crb: 0 \(int\) where bool"),
-            ({"dropout": True}, TypeError, r"switch dropout: True \(bool\) where float"),
+            ({"ssam": "off"}, TypeError, "switch ssam is 'off' .* expected bool"),  # truthy text
+            ({"crb": 0}, TypeError, "switch crb is 0 .* expected bool"),
+            ({"dropout": True}, TypeError, "switch dropout is True .* expected float"),
             ({"num_classes": "11"}, ValueError, "whole number of at least 1, got '11'"),
             ({"num_classes": 0}, ValueError, "whole number of at least 1, got 0"),
             ({"encoder_weights": "imagnet"}, FileNotFoundError, 'neither "imagenet" nor a state'),
