@@ -11,7 +11,7 @@ from s2fpn_lib.report.collect import is_demo, latest_speed
 from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, split_by_protocol
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
-POINT = ["dataset", "protocol", "split", "model", "revision", "miou_percent", "fps", "device", "input", "method"]
+POINT = ["dataset", "protocol", "model", "revision", "split", "miou_percent", "fps", "device", "input", "method"]
 
 
 def load_published(path: str | Path = PUBLISHED) -> pd.DataFrame:

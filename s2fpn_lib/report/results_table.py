@@ -21,50 +21,28 @@ from s2fpn_lib.runs import atomic_file, results_root, write_atomic
 TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"  # pandas' types that know missing values
 
 COLUMNS = {
-    "measured_by": TEXT,  # evaluation, or training: the run's own validation
-    "folder": TEXT,  # under the results folder
-    "study": TEXT,
-    "variant": TEXT,
-    "dataset": TEXT,  # that was scored
-    "protocol": TEXT,
-    "split": TEXT,
-    "images": COUNT,  # scored
-    "images_in_split": COUNT,
-    "model": TEXT,
-    "revision": TEXT,
-    "switches": TEXT,
+    # measured_by: "evaluation", or "training" for the run's own validation. folder: under the results folder.
+    **dict.fromkeys(("measured_by", "folder", "study", "variant", "dataset", "protocol", "split"), TEXT),
+    **dict.fromkeys(("images", "images_in_split"), COUNT),  # images: scored ones
+    **dict.fromkeys(("model", "revision", "switches"), TEXT),
     "parameters": COUNT,  # of the inference path
     "gmacs": NUMBER,  # 1e9 multiply-accumulates of one image of the protocol's size
-    "trained_on": TEXT,
-    "train_split": TEXT,
-    "pretraining": TEXT,
-    "seed": COUNT,
-    "epoch": COUNT,  # finished ones, in the checkpoint
-    "checkpoint": TEXT,
-    "checkpoint_sha": TEXT,
-    "checkpoint_rule": TEXT,
-    "config_hash": TEXT,
-    "config_hash_without_seed": TEXT,  # the same for repetitions
-    "training_recipe": TEXT,  # hash of the config without seed and network: the same for networks trained alike
-    "git_sha": TEXT,  # of the code that trained
-    "device": TEXT,  # that the score was computed on
-    "amp": TEXT,
-    "scales": TEXT,
+    **dict.fromkeys(("trained_on", "train_split", "pretraining"), TEXT),
+    **dict.fromkeys(("seed", "epoch"), COUNT),  # epoch: finished ones, in the checkpoint
+    # config_hash_without_seed is the same for repetitions; training_recipe, the hash of the config without seed and
+    # network, is the same for networks that were trained alike. git_sha: of the code that trained.
+    **dict.fromkeys(("checkpoint", "checkpoint_sha", "checkpoint_rule", "config_hash"), TEXT),
+    **dict.fromkeys(("config_hash_without_seed", "training_recipe", "git_sha"), TEXT),
+    **dict.fromkeys(("device", "amp", "scales"), TEXT),  # device: that computed the score
     "flip": FLAG,
     "window": TEXT,
     "convention": TEXT,  # of miou_percent; published_miou_percent has the published code's
     **{f"{score}_percent": NUMBER for score in SCORES},
 }
+CLASS_SCORES = ("iou", "precision", "recall", "boundary_f", "label_share")
 CLASS_COLUMNS = {
-    "folder": TEXT,  # as in the results table
-    "protocol": TEXT,
-    "split": TEXT,
-    "class": TEXT,
-    "iou_percent": NUMBER,
-    "precision_percent": NUMBER,
-    "recall_percent": NUMBER,
-    "boundary_f_percent": NUMBER,
-    "label_share_percent": NUMBER,
+    **dict.fromkeys(("folder", "protocol", "split", "class"), TEXT),  # folder: as in the results table
+    **{f"{score}_percent": NUMBER for score in CLASS_SCORES},
 }
 
 

@@ -28,6 +28,8 @@ def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
     speed: of `collect_speed`. Only the latest of repeated measurements is shown. Rows that 12_speed did not write may
     lack anything; they come last, as they are.
     """
+    if speed.empty:
+        return {}
     complete = speed.reindex(columns=[*PLACE, *METHOD, "fps"]).drop(columns="revision").notna().all(axis=1)
     out = {}
     groups = [*PLACE, *(["protocol"] if "protocol" in speed else [])]

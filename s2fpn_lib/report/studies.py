@@ -37,7 +37,7 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     order = [c for c in ("variant", "model", "revision", "seed") if c in frame]
     frame = frame.sort_values(order, key=lambda column: column.mask(column == FULL, ""), kind="stable")
     parts = [rows for _, rows in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False)]
-    titles = [_title(rows) for rows in parts]
+    titles = [_title(rows.iloc[0]) for rows in parts]
     titled = {}
     for title, rows in zip(titles, parts, strict=True):
         details = rows.iloc[0].reindex(["training_recipe", "device", "amp"]).dropna() if titles.count(title) > 1 else []
@@ -45,9 +45,8 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return titled
 
 
-def _title(rows: pd.DataFrame) -> str:
+def _title(row: pd.Series) -> str:
     """ "ablation: roadscenes, val", and how many images if only a part of the split was scored."""
-    row = rows.iloc[0]
     partial = "images_in_split" in row and row["images"] < row["images_in_split"]
     images = f", only {row['images']} of {row['images_in_split']} images" if partial else ""
     return f"{row['study']}: {row['protocol']}, {row['split']}{images}"

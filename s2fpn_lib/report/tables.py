@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -163,7 +163,9 @@ def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
     scores = {f"iou_{name}": name for name in get_protocol(one_protocol(frame)).classes} | {"miou": "mean IoU"}
     table = over_seeds(frame, list(scores))
     out = pd.DataFrame({"class": list(scores.values())})
-    differing = [c for c in _differing(table) if c not in ("variant", "switches")]
+    differing = _differing(table)
+    if "variant" in differing:  # its name stands for its switches
+        differing = [c for c in differing if c != "switches"]
     for name, row in zip(short_names(table, differing), table.to_dict("records"), strict=True):
         out[name] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
     return out
@@ -184,26 +186,24 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
 def baseline_table(rows: pd.DataFrame, root: str | Path) -> pd.DataFrame:
     """Scores in percent of the majority baselines that 11_evaluate recorded for the rows' evaluations under `root`."""
     files = [Path(root) / folder / "baselines.csv" for folder in rows["evaluation"]]
-    found = [pd.read_csv(path) for path in files if path.exists()]
+    found = [pd.read_csv(path).drop(columns="protocol") for path in files if path.exists()]
     if not found:
         return pd.DataFrame()
-    table = pd.concat(found).drop_duplicates(["baseline", "split", "images"]).drop(columns="protocol")
-    for score in ("miou", "pixel_accuracy"):
-        table[f"{heading(score)} %"] = [percent(value) for value in table.pop(score)]
-    return table.rename(columns=heading).reset_index(drop=True)
+    table = pd.concat(found).drop_duplicates(["baseline", "split", "images"], ignore_index=True)
+    scores = {f"{heading(score)} %": table.pop(score).map(percent) for score in ("miou", "pixel_accuracy")}
+    return table.rename(columns=heading).assign(**scores)
 
 
 def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
     """How the rows' numbers came about, as one line: what all rows share, seeds, checkpoints, and code versions."""
     shared = [(c, rows[c].iloc[0]) for c in columns if c in rows and rows[c].nunique(dropna=False) == 1]
     parts = [f"{heading(name)} {value}" for name, value in shared if not pd.isna(value)]
-    listed = {"seed": "seeds", "checkpoint": "checkpoints", "torch": "torch", "git_sha": "code"}
-    for column, name in listed.items():
-        values = sorted(rows[column].dropna().unique()) if column in rows else ["unstated"]
-        some = [str(value)[:10] if column == "git_sha" else str(value) for value in values[:6]]
-        more = f" and {len(values) - 6} more" if len(values) > 6 else ""
-        if column in rows or column == "git_sha":
-            parts.append(f"{name} {', '.join(some) or 'unstated'}{more}")
+    rows = rows.assign(git_sha=rows["git_sha"].str[:10] if "git_sha" in rows else None)
+    for column, name in {"seed": "seeds", "checkpoint": "checkpoints", "torch": "torch", "git_sha": "code"}.items():
+        if column in rows:
+            values = sorted(rows[column].dropna().unique())
+            listed = ", ".join(f"{value:g}" if column == "seed" else value for value in values[:6])
+            parts.append(f"{name} {listed or 'unstated'}" + (f" and {len(values) - 6} more" if len(values) > 6 else ""))
     return "; ".join(parts)
 
 
@@ -276,7 +276,7 @@ class TableFolder:
 def style_table(table: pd.DataFrame, caption: str, identifier: str) -> Styler:
     """The table without its index, text columns flush left, numbers flush right, the caption below it."""
     text = [c for c in table if not table[c].astype(str).str.match(r"([+-]?\d[\d.]*( .*)?|–)?$").all()]
-    left: Mapping = {c: [{"selector": "", "props": "text-align: left"}] for c in text}
+    left = {c: [{"selector": "", "props": "text-align: left"}] for c in text}
     below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
     return (
         table.style.hide(axis="index")

@@ -5,6 +5,7 @@ import statistics
 import pandas as pd
 import pytest
 
+from s2fpn_lib.data import get_protocol
 from s2fpn_lib.report import tables
 
 
@@ -113,3 +114,10 @@ def test_tables_that_were_not_written_again_go(tmp_path):
     folder.save("kept", pd.DataFrame({"a": [1]}), "")
     folder.remove_others()
     assert {path.stem for path in tmp_path.iterdir()} == {"kept", "results"}
+
+
+def test_class_scores_of_networks_with_other_switches_have_their_own_columns():
+    iou = [{f"iou_{name}": value for name in get_protocol(row()["protocol"]).classes} for value in (0.5, 0.25)]
+    frame = pd.DataFrame([row(switches="none", **iou[0]), row(switches="crb=False", **iou[1])])
+    table = tables.class_score_table(frame).set_index("class")
+    assert table.loc["Sky"].to_dict() == {"S2-FPN18 v1, none": "50.0", "S2-FPN18 v1, crb=False": "25.0"}

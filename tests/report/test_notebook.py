@@ -1,0 +1,100 @@
+"""90_report shows everything in a results folder, and the tables it exports hold the same numbers."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from s2fpn_lib.report.published import PUBLISHED
+from s2fpn_lib.runs import PROJECT
+from s2fpn_lib.workbench.provenance import DEMO_RUN
+from s2fpn_lib.workbench.report_page import export_html
+from s2fpn_lib.workbench.run_notebook import execute
+from tests.reporting import evaluation, training_run
+
+CAMVID = "camvid-segnet-360x480"
+NETWORK = {"model": "s2fpn18", "revision": "v1", "checkpoint": "run/last", "switches": "none", "git_sha": "abc"}
+
+
+@pytest.fixture(autouse=True)
+def _figures_as_in_a_notebook(monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+
+
+def report(root) -> str:
+    """The page of a results folder."""
+    parameters = {"results": str(root), "title": "A & B"}
+    execute(PROJECT / "notebooks" / "90_report.ipynb", root / "90_report.ipynb", parameters)
+    return export_html(root / "90_report.ipynb", root / "report.html").read_text()
+
+
+def table(root, name):
+    return pd.read_csv(root / "tables" / f"{name}.csv", index_col=0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Evaluations of two protocols and a demo network, a study with a failure, a run, and speed rows."""
+    root = tmp_path_factory.mktemp("results")
+    changes = [(0, CAMVID, {"seed": 0}), (1, CAMVID, {"seed": 1}), (0, "roadscenes", {"seed": 0})]
+    for i, (shift, protocol, known) in enumerate([*changes, (2, "roadscenes", {"checkpoint": f"{DEMO_RUN}/best"})]):
+        scored = evaluation(shift, images_in_split=9 if protocol == CAMVID else 2, protocol=protocol, **NETWORK | known)
+        scored.save(root / "11_evaluate" / str(i) / "evaluation.json")
+    for variant, switches, shift in (("full", "none", 1), ("no-crb", "crb=False", 2)):
+        for seed in (0, 1):
+            folder = root / "studies" / "ablation" / f"{variant}-{seed}"
+            known = {**NETWORK, "model": "s2fpn_lite", "study": "ablation", "variant": variant, "switches": switches}
+            evaluation(shift + seed * (variant == "full"), **known, seed=seed).save(folder / "evaluation.json")
+            training_run(folder / "run", seed=seed)
+    failure = {"notebook": "20_ablation.ipynb", "cell": "train(config)", "error": "MemoryError: <no> memory"}
+    (root / "studies" / "ablation" / "no-apf-0").mkdir()
+    (root / "studies" / "ablation" / "no-apf-0" / "failure.json").write_text(json.dumps(failure))
+    training_run(root / "train" / "run", val_miou=0.4321)
+    row = {"network": "s2fpn18", "revision": "v1", "height": 240, "width": 320, "batch": 1, "backend": "eager"}
+    row |= {"precision": "float32", "stage": "network", "fps": 10.0, "p50_ms": 100.0, "p90_ms": 110.0, "spread": 0.02}
+    row |= {"device": "CPU A", "git_sha": "abc", "torch": "2", "time": "2026-01-01"}
+    later = {**row, "fps": 12.5, "time": "2026-01-02"}
+    (root / "12_speed").mkdir()
+    (root / "12_speed" / "speed.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in (later, row)))
+    return root
+
+
+@pytest.mark.slow
+def test_the_report_of_a_results_folder(root):
+    text = report(root)
+    scores = table(root, f"scores-{CAMVID}")
+    mious = pd.Series([100 * evaluation(shift, protocol=CAMVID).confusion.miou() for shift in (0, 1)])
+    assert scores["mIoU %"].tolist() == [f"{mious.mean():.2f} ± {mious.std():.2f}"]
+    assert scores["parameters M"].tolist() == [17.095]
+    assert table(root, f"beside-{CAMVID}").loc["S2-FPN18 v1", "author README, test, 360x480"] == 70.1
+    road = pd.Series([100 * evaluation(shift, protocol=CAMVID).confusion.iou()[3].item() for shift in (0, 1)])
+    assert table(root, f"classes-{CAMVID}").loc["Road", "S2-FPN18 v1"] == f"{road.mean():.1f} ± {road.std():.1f}"
+    first, second = (100 * evaluation(shift).confusion.miou() for shift in (1, 2))
+    differences = pd.Series([second - first, 0.0])
+    study = table(root, "study-ablation-roadscenes-val")
+    expected = f"{differences.mean():+.2f} ± {differences.std():.2f}"
+    assert study.loc["no-crb", "difference to full, points"] == expected
+    assert table(root, "speed-240x320-batch-1-network-CPU-A")["FPS"].tolist() == [12.5], "the latest measurement"
+    points = table(root, "accuracy-speed-roadscenes")
+    assert points.loc["S2-FPN18", ["mIoU %", "FPS"]].tolist() == [100, 12.5]
+    assert table(root, "runs-roadscenes")["validation mIoU %"].tolist() == [43.21], "studies have their own section"
+    shown = [pd.read_csv(path) for path in (root / "tables").glob("published-*.csv")]
+    assert sum(map(len, shown)) == len(pd.read_csv(PUBLISHED))
+    assert table(root, "cost").loc["S2-FPN18 v2"].tolist() == [20.94, 34.56]
+    for words in (scores["mIoU %"].iloc[0], expected, "43.21", "A &amp; B", "Only 2 of the 9 images of val", "74.76"):
+        assert words in text
+    for words in ("studies/ablation/no-apf-0", "20_ablation.ipynb", "train(config)", "MemoryError: &lt;no&gt; memory"):
+        assert words in text
+    assert DEMO_RUN not in text
+    assert "could not be recovered" in text
+
+
+@pytest.mark.slow
+def test_an_empty_folder_gives_the_published_numbers(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "scores-of-a-removed-run.csv").write_text("old")
+    text = report(tmp_path)
+    assert "Nothing has been measured" in text
+    assert text.count("<img") == 2
+    assert "PIDNet-S" in text
+    assert not (tmp_path / "tables" / "scores-of-a-removed-run.csv").exists()
