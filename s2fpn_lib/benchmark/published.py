@@ -1,7 +1,13 @@
-"""How the published code runs inference and scores it: the baselines of the benchmarks, used for nothing else.
+"""The published implementation of inference, metric, loader, and training step: the reference of the benchmarks.
 
-As the scripts of github.com/mohamedac29/S2-FPN do it; the README's "Coming from the published code" says what the
-workbench does instead. The training step is in `published_step`, the loader in `published_loader`.
+Each part does what the scripts of github.com/mohamedac29/S2-FPN do:
+
+- Inference (eval_fps.py): contiguous layout, four auxiliary heads whose logits nobody reads, and a recorded graph.
+- Metric: a Python loop over the pixels.
+- Loader: decodes image and label at each access, resizes both whole by the random scale, subtracts the mean in float32,
+  pads, crops, transposes, and flips.
+- Training step (train.py): contiguous layout, five logits maps at the label's size with a weighted cross-entropy each,
+  plain Adam, a new scheduler and `loss.item()` in each step.
 """
 
 from __future__ import annotations
@@ -15,8 +21,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.dataset import FileDataset
@@ -24,23 +28,11 @@ from s2fpn_lib.data.transforms import PUBLISHED_SCALES
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.optim import warmup_poly
 
-# MERGED published_loader: """Training samples the way the published code makes them: the baseline of the loader benchmark, used for nothing else.
-#
-# As the dataset classes of github.com/mohamedac29/S2-FPN have it: decode image and label on every access, resize the
-# whole of both by the random scale, subtract the mean in float32, pad, cut the crop, go from HWC to CHW, flip.
-# """
-# MERGED published_step: """One training step the way the published code does it: the baseline of the training benchmark, used for nothing else.
-#
-# As train.py of github.com/mohamedac29/S2-FPN has it: contiguous layout, five logits maps resized to the label, one
-# weighted cross-entropy each, PyTorch's plain Adam, a scheduler made anew in every step, and `loss.item()` after it.
-# """
-
 
 class PublishedInference:
-    """`run(x)` -> logits (B, K, H, W), after four auxiliary heads and four more full-size interpolations that nobody
-    reads, in contiguous layout with batch norms unfolded.
+    """`run(x)` -> logits (B, K, H, W), with the auxiliary heads and without any optimization for inference.
 
-    grad: as published, forward passes record a graph for a backward pass that never comes; False spares it that.
+    grad: the published code records a graph for a backward pass that never comes; False records none.
     """
 
     def __init__(self, model: nn.Module, *, grad: bool = True) -> None:
@@ -54,7 +46,7 @@ class PublishedInference:
 
 
 def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: int) -> float:
-    """Frames per second as eval_fps.py takes it: a fixed warm-up, then `calls` calls by the clock, their mean."""
+    """Frames per second as eval_fps.py measures them: a fixed warm-up, then the mean of `calls` calls by the clock."""
     for _ in range(warmup):
         run(x)
     _wait(x)
@@ -65,8 +57,13 @@ def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: 
     return calls * len(x) / (time.perf_counter() - start)
 
 
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
 def pixel_loop_matrix(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) int64 confusion counts, rows = label, of (H, W) ids by the published metric's loop over pixels.
+    """(K, K) int64 confusion counts, rows = label, of (H, W) ids by a loop over the pixels.
 
     Label ids from `num_classes` on are not scored.
     """
@@ -77,16 +74,14 @@ def pixel_loop_matrix(pred: np.ndarray, label: np.ndarray, num_classes: int) -> 
     return matrix
 
 
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+class PublishedDataset(torch.utils.data.Dataset):
+    """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cropped, and flipped.
 
+    The published code resizes with OpenCV; here torch's uint8 kernel, which the workbench's loader uses, replaces it.
 
-class PublishedDataset(Dataset):
-    """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cut and flipped.
-
-    files: `open_dataset(..., cache=False)`. crop: (h, w). The published code resizes by OpenCV; torch's kernel for
-    uint8, which the workbench's loader uses, stands in for it.
+    Args:
+        files: a dataset of `open_dataset(..., cache=False)`.
+        crop: (h, w).
     """
 
     def __init__(self, files: FileDataset, crop: tuple[int, int], seed: int = 0) -> None:
@@ -100,7 +95,7 @@ class PublishedDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         sample = self.files.samples[index]
         image = np.array(Image.open(sample.image).convert("RGB"))  # (H, W, 3)
-        label = self.files.decode_label(np.array(Image.open(sample.label)))
+        label = self.files.read_label(sample.label)
         image, label = self._scaled(image, label, self.rng.choice(PUBLISHED_SCALES))
         image = image.astype(np.float32) - self.mean
         image, label = self._padded(image, label)
@@ -120,10 +115,9 @@ class PublishedDataset(Dataset):
         return pixels[0].permute(1, 2, 0).numpy(), np.array(nearest)
 
     def _padded(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros (the mean colour) and ignored pixels at the bottom and the right, up to the crop's size."""
-        missing = [max(0, wanted - side) for wanted, side in zip(self.crop, label.shape, strict=True)]
-        if any(missing):
-            edges = [(0, side) for side in missing]
+        """Pads the bottom and the right up to the crop's size with zeros (the mean color) and ignored pixels."""
+        edges = [(0, max(0, wanted - side)) for wanted, side in zip(self.crop, label.shape, strict=True)]
+        if np.any(edges):
             image = np.pad(image, [*edges, (0, 0)])
             label = np.pad(label, edges, constant_values=self.files.protocol.ignore_id)
         return image, label
@@ -132,8 +126,11 @@ class PublishedDataset(Dataset):
 class PublishedStep:
     """`step(images, labels)` trains a contiguous copy of `model` on one batch and returns the loss.
 
-    images: (B, 3, h, w) float32, as the published loader hands them over; labels: (B, h, w) int64. config: for the
-    optimizer's and the schedule's numbers. total: steps of the run.
+    images: (B, 3, h, w) float32, as the published loader returns them; labels: (B, h, w) int64.
+
+    Args:
+        config: of the optimizer and the schedule.
+        total: steps of the run.
     """
 
     def __init__(
@@ -143,33 +140,22 @@ class PublishedStep:
         self.config, self.total, self.ignore_index = config, total, ignore_index
         self.class_weights = class_weights
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer.param_groups[0]["initial_lr"] = config.lr
         self.done = 0
-        self.losses: list[float] = []
 
     def __call__(self, images: Tensor, labels: Tensor) -> float:
         logits, auxiliary = self.model(images, aux=True)  # all five at the label's size
-        loss = sum(self._cross_entropy(each, labels) for each in (logits, *auxiliary))
+        options = {"weight": self.class_weights, "ignore_index": self.ignore_index}
+        loss = sum(F.cross_entropy(each, labels, **options) for each in (logits, *auxiliary))
         self.optimizer.zero_grad()
         loss.backward()
-        scheduler = self._schedule()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor, last_epoch=self.done - 1)
         self.optimizer.step()
         scheduler.step()
         self.done += 1
-        self.losses.append(loss.item())
-        return self.losses[-1]
+        return loss.item()
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, self.class_weights, ignore_index=self.ignore_index)
-
-    def _schedule(self) -> LambdaLR:
-        """Made again in every step, as published; the rate is the one of `schedule.warmup_poly_schedule`."""
+    def _factor(self, step: int) -> float:
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = config.lr
-
-        def factor(step: int) -> float:
-            return warmup_poly(
-                step, total=self.total, warmup=config.warmup, start_factor=config.warmup_start, power=config.poly_power
-            )
-
-        return LambdaLR(self.optimizer, factor, last_epoch=self.done - 1)
+        options = {"warmup": config.warmup, "start_factor": config.warmup_start, "power": config.poly_power}
+        return warmup_poly(step, total=self.total, **options)

@@ -1,4 +1,8 @@
-"""The stopwatch: warmed up until stable, repeated, and several calls in turns, so that ratios share the weather."""
+"""Timing of calls: warm-up until the times are stable, repeats with their spread, several calls in turns.
+
+Calls that take turns see the same clocks and the same load of the machine, so that their ratios are reliable.
+`torch.utils.benchmark` times one call at a time, with a fixed warm-up.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,16 @@ from typing import Any
 
 import torch
 
-# MERGED gpu_state: """What a GPU's speed depends on besides its name: driver, clocks, power limit, as nvidia-smi states them."""
-
-
-STABLE = 0.05  # warm-up ends when two successive medians agree within this share
-WARMUP_CALLS = 3  # in each of these medians, fewer where a call takes a second
-WARMUP_SECONDS = 5.0  # at most, after the first call
+STABLE = 0.05  # warm-up ends when two successive medians differ by less than this share
+WARMUP_CALLS = 3  # per median; fewer where a call takes a second
+WARMUP_SECONDS = 5.0  # longest warm-up after the first call
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call took: one list a repeat."""
+    """Seconds per call: one tuple per repeat."""
 
     repeats: tuple[tuple[float, ...], ...]
 
@@ -39,32 +40,32 @@ class Timing:
 
     @property
     def p90(self) -> float:
-        """Nine of ten calls of all repeats took at most this long."""
+        """The 90th percentile of all calls."""
         calls = sorted(seconds for repeat in self.repeats for seconds in repeat)
         return calls[min(len(calls) - 1, int(0.9 * len(calls)))]
 
     @property
-    def evenly_spaced(self) -> float:
+    def spread(self) -> float:
         """(slowest - fastest) of the repeats' medians, as a share of p50."""
         return (max(self.medians) - min(self.medians)) / self.p50
 
     def averaged(self) -> Timing:
-        """The mean call of each repeat: for what comes in bursts, such as batches that were made ahead."""
+        """The mean call of each repeat, for times that come in bursts, such as those of prefetched batches."""
         return Timing(tuple((statistics.fmean(calls),) for calls in self.repeats))
 
     def row(self) -> dict[str, Any]:
-        """The columns that every speed table has."""
+        """The columns that all speed tables share."""
         return {
             "p50_ms": round(1e3 * self.p50, 3),
             "p90_ms": round(1e3 * self.p90, 3),
-            "spread": round(self.evenly_spaced, 4),
+            "spread": round(self.spread, 4),
             "repeats": len(self.repeats),
             "calls": sum(map(len, self.repeats)),
         }
 
 
 def ratio_row(baseline: Timing | None, timing: Timing) -> dict[str, float | None]:
-    """How many times as fast as `baseline`: the ratio of the medians, and the lowest and highest of the repeats'.
+    """How many times as fast as `baseline`: the ratio of the medians, and the lowest and highest of the repeats.
 
     Repeat i of both ran next to each other (`time_in_turns`). Without a baseline all three are None.
     """
@@ -86,10 +87,10 @@ def time_calls(call: Call, device: torch.device, **options: Any) -> Timing:
 def time_in_turns(
     calls: Mapping[str, Call], device: torch.device, *, repeats: int = 3, seconds: float = 1.0, least: int = 5
 ) -> dict[str, Timing]:
-    """Times several calls: each is warmed up until stable, then every repeat goes through all of them.
+    """Times several calls: each is warmed up until its times are stable, then each repeat runs all of them.
 
-    A repeat of a call lasts at least `least` calls and `seconds` seconds. On CUDA each call is timed by events on its
-    stream and waits for the second one; elsewhere by the clock.
+    A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. On CUDA a call is timed with
+    events on its stream, elsewhere with the clock.
     """
     stopwatch = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for call in calls.values():
@@ -106,8 +107,8 @@ def time_in_turns(
 
 
 def _warm_up(call: Call, stopwatch: Callable[[Call], float]) -> None:
-    """Calls until two successive medians agree: caches, clocks and allocators have settled by then."""
-    stopwatch(call)  # the first one compiles, allocates and pages in
+    """Calls until two successive medians agree, when caches, clocks, and allocators are stable."""
+    stopwatch(call)  # the first call compiles, allocates, and loads pages
     end = time.perf_counter() + WARMUP_SECONDS
     before = _median(call, stopwatch)
     while time.perf_counter() < end:
@@ -139,8 +140,8 @@ def _cuda_seconds(call: Call) -> float:
     return start.elapsed_time(end) / 1e3  # events count milliseconds
 
 
-# nvidia-smi's name of a property -> its column
-QUERY = {
+# nvidia-smi's name of a property -> column
+GPU_PROPERTIES = {
     "driver_version": "driver",
     "clocks.sm": "sm_mhz",
     "clocks.max.sm": "sm_max_mhz",
@@ -150,19 +151,15 @@ QUERY = {
 }
 
 
-def gpu_state(index: int = 0, run: Callable[[list[str]], str] | None = None) -> dict[str, Any]:
-    """The columns of `QUERY` for GPU `index`, text as nvidia-smi prints it; empty where there is no nvidia-smi.
+def gpu_state(index: int = 0) -> dict[str, str]:
+    """Driver, clocks, and power limit of GPU `index` as nvidia-smi prints them; empty without nvidia-smi.
 
-    Ask while the GPU is warm from the measurement: idle clocks say nothing. run: runs a command and gives its output.
+    Call it directly after the measurement: the clocks of an idle GPU are lower. torch.cuda reports no limits.
     """
-    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    query = f"--query-gpu={','.join(GPU_PROPERTIES)}"
+    command = ["nvidia-smi", f"--id={index}", query, "--format=csv,noheader,nounits"]
     try:
-        output = (run or _output)(command)
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    values = [value.strip() for value in output.strip().split(",")]
-    return dict(zip(QUERY.values(), values, strict=True))
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    return dict(zip(GPU_PROPERTIES.values(), (value.strip() for value in output.split(",")), strict=True))

@@ -1,14 +1,19 @@
-"""Training step, loader and metric, each in turns with the published code's way. One row a way, ratios within a call.
+"""Speed of the training step, loader, and metric, each in turns with the published implementation.
 
-A row holds its protocol and: p50_ms, p90_ms, spread, repeats, calls, ratio to the published way with the repeats'
-ratio_low and ratio_high.
+One row per implementation, named in its column `way`. A row holds its protocol and: p50_ms, p90_ms, spread, repeats,
+calls, and the ratio to the published implementation with ratio_low and ratio_high of the repeats.
 """
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,7 +27,6 @@ from torch.utils.data import DataLoader
 
 from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.inference import session
-from s2fpn_lib.benchmark.own_process import OwnProcess
 from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep, pixel_loop_matrix
 from s2fpn_lib.benchmark.timing import Timing, ratio_row, time_calls, time_in_turns
 from s2fpn_lib.config import TrainConfig
@@ -33,11 +37,12 @@ from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import keep_freed_memory
 from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.train import Training
+from s2fpn_lib.state import TrainingState
+from s2fpn_lib.train import train_step
 
 CPU = torch.device("cpu")
-STEP_WAYS = ("published", "same loss", "modern")
-SCENES = 32  # that the training steps draw from
+STEPS = ("published", "same loss", "modern")
+SCENES = 32  # images of the training steps
 
 
 def measure_training(
@@ -45,67 +50,82 @@ def measure_training(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one optimizer step of network `name` on crops of `size` (height, width).
 
-    Ways: "published" (`PublishedStep`, on a batch that lies ready), "same loss" (the workbench's step with the same
-    loss and gradients, its loader beside it) and "modern" (the preset's step). Each has a process of its own, with
-    malloc as the published code and as `train` leave it. data_ms: how long the step waited for its batch (median).
+    Implementations: "published" (`PublishedStep` on a batch in memory), "same loss" (the workbench's step with the
+    same loss and gradients, and its loader) and "modern" (the step of that preset). Each has its own process, because
+    malloc is configured per process: as the published code and as `train` leave it. data_ms: median time that the step
+    waited for its batch.
     """
+    context = multiprocessing.get_context("spawn")
+    waits: dict[str, list[float]] = {step: [] for step in STEPS}
     with ExitStack() as stack:
-        options = {"name": name, "size": size, "batch": batch, "device": device}
-        steps = {way: stack.enter_context(OwnProcess(make_step, way=way, **options)) for way in STEP_WAYS}
-        waits: dict[str, list[float]] = {way: [] for way in STEP_WAYS}
-        calls = {way: lambda way=way: waits[way].append(steps[way]()) for way in STEP_WAYS}
+        calls = {}
+        for step in STEPS:
+            pool = ProcessPoolExecutor(1, context, initializer=_start_process, initargs=(torch.get_num_threads(),))
+            run = partial(stack.enter_context(pool).submit, _run_step, step, name, size, batch, device)
+            calls[step] = lambda run=run, waits=waits[step]: waits.append(run().result())
         timings = time_in_turns(calls, CPU, **stopwatch)
-    for way, timing in timings.items():
+    for step, timing in timings.items():
         yield {
             "network": name,
             "height": size[0],
             "width": size[1],
             "batch": batch,
-            "way": way,
+            "way": step,
             **timing.row(),
             "images_per_s": round(batch / timing.p50, 3),
             **ratio_row(timings["published"], timing),
-            "data_ms": round(1e3 * float(np.median(waits[way][-sum(map(len, timing.repeats)) :])), 3),
+            "data_ms": round(1e3 * float(np.median(waits[step][-sum(map(len, timing.repeats)) :])), 3),
             **session(torch.device(device)),
         }
 
 
-def make_step(way: str, name: str, size: tuple[int, int], batch: int, device: str) -> Callable[[], float]:
-    """A function that trains one step and returns the seconds that it waited for data; for `OwnProcess`."""
-    config = step_config(way, name, batch, size)
+def _start_process(threads: int) -> None:
+    """Sets torch's threads; ends the process with its parent, which ProcessPoolExecutor does not do after a kill."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _run_step(*options: Any) -> float:
+    return make_step(*options)()
+
+
+@functools.cache
+def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: str) -> Callable[[], float]:
+    """A function that trains one step of the implementation and returns the seconds that it waited for its batch."""
+    config = step_config(step, name, batch, size)
     target = torch.device(device)
     folder = tempfile.TemporaryDirectory()
     scenes = cached(RoadScenes("train", size=size, count=max(SCENES, batch)), Path(folder.name) / "cache")
-    training = Training(config, scenes, None, target, RunDirectory(folder.name))
-    training.model.train()
-    if way == "published":
-        images, labels = next(iter(training.loader))
-        ready = training.model.preprocess(images), labels.long().to(target)
+    state = TrainingState(config, scenes, None, target, RunDirectory(folder.name))
+    state.model.train()
+    if step == "published":
+        images, labels = next(iter(state.loader))
+        ready = state.model.preprocess(images), labels.long().to(target)
         weights = class_weights_from(scenes).to(target)
-        step = PublishedStep(training.model, config, weights, ignore_index=training.protocol.ignore_id, total=10**6)
-        return lambda: step(*ready) * 0.0
+        published = PublishedStep(state.model, config, weights, ignore_index=state.protocol.ignore_id, total=10**6)
+        return lambda: published(*ready) * 0.0
     if target.type == "cpu":
         keep_freed_memory()  # as `train` does
-    batches = endless(training.loader)
+    batches = endless(state.loader)
 
     def ours() -> float:
-        _ = folder  # lives as long as the training
+        _ = folder  # exists as long as the training
         start = time.perf_counter()
         images, labels = next(batches)
         waited = time.perf_counter() - start
-        training.train_step(images, labels)
+        train_step(state, images, labels)
         if target.type == "cuda":
-            torch.cuda.synchronize(target)  # the stopwatch's, not the step's
+            torch.cuda.synchronize(target)  # for the stopwatch
         return waited
 
     return ours
 
 
-def step_config(way: str, name: str, batch: int, size: tuple[int, int]) -> TrainConfig:
-    """The preset of a way to train, on RoadScenes and from scratch: neither changes the time of a step."""
-    preset = "modern" if way == "modern" else "published-camvid"
+def step_config(step: str, name: str, batch: int, size: tuple[int, int]) -> TrainConfig:
+    """The preset of an implementation, on RoadScenes without pretraining: neither changes the time of a step."""
     return TrainConfig.preset(
-        preset,
+        "modern" if step == "modern" else "published-camvid",
         dataset="roadscenes",
         train_split="train",
         val_split="",
@@ -123,9 +143,8 @@ def measure_loader(
 ) -> Iterator[dict[str, Any]]:
     """Rows of training batches from `images` PNG files of `kind` ("camvid" or "cityscapes", see `files_like`).
 
-    In one process first: the published way and the workbench's loader in turns, without batches made ahead. Then the
-    workbench's with each number of `workers` above 0, as fast as they come. `cache_correct`: after one image file was
-    written anew, the loader gave its new pixels.
+    First the published loader and the workbench's in turns in one process, then the workbench's with each number of
+    `workers` above 0. `cache_correct`: after an image file was overwritten, the loader returned its new pixels.
 
     Raises ValueError for fewer images than a batch has.
     """
@@ -134,28 +153,26 @@ def measure_loader(
     with tempfile.TemporaryDirectory() as folder:
         root = files_like(kind, Path(folder), images)
         files = open_dataset(kind, root, "train", cache=False)
+        options = {"crop": crop, "batch_size": batch, "seed": 0}
         data = cached(files, root / "cache")
-        published = DataLoader(PublishedDataset(files, crop), batch, shuffle=True, drop_last=True)
-        ours = train_loader(data, crop=crop, batch_size=batch, seed=0, prefetch=0)
-        sources = {"published": endless(published), "workbench": endless(ours)}
-        calls = {way: partial(next, source) for way, source in sources.items()}
-        timings: dict[tuple[str, int], Timing] = {
-            (way, 0): timing for way, timing in time_in_turns(calls, CPU, **stopwatch).items()
-        }
-        for count in (each for each in workers if each):
-            source = endless(train_loader(data, crop=crop, batch_size=batch, seed=0, workers=count))
+        published = endless(DataLoader(PublishedDataset(files, crop), batch, shuffle=True, drop_last=True))
+        ours = endless(train_loader(data, **options))
+        calls = {("published", 0): partial(next, published), ("workbench", 0): partial(next, ours)}
+        timings: dict[tuple[str, int], Timing] = time_in_turns(calls, CPU, **stopwatch)
+        for count in filter(None, workers):
+            source = endless(train_loader(data, **options, workers=count))
             timings["workbench", count] = time_calls(partial(next, source), CPU, **stopwatch)
             source.close()
         correct = _cache_follows(kind, root)
-    for (way, count), timing in timings.items():
-        throughput = timing.averaged()  # with workers, batches come in bursts
+    for (implementation, count), timing in timings.items():
+        throughput = timing.averaged()  # workers deliver batches in bursts
         yield {
             "kind": kind,
             "images": images,
             "height": crop[0],
             "width": crop[1],
             "batch": batch,
-            "way": way,
+            "way": implementation,
             "workers": count,
             **timing.row(),
             "samples_per_s": round(batch / throughput.p50, 2),
@@ -166,50 +183,43 @@ def measure_loader(
 
 
 def _cache_follows(kind: str, root: Path) -> bool:
-    """Whether the loader gives the new pixels of an image file that was written anew."""
+    """Whether the loader returns the new pixels of an image file after it was overwritten."""
     files = open_dataset(kind, root, "train", cache=False)
     path = files.samples[0].image
-    with Image.open(path) as picture:
-        changed = 255 - np.array(picture.convert("RGB"))
+    with Image.open(path) as image:
+        changed = 255 - np.array(image.convert("RGB"))
     Image.fromarray(changed).save(path)
-    loader = train_loader(
-        cached(files, root / "cache"),
-        crop=changed.shape[:2],
-        batch_size=len(files),
-        seed=0,
-        augment=NO_AUGMENT,
-        prefetch=0,
-    )
-    batch, _ = next(iter(loader))
+    options = {"crop": changed.shape[:2], "batch_size": len(files), "seed": 0, "augment": NO_AUGMENT}
+    batch, _ = next(iter(train_loader(cached(files, root / "cache"), **options)))
     wanted = torch.from_numpy(changed).permute(2, 0, 1)
     return any(torch.equal(image, wanted) for image in batch)
 
 
 def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: Any) -> Iterator[dict[str, Any]]:
-    """Rows of scoring one prediction of `size`: the published loop over pixels, a plain bincount, ConfusionMatrix.
+    """Rows of the confusion matrix of one prediction of `size`: published loop over pixels, bincount, ConfusionMatrix.
 
-    Label and prediction are RoadScenes labels. Raises RuntimeError where the three matrices differ.
+    Label and prediction are RoadScenes labels. Raises RuntimeError if the three matrices differ.
     """
     scenes = RoadScenes("val", size=size, count=2)
     label, pred = scenes[0][1], scenes[1][1].clamp(max=num_classes - 1)
-    ways: dict[str, Callable[[], np.ndarray]] = {
+    calls: dict[str, Callable[[], np.ndarray]] = {
         "published": lambda: pixel_loop_matrix(pred.numpy(), label.numpy(), num_classes),
         "bincount": lambda: bincount_matrix(pred, label, num_classes).numpy(),
         "workbench": lambda: _confusion(pred, label, num_classes),
     }
-    matrices = {way: call() for way, call in ways.items()}
-    for way, matrix in matrices.items():
-        if not np.array_equal(matrix, matrices["published"]):
-            raise RuntimeError(f"{way} counts other pixels than the published loop")
-    timings = time_in_turns(ways, CPU, **stopwatch)
-    for way, timing in timings.items():
+    expected = calls["published"]()
+    for implementation, call in calls.items():
+        if not np.array_equal(call(), expected):
+            raise RuntimeError(f"{implementation}: the counts differ from those of the published loop")
+    timings = time_in_turns(calls, CPU, **stopwatch)
+    protocol = {"height": size[0], "width": size[1], "classes": num_classes}
+    for implementation, timing in timings.items():
         ratio = ratio_row(timings["published"], timing)
-        row = {"height": size[0], "width": size[1], "classes": num_classes, "way": way, **timing.row(), **ratio}
-        yield {**row, "exact": True, **session(CPU)}
+        yield {**protocol, "way": implementation, **timing.row(), **ratio, "exact": True, **session(CPU)}
 
 
 def bincount_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """(K, K) counts by the usual one-liner: bincount of label * K + prediction over the scored pixels."""
+    """(K, K) counts by the usual expression: bincount of label * K + prediction over the scored pixels."""
     scored = label < num_classes
     code = label[scored].long() * num_classes + pred[scored].long()
     return torch.bincount(code, minlength=num_classes**2).view(num_classes, num_classes)

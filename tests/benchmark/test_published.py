@@ -1,4 +1,4 @@
-"""The baselines compute what the workbench computes: a slower way to something else would be no baseline."""
+"""The published implementation computes the same as the workbench."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2fpn_lib.benchmark import published as published_way
+from s2fpn_lib.benchmark import published as module
 from s2fpn_lib.benchmark.published import PublishedInference, eval_fps, pixel_loop_matrix
 from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.model import build_model
@@ -20,14 +20,14 @@ def model():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_logits_are_the_models(model, grad):
+def test_logits_equal_the_models(model, grad):
     x = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         expected = model(x)
     torch.testing.assert_close(PublishedInference(model, grad=grad)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_resizes_five_maps_to_the_input_and_records_a_graph(model, monkeypatch):
+def test_inference_resizes_five_maps_and_records_a_graph(model, monkeypatch):
     sizes, recorded = [], []
     interpolate = F.interpolate
 
@@ -38,7 +38,7 @@ def test_it_resizes_five_maps_to_the_input_and_records_a_graph(model, monkeypatc
 
     monkeypatch.setattr(F, "interpolate", watched)
     run = PublishedInference(model)
-    assert not run(torch.zeros(1, 3, 64, 96)).requires_grad, "the logits that it hands out"
+    assert not run(torch.zeros(1, 3, 64, 96)).requires_grad
     assert sizes.count(((64, 96), True)) == 5
     assert all(recorded)
     assert all(p.is_contiguous() for p in run.model.parameters())
@@ -46,7 +46,7 @@ def test_it_resizes_five_maps_to_the_input_and_records_a_graph(model, monkeypatc
 
 def test_eval_fps_counts_images_over_the_clock(monkeypatch):
     calls, clock = [], iter([10.0, 14.0])
-    monkeypatch.setattr(published_way, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert eval_fps(calls.append, torch.zeros(2, 3, 4, 4), warmup=3, calls=8) == 8 * 2 / 4.0
     assert len(calls) == 3 + 8
 

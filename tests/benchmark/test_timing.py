@@ -1,17 +1,17 @@
-"""The stopwatch: arithmetic and logic, never how fast this machine is."""
+"""Arithmetic and logic of the timing. No test asserts a time."""
 
 import itertools
 
 import pytest
 import torch
 
-from s2fpn_lib.benchmark import timing as stopwatch
+from s2fpn_lib.benchmark import timing as module
 from s2fpn_lib.benchmark.timing import Timing, ratio_row, time_calls, time_in_turns
 
 CPU = torch.device("cpu")
 
 
-def test_percentiles_and_spread_are_the_closed_forms():
+def test_percentiles_and_spread():
     timing = Timing(((1.0, 2.0, 9.0), (2.0, 3.0, 4.0), (4.0, 4.0, 5.0)))
     assert timing.p50 == 3.0
     assert timing.p90 == 9.0
@@ -19,20 +19,20 @@ def test_percentiles_and_spread_are_the_closed_forms():
     assert timing.row() == {"p50_ms": 3e3, "p90_ms": 9e3, "spread": 0.6667, "repeats": 3, "calls": 9}
 
 
-def test_a_ratio_has_the_range_of_its_repeats():
+def test_ratios_of_the_repeats():
     slow, fast = Timing(((4.0,), (6.0,), (9.0,))), Timing(((2.0,), (2.0,), (3.0,)))
     assert ratio_row(slow, fast) == {"ratio": 3.0, "ratio_low": 2.0, "ratio_high": 3.0}
     assert set(ratio_row(None, fast).values()) == {None}
 
 
-def test_what_comes_in_bursts_is_compared_by_its_mean():
+def test_bursts_are_compared_by_their_mean():
     bursts = Timing(((0.5, 0.5, 5.0), (1.0, 1.0, 7.0))).averaged()
     assert bursts.repeats == ((2.0,), (3.0,))
     assert ratio_row(Timing(((8.0, 4.0), (9.0, 9.0))).averaged(), bursts)["ratio"] == 3.0
 
 
 def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
-    # one call, then 3 calls a median: 0.3, 0.2, 0.2 -> three medians; then the measured calls
+    # one call, then 3 calls per median: 0.3, 0.2, 0.2 -> three medians; then the measured calls
     durations = itertools.chain([9], [0.3] * 3, [0.2] * 6, itertools.repeat(0.7))
     taken = []
 
@@ -40,7 +40,7 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
         taken.append(next(durations))
         return taken[-1]
 
-    monkeypatch.setattr(stopwatch, "_cpu_seconds", clock)
+    monkeypatch.setattr(module, "_cpu_seconds", clock)
     timing = time_calls(lambda: None, CPU, repeats=2, seconds=0, least=4)
     assert timing.repeats == ((0.7,) * 4,) * 2
     assert len(taken) == 1 + 9 + 8
@@ -48,20 +48,20 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
 
 def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
     taken = []
-    monkeypatch.setattr(stopwatch, "_cpu_seconds", lambda call: taken.append(2.0) or 2.0)
+    monkeypatch.setattr(module, "_cpu_seconds", lambda call: taken.append(2.0) or 2.0)
     time_calls(lambda: None, CPU, repeats=1, seconds=0, least=1)
     assert len(taken) == 1 + 2 + 1
 
 
-def test_warm_up_of_something_that_never_settles_ends(monkeypatch):
-    monkeypatch.setattr(stopwatch, "WARMUP_SECONDS", 0.0)
+def test_warm_up_of_unstable_calls_ends(monkeypatch):
+    monkeypatch.setattr(module, "WARMUP_SECONDS", 0.0)
     durations = itertools.cycle([1, 1, 1, 2, 2, 2])
-    monkeypatch.setattr(stopwatch, "_cpu_seconds", lambda call: next(durations))
+    monkeypatch.setattr(module, "_cpu_seconds", lambda call: next(durations))
     assert len(time_calls(lambda: None, CPU, repeats=1, seconds=0, least=2).repeats[0]) == 2
 
 
 def test_repeats_take_turns(monkeypatch):
-    monkeypatch.setattr(stopwatch, "_warm_up", lambda call, clock: None)
+    monkeypatch.setattr(module, "_warm_up", lambda call, clock: None)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     measured = time_in_turns(calls, CPU, repeats=3, seconds=0, least=2)
