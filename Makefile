@@ -1,7 +1,8 @@
-# make run    makes .venv, runs the main notebooks, ends with the path of the report
-# make test   lints, then runs every test, notebooks included
+# make run    creates .venv, runs the main notebooks, and ends with the path of the report
+# make test   lints and runs every test, including the notebooks
+# make check  lints and runs the fast tests of the core, in three minutes on two cores
 # make lab    opens the notebooks in JupyterLab
-# make doctor says what is wrong with this installation, and how to mend it
+# make doctor lists the problems of this installation and the commands that fix them
 # make clean  removes .venv and caches; data/ and results/ stay
 #
 # Any parameter of the main notebooks can be given: make run DATASET=roadscenes MAX_EPOCHS=5
@@ -11,26 +12,35 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-# What was typed as NAME=value, but for make's own variables and the environment's
+# Command-line variables NAME=value, except those of make itself and of the environment
 PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=%,$(MAKEOVERRIDES))
 # Extra words for pytest: make test PYTEST="-k metrics"
 PYTEST ?=
+PYTEST_2 := $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0
+# Tests of the core
+CHECKED := $(addprefix tests/,model data workbench/test_parameters.py workbench/test_studies.py \
+  $(patsubst %,test_%.py,layout notebooks losses metrics optim config runs evaluate))
 # Extra words for JupyterLab, on a machine without a screen: make lab LAB="--no-browser --port 8890"
 LAB ?=
 
-# A kernel's debugger and notebooks' first lines stay quiet
+# Silences a warning of the debugger at the start of each kernel
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: run test lab doctor clean
+.PHONY: run test check lint lab doctor clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
 	@$(PY) -m s2fpn_lib.workbench.pipeline $(PARAMETERS)
 
-test: $(INSTALLED)
+lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(PYTEST)
+
+test: lint
+	$(PYTEST_2) $(PYTEST)
+
+check: lint
+	$(PYTEST_2) -m "not slow" $(CHECKED) $(PYTEST)
 
 lab: $(INSTALLED)
 	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB)
@@ -38,12 +48,12 @@ lab: $(INSTALLED)
 doctor: $(INSTALLED)
 	@$(PY) -m s2fpn_lib.workbench.doctor
 
-# The stamp is written last, so an interrupted installation is no installation: without the stamp the next make starts
-# from an empty .venv. With an older stamp (pyproject.toml changed) it installs on top.
+# The stamp is written last. Without it (the installation was interrupted) the next make starts from an empty .venv. With
+# an older stamp (pyproject.toml changed) it installs on top.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
-	  echo "Name another one, for example: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	  echo "Give another one, for example: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@test -f $@ || rm -rf $(VENV)
 	@rm -f $@
 	@echo "Installing into $(VENV) (some minutes and about 6 GB the first time) ..."

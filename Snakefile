@@ -1,13 +1,12 @@
-# Studies: which notebooks must run. What one of them does is the notebook's business, how it runs
-# s2fpn_lib/workbench/run_notebook.py's.
+# Studies: which notebooks must run. s2fpn_lib/workbench/run_notebook.py runs one of them.
 #
 #   snakemake -n ablation            what would run
-#   snakemake ablation --cores 2     runs it; after any interruption the same command goes on
+#   snakemake ablation --cores 2     runs it; after any interruption the same command continues
 #   snakemake all --cores 16 --resources gpu=4
 #
-# Every file notebooks/studies/<name>.yaml is a target <name>; `report` makes the report of what there is, `all` runs
-# ablation, sizes and speed and then the report. Fields of the studies can be changed on the command line, e.g.
-# --config seeds=[0] datasets=[roadscenes]: another configuration runs in folders of its own.
+# Each file notebooks/studies/<name>.yaml is a target <name>. `report` makes the report of the existing results, `all`
+# runs ablation, sizes, and speed and then the report. Fields of the studies can be changed on the command line, e.g.
+# --config seeds=[0] datasets=[roadscenes]. Another configuration runs in its own folders.
 import contextlib
 import json
 import os
@@ -22,17 +21,17 @@ from s2fpn_lib.workbench import studies
 from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
 
 RESULTS = results_root().resolve()
-if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake stumbles over it before onstart, and says less
+if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake fails on it before onstart, with a less clear error
     raise WorkflowError(f"the results folder {RESULTS} cannot be written: there is a file of that name")
 STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
 JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
 RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.workbench.run_notebook"
 REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q} --html {params.page:q}"
 REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
-HELD = contextlib.ExitStack()  # of the lock; a process that ends, however it ends, lets go
+HELD = contextlib.ExitStack()  # holds the lock until this process ends
 
 
-# What a job elsewhere must see as it is here
+# Environment variables that jobs on other machines need, too
 envvars:
     *[name for name in ("S2FPN_RESULTS", "S2FPN_DATA", "S2FPN_CACHE") if name in os.environ],
 
@@ -64,7 +63,7 @@ for name in STUDIES:
             done(name),
 
 
-# A training's folder is no output: Snakemake removes outputs of an interrupted job, and a training goes on from there.
+# A training's folder is not an output: Snakemake removes the outputs of an interrupted job, but a training resumes.
 rule notebook:
     output:
         RESULTS / "studies" / "{study}" / "{job}" / "done.json",
@@ -94,7 +93,7 @@ rule paper:
         REPORT
 
 
-# Always made anew, from whatever there is
+# Always runs
 rule report:
     params:
         folder=RESULTS / "studies" / "report",
@@ -104,12 +103,12 @@ rule report:
         REPORT
 
 
-# Snakemake's own lock outlives a killed Snakemake, so the profile turns it off and this one, which does not, is held.
+# Snakemake's own lock outlives a killed Snakemake, so the profile turns it off. This lock ends with its process.
 onstart:
     try:
         HELD.enter_context(RunDirectory(RESULTS / "studies").lock())
     except RunLocked as locked:
-        raise WorkflowError(f"another study is at work in {RESULTS}: {locked}")
+        raise WorkflowError(f"another study is running in {RESULTS}: {locked}")
     except OSError as error:
         raise WorkflowError(f"the results folder {RESULTS} cannot be written: {error}")
 
@@ -119,4 +118,4 @@ onerror:
     failed = [each for each in studies.failures(RESULTS) if each["folder"] in planned]
     if failed:
         print(studies.failure_listing(failed), file=sys.stderr)
-    print("The same command tries again; `snakemake report` makes the report of what there is.", file=sys.stderr)
+    print("The same command tries again; `snakemake report` makes the report of the existing results.", file=sys.stderr)

@@ -246,7 +246,7 @@ def two_at_once(log: Log, work: Path) -> list[str]:
     results, outputs = work / "two", [work / "two-a.log", work / "two-b.log"]
     processes = [start(results, 2, output) for output in outputs]
     statuses = [process.wait() for process in processes]
-    told = ["another study is at work" in output.read_text() for output in outputs]
+    told = ["another study is running" in output.read_text() for output in outputs]
     log(f"two at once: statuses {statuses}, refused with a message: {told}")
     right = all(message == (status != 0) for status, message in zip(statuses, told, strict=True)) and 0 in statuses
     return [] if right else [f"two at once: statuses {statuses}, messages {told}"]

@@ -78,7 +78,7 @@ def test_a_second_study_is_told_who_is_at_work(tmp_path):
     with RunDirectory(tmp_path / "studies").lock():
         status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
     assert status
-    assert f"another study is at work in {tmp_path}" in said
+    assert f"another study is running in {tmp_path}" in said
     assert f"process {os.getpid()}" in said
     assert [path.name for path in (tmp_path / "studies").iterdir()] == ["lock"]
 
