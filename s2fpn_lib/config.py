@@ -170,8 +170,11 @@ class TrainConfig:
 
     def augment(self) -> Augment:
         """The augmentation that the fields describe."""
-        names = ("scales", "scale_range", "flip", "photometric", "color_cast", "rare_class_crops")
-        return Augment(**{name: getattr(self, name) for name in names})
+        return Augment(**self.only("scales", "scale_range", "flip", "photometric", "color_cast", "rare_class_crops"))
+
+    def only(self, *names: str) -> dict[str, Any]:
+        """The named fields, as keyword arguments of what they configure."""
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TrainConfig":
@@ -187,17 +190,12 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """The configuration with these fields; an unknown name is a TypeError that suggests the nearest one."""
-        known = list(_TYPES)
         values = {_renamed(name, RENAMED_FIELDS, "field"): value for name, value in values.items()}
         for name in values:
-            if name in PUBLISHED_OPTIONS:
-                raise TypeError(
-                    f"TrainConfig has no field {name!r}; the published {name} is {PUBLISHED_OPTIONS[name]!r}"
-                )
-            if name not in known:
-                raise TypeError(
-                    f"TrainConfig has no field {name!r}.{did_you_mean(name, known)} Fields: {', '.join(known)}"
-                )
+            if name not in _TYPES:
+                published = f" It is called {PUBLISHED_OPTIONS[name]!r} here." if name in PUBLISHED_OPTIONS else ""
+                hint = published or did_you_mean(name, _TYPES)
+                raise TypeError(f"TrainConfig has no field {name!r}.{hint} Fields: {', '.join(_TYPES)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s2fpn_lib import checkpoint, runs
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import SegmentationDataset, TrainLoader, check_dataset, open_dataset, train_loader
+from s2fpn_lib.data import SegmentationDataset, check_dataset, open_dataset, train_loader
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import choose_amp, rank, require_equal, synchronize_batch_norm, world_size
 from s2fpn_lib.losses import DeepSupervisionLoss
@@ -47,7 +46,16 @@ class TrainingState:
         self.config, self.val_set, self.device, self.run = config, val_set, device, run
         self.protocol = train_set.protocol
         self.amp = choose_amp(config.amp, device)
-        self.loader = build_loader(config, train_set, device)
+        self.loader = train_loader(
+            train_set,
+            crop=config.crop or self.protocol.size,
+            batch_size=config.batch_size // world_size(),
+            augment=config.augment(),
+            rank=rank(),
+            world_size=world_size(),
+            pin_memory=device.type == "cuda",
+            **config.only("seed", "workers"),
+        )
         self.total_steps = config.epochs * len(self.loader)
         self.provenance = provenance(config, self.protocol.name)
         state = checkpoint.load_state(run.state)
@@ -61,9 +69,22 @@ class TrainingState:
             self.network = DistributedDataParallel(self.network, static_graph=True)
         self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
         self.averaged = self.ema.model if self.ema else self.model
-        self.criterion = build_criterion(config, train_set).to(device)
+        self.criterion = DeepSupervisionLoss(
+            self.protocol.ignore_id,
+            class_weights_from(train_set, config.class_weights) if config.class_weights else None,
+            **config.only("aux_weight", "criterion", "aux_resolution", "ohem_threshold", "ohem_min_kept"),
+            lovasz_weight=config.lovasz_weight,
+        ).to(device)
         self.teacher = load_teacher(config, self.protocol.num_classes, device)
-        self.optimizer, self.schedule = build_optimization(config, self.model, self.total_steps)
+        rates = config.only("lr", "encoder_lr", "weight_decay", "decay_all", "momentum")
+        self.optimizer = build_optimizer(self.model, config.optimizer, **rates)
+        self.schedule = warmup_poly_schedule(
+            self.optimizer,
+            total=self.total_steps,
+            warmup=fit_warmup(config.warmup, self.total_steps),
+            start_factor=config.warmup_start,
+            power=config.poly_power,
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
 
         self.step, self.seconds = 0, 0.0
@@ -171,67 +192,20 @@ def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationD
     return train_set, val_set
 
 
-def build_loader(config: TrainConfig, train_set: SegmentationDataset, device: torch.device) -> TrainLoader:
-    """The augmented batches of this process."""
-    return train_loader(
-        train_set,
-        crop=config.crop or train_set.protocol.size,
-        batch_size=config.batch_size // world_size(),
-        seed=config.seed,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.workers,
-        augment=config.augment(),
-        pin_memory=device.type == "cuda",
-    )
-
-
 def build_network(config: TrainConfig, num_classes: int, device: torch.device, *, pretrained: bool) -> S2FPN:
     """The network on `device`. pretrained: with the weights of `encoder_weights` or `init_from`."""
     torch.manual_seed(config.seed)
     model = build_model(
         config.model,
-        revision=config.revision,
         num_classes=num_classes,
         encoder_weights=config.encoder_weights or None if pretrained else None,
         normalization=config.normalization or None,
+        revision=config.revision,
         **config.switches,
     ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     if config.init_from and pretrained:
         checkpoint.load_weights(model, checkpoint.find_weights(config.init_from))
     return model
-
-
-def build_criterion(config: TrainConfig, train_set: SegmentationDataset) -> DeepSupervisionLoss:
-    """The loss, with class weights from the training split."""
-    return DeepSupervisionLoss(
-        train_set.protocol.ignore_id,
-        class_weights_from(train_set, config.class_weights) if config.class_weights else None,
-        config.aux_weight,
-        criterion=config.criterion,
-        aux_resolution=config.aux_resolution,
-        ohem_threshold=config.ohem_threshold,
-        ohem_min_kept=config.ohem_min_kept,
-        lovasz_weight=config.lovasz_weight,
-    )
-
-
-def build_optimization(
-    config: TrainConfig, model: nn.Module, total_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """The optimizer, and the learning-rate schedule over `total_steps` optimizer steps."""
-    optimizer = build_optimizer(
-        model,
-        config.optimizer,
-        lr=config.lr,
-        encoder_lr=config.encoder_lr,
-        weight_decay=config.weight_decay,
-        decay_all=config.decay_all,
-        momentum=config.momentum,
-    )
-    warmup = fit_warmup(config.warmup, total_steps)
-    options = {"start_factor": config.warmup_start, "power": config.poly_power}
-    return optimizer, warmup_poly_schedule(optimizer, total=total_steps, warmup=warmup, **options)
 
 
 def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) -> S2FPN | None:
@@ -255,12 +229,9 @@ def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) ->
 def provenance(config: TrainConfig, protocol: str) -> dict[str, Any]:
     """Where the weights of a run come from: data, pretraining, seed, recipe, and code version."""
     return {
-        "dataset": config.dataset,
         "protocol": protocol,
-        "train_split": config.train_split,
-        "val_split": config.val_split,
+        **config.only("dataset", "train_split", "val_split", "seed"),
         "pretraining": pretraining(config),
-        "seed": config.seed,
         "recipe": runs.config_hash(config.recipe()),
         "git_sha": runs.code_version()["git_sha"],
     }

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from s2fpn_lib.config import OPERATIONAL, PRESETS, PUBLISHED_OPTIONS, TrainConfig
+from s2fpn_lib.runs import config_hash
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -48,7 +49,7 @@ def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"no preset 'quik'\. Did you mean 'quick'"):
         TrainConfig.preset("quik")
     for published, ours in PUBLISHED_OPTIONS.items():
-        with pytest.raises(TypeError, match=f"the published {published} is '{ours}'"):
+        with pytest.raises(TypeError, match=f"no field '{published}'. It is called '{ours}' here"):
             TrainConfig.from_dict({published: 1})
         assert hasattr(TrainConfig(), ours)
 
@@ -92,9 +93,19 @@ def test_mistakes_are_refused(wrong, error, message):
         TrainConfig(**wrong)
 
 
-def test_the_recipe_leaves_out_how_a_run_is_carried_out():
+def test_the_recipe_excludes_operational_fields():
     base = TrainConfig()
     elsewhere = base.replace(device="cpu", workers=4, max_minutes=3.0, data_root="/data")
     assert base.recipe() == elsewhere.recipe()
     assert base.recipe() != base.replace(seed=1).recipe()
     assert not set(OPERATIONAL) & set(base.recipe())
+
+
+def test_earlier_names_work_with_a_warning_and_name_the_same_run():
+    with pytest.warns(FutureWarning, match="'glance' is now called 'demo'"):
+        assert TrainConfig.preset("glance") == TrainConfig.preset("demo")
+    with pytest.warns(FutureWarning, match="'colour_cast' is now called 'color_cast'"):
+        config = TrainConfig.from_dict({"colour_cast": 0.2})
+    assert config == TrainConfig(color_cast=0.2)
+    assert config.recipe()["colour_cast"] == 0.2  # as earlier versions stored it
+    assert config_hash(TrainConfig().recipe()) == "5b40cd0d941f"

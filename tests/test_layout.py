@@ -76,7 +76,7 @@ def imported_rooms(path: Path) -> set[str]:
 
 def test_every_entry_is_a_room_or_data():
     entries = {path.name for path in LIBRARY.iterdir()} - {"__pycache__"}
-    assert {name.removesuffix(".py") for name in entries} == {*LEVEL, "__init__", "weights", "py.typed"}
+    assert {name.removesuffix(".py") for name in entries} == {*LEVEL, "__init__", "weights"}
     assert len(entries) <= MOST_ENTRIES
 
 
