@@ -89,7 +89,7 @@ def test_logits_count_like_their_ids():
 
 def test_scores_agree_with_torchmetrics():
     pred, label = maps(5)
-    label[label == 4] = 3  # class 4 is predicted but never labelled
+    label[label == 4] = 3  # class 4 is predicted but never labeled
     matrix = ConfusionMatrix(K, IGNORE)
     matrix.update(pred, label)
     keep = label != IGNORE
@@ -109,7 +109,7 @@ def test_scores_agree_with_torchmetrics():
 
 def test_scores_in_closed_form():
     #  class 0: TP 3, one of its pixels predicted 1, one pixel of 2 predicted 0 -> 3/5; class 1: TP 2, FP 1 -> 2/3;
-    #  class 2: no true positive -> 0; class 3: predicted once where 1 is labelled; class 4: nowhere -> NaN
+    #  class 2: no true positive -> 0; class 3: predicted once where 1 is labeled; class 4: nowhere -> NaN
     label = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 9]])
     pred = torch.tensor([[0, 0, 0, 1, 1, 1, 3, 0, 3]])
     matrix = ConfusionMatrix(5, 9)
