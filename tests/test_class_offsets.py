@@ -12,7 +12,7 @@ from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.metrics import ConfusionMatrix
 from tests.loading import load_file
 
-OFFSETS = load_file(Path(__file__).resolve().parents[1] / "scripts" / "class_offsets.py")
+OFFSETS = load_file(Path(__file__).resolve().parents[1] / "scripts" / "release_weights.py")
 GRID, add_offsets, fit_offsets = OFFSETS.GRID, OFFSETS.add_offsets, OFFSETS.fit_offsets
 miou, sample_scores = OFFSETS.miou, OFFSETS.sample_scores
 

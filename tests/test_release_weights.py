@@ -19,14 +19,15 @@ from tests.loading import load_file
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "release_weights.py"
 CLASSES = get_protocol("roadscenes").num_classes
+uncached = functools.partial(open_dataset, cache=False)  # draws the scenes that are used, not whole splits
 
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
     """The script; it releases into a folder of the test."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # a script imports its neighbors from its own folder
     module = load_file(SCRIPT)
     monkeypatch.setattr(module, "RELEASED", tmp_path / "weights")
+    monkeypatch.setattr(module, "open_dataset", uncached)
     return module
 
 
@@ -101,8 +102,6 @@ def test_one_run_is_released_unchanged(release, tmp_path):
 
 
 def test_offsets_are_fitted_halved_and_recorded(script, release, monkeypatch, tmp_path):
-    uncached = functools.partial(open_dataset, cache=False)  # draws the scenes that are used, not whole splits
-    monkeypatch.setattr(script, "open_dataset", uncached)
     sampled = script.sample_scores
 
     def sample_scores(model, dataset, **options):
