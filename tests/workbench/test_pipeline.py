@@ -1,4 +1,4 @@
-"""`make run`'s pipeline: parameters to the right notebooks, results in place, failures named."""
+"""The pipeline of `make run`: parameters reach their notebooks, results are kept, errors name the notebook."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_failing_notebook_is_named_with_its_cell_and_its_executed_copy(tmp_pat
     assert not (tmp_path / "out" / "main" / "90_report.ipynb").exists()
 
 
-def test_the_shell_sees_the_report_last_or_the_reason_and_exit_code_1(monkeypatch, capsys, tmp_path):
+def test_exit_code_and_output(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(pipeline, "run", lambda arguments: tmp_path / "report.html")
     assert main([]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")

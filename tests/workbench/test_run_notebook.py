@@ -1,4 +1,4 @@
-"""One notebook of a study: executed, recorded, waited for, with a GPU of its own."""
+"""Running one notebook of a study: records, waiting for other processes, reserved GPUs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,13 @@ def test_threads_and_variant_reach_the_kernel(tmp_path):
     assert (failure["study"], failure["seed"]) == ("s", 4)
 
 
-def test_whoever_works_in_the_folder_is_waited_for(tmp_path, capsys):
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """Creates the executed copy of a notebook without running it."""
+    monkeypatch.setattr(module, "execute", lambda source, target, values: target.touch())
+
+
+def test_waits_for_a_training_in_the_same_folder(tmp_path, capsys, no_kernel):
     source, folder = notebook(tmp_path, "word"), tmp_path / "out"
     (folder / "run").mkdir(parents=True)
     ended = []
@@ -70,7 +76,7 @@ def test_whoever_works_in_the_folder_is_waited_for(tmp_path, capsys):
     def other_training():
         with RunDirectory(folder / "run").lock():
             begun.set()
-            time.sleep(1.5)
+            time.sleep(0.7)
             ended.append((folder / "20_try.ipynb").exists())
 
     begun = threading.Event()
@@ -91,7 +97,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_fresh_forgets_an_unfinished_measurement(tmp_path):
+def test_fresh_deletes_an_unfinished_measurement(tmp_path, no_kernel):
     source = notebook(tmp_path, "word")
     old = tmp_path / "out" / "20_try" / "speed.jsonl"
     old.parent.mkdir(parents=True)
@@ -108,7 +114,7 @@ def two_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
 
-def test_each_training_gets_gpus_of_its_own(two_gpus):
+def test_each_training_gets_its_own_gpus(two_gpus):
     got = []
 
     def third():
@@ -128,7 +134,7 @@ def test_each_training_gets_gpus_of_its_own(two_gpus):
         assert both == ["0", "1"]
 
 
-def test_gpus_that_a_cluster_allotted_are_taken_as_they_are(two_gpus, monkeypatch):
+def test_gpus_assigned_by_a_cluster_are_not_reserved(two_gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     with reserved_gpus(1) as first, reserved_gpus(1) as second:
         assert first == second == ["5"]
