@@ -1,11 +1,13 @@
 """Networks, an image, and inspections that the tests of the inspector share; the protocol is RoadScenes."""
 
+import dataclasses
 import functools
 
 import torch
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.inspector import inspect
+from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.model import build_model
 
 PROTOCOL = get_protocol("roadscenes")
@@ -42,6 +44,10 @@ def inspection(size=SIZE, **config):
     """The random image, with a label whose first row is ignored."""
     label = random_ids(PROTOCOL.num_classes, size, seed=1)
     label[0] = PROTOCOL.ignore_id
-    names = {"name": "street </script><b>", "model_name": f"<{config.get('revision', 'v1')}>"}
-    image, provenance = random_image(size), {"checkpoint": "a.safetensors"}
-    return inspect(network(**config), image, PROTOCOL, label=label, provenance=provenance, **names)
+    model = NamedModel(f"<{config.get('revision', 'v1')}>", network(**config), {"checkpoint": "a.safetensors"})
+    return inspect(model, Picture("street </script><b>", random_image(size), size, label), PROTOCOL)
+
+
+def unlabeled(inspection):
+    """The same inspection without a label."""
+    return dataclasses.replace(inspection, picture=dataclasses.replace(inspection.picture, label=None))

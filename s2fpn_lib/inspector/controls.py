@@ -3,9 +3,7 @@
 Widths, gaps, and line breaks are in widget.css.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,34 +12,27 @@ import ipywidgets as widgets
 import traitlets
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.inspector.numbers import Readout, readout, revision_note
-from s2fpn_lib.inspector.sources import Picture
+from s2fpn_lib.inspector.numbers import Readout, pin_readouts, readout, revision_note
 from s2fpn_lib.inspector.state import VIEWS, Inspection, State
 from s2fpn_lib.inspector.views import jpeg, render, render_level
 
 HERE = Path(__file__).parent
-LEVELS = 4
 
 
 class ClickCanvas(anywidget.AnyWidget):
-    """Shows `picture`; a click, a touch, or an arrow key sets `pixel`, which ipywidgets.Image cannot do.
-
-    Attributes:
-        picture: JPEG bytes, drawn as wide as their container.
-        size: (H, W) of the image that `pixel` counts in; the picture may be smaller.
-        pixel: (y, x) of the chosen pixel.
-        label: text alternative for screen readers.
-        description: what is at the chosen pixel; screen readers read it when it changes.
-        interactive: False for a picture that takes no focus and no clicks.
-    """
+    """Shows `picture`; a click, a touch, or an arrow key sets `pixel`, which ipywidgets.Image cannot do."""
 
     _esm = HERE / "click_canvas.js"
     _css = HERE / "click_canvas.css"
+    # JPEG bytes, drawn as wide as their container
     picture = traitlets.Bytes(b"").tag(sync=True)
+    # (H, W) of the image and (y, x) of the chosen pixel in it; the picture may be smaller
     size = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(1, 1)).tag(sync=True)
     pixel = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(0, 0)).tag(sync=True)
+    # For screen readers: what the picture shows, and what is at the chosen pixel, which is read when it changes
     label = traitlets.Unicode("").tag(sync=True)
     description = traitlets.Unicode("").tag(sync=True)
+    # False for a picture that takes no focus and no clicks
     interactive = traitlets.Bool(True).tag(sync=True)
 
 
@@ -52,8 +43,8 @@ class ModelPanel(widgets.VBox):
         self.title, self.text, self.note = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.canvas = ClickCanvas()
         self.canvas.observe(lambda change: chosen(*change["new"]), "pixel")
-        self.levels = [ClickCanvas(interactive=False) for _ in range(LEVELS)]
-        self.captions = [widgets.HTML() for _ in range(LEVELS)]
+        self.levels = [ClickCanvas(interactive=False) for _ in range(4)]
+        self.captions = [widgets.HTML() for _ in range(4)]
         columns = [widgets.VBox(pair) for pair in zip(self.levels, self.captions, strict=True)]
         main = widgets.Box([self.canvas, self.text]).add_class("s2fpn-main")
         super().__init__([self.title, main, self.note, widgets.Box(columns).add_class("s2fpn-levels")])
@@ -61,20 +52,20 @@ class ModelPanel(widgets.VBox):
 
     def show(self, state: State, inspection: Inspection) -> None:
         """Draws a state; the inspection is only indexed."""
-        found, name = readout(state, inspection), inspection.model_name
+        found, name, image_name = readout(state, inspection), inspection.model.name, inspection.picture.name
         with self.canvas.hold_sync():
             self.canvas.picture = jpeg(render(state, inspection))
             self.canvas.size, self.canvas.pixel = inspection.size, (state.y, state.x)
-            self.canvas.label = f"{inspection.name}, {state.view} of {name}: click, or move with the arrow keys"
+            self.canvas.label = f"{image_name}, {state.view} of {name}: click, or move with the arrow keys"
             self.canvas.description = found.sentence()
         self.title.value = f"<b>{escape(name)}</b>"
         self.text.value = _readout_html(found, inspection.protocol)
-        self.note.value = f'<span class="s2fpn-muted">{escape(revision_note(inspection))}</span>'
+        self.note.value = _muted(revision_note(inspection))
         for index, level in enumerate(found.levels):
             with self.levels[index].hold_sync():
                 self.levels[index].picture = jpeg(render_level(state, inspection, index))
                 self.levels[index].label = level.sentence()
-            title = f'<b>{level.name}</b> <span class="s2fpn-muted">{level.size[0]}x{level.size[1]}</span>'
+            title = f"<b>{level.name}</b> {_muted(f'{level.size[0]}x{level.size[1]}')}"
             lines = "<br>".join([title, *map(escape, level.facts())])
             self.captions[index].value = f'<div class="s2fpn-level">{lines}</div>'
 
@@ -82,12 +73,10 @@ class ModelPanel(widgets.VBox):
 class ImageControls(widgets.VBox):
     """The choice of the image, by index, path, or upload, and of the second model."""
 
-    def __init__(self, dataset: SegmentationDataset | None) -> None:
-        self.dataset = dataset
-        last = len(dataset) - 1 if dataset is not None else 0
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset, last = dataset, len(dataset) - 1
         self.index = widgets.BoundedIntText(max=last, description="image", tooltip="Index of the image in the dataset")
         self.show_index = widgets.Button(description="Show", icon="picture-o", tooltip="Show the image of this index")
-        self.index.disabled = self.show_index.disabled = dataset is None
         self.what = widgets.HTML()
         self.path = widgets.Text(description="picture", placeholder="path of an image")
         self.label_path = widgets.Text(description="label", placeholder="path of its label PNG, if any")
@@ -97,61 +86,48 @@ class ImageControls(widgets.VBox):
         self.second = widgets.Text(description="second model", placeholder="released name, run folder, or file")
         self.compare = widgets.Button(description="Compare", icon="columns", tooltip="Show it next to the first model")
         self.stop = widgets.Button(description="One model", icon="square-o", tooltip="Close the second model")
-        own = widgets.VBox(
-            [
-                _row(self.path, self.label_path, self.open_path),
-                _row(self.upload, self.upload_label),
-                _row(self.second, self.compare, self.stop),
-            ]
-        )
-        self.more = widgets.Accordion([own], titles=("Your own image, a second model",), selected_index=None)
-        super().__init__([_row(self.index, self.show_index, self.what), self.more])
+        files = [_row(self.path, self.label_path, self.open_path), _row(self.upload, self.upload_label)]
+        more = widgets.VBox([*files, _row(self.second, self.compare, self.stop)])
+        folded = widgets.Accordion([more], titles=("Your own image, a second model",), selected_index=None)
+        super().__init__([_row(self.index, self.show_index, self.what), folded])
 
-    def show(self, picture: Picture | None, models: int) -> None:
-        """Shows which image is open; models: the number of open models."""
-        self.stop.disabled, self.upload_label.disabled = models < 2, picture is None
-        data, where = self.dataset, "no dataset"
-        if data is not None:
-            where = f"of 0 to {len(data) - 1}, {data.name} {data.split}"
-            if picture and picture.name in data.names:
-                self.index.value = data.names.index(picture.name)
-        self.what.value = f'<span class="s2fpn-muted">{escape(f"{where}: {picture.name}" if picture else where)}</span>'
+    def show(self, inspections: Sequence[Inspection]) -> None:
+        """Shows which image is open, and whether a second model is."""
+        data, name = self.dataset, inspections[0].picture.name
+        if name in data.names:
+            self.index.value = data.names.index(name)
+        self.what.value = _muted(f"of 0 to {len(data) - 1}, {data.name} {data.split}: {name}")
+        self.stop.disabled = len(inspections) < 2
 
 
 class ViewControls(widgets.VBox):
-    """The choice of pixel, view, opacity, and pins, and the buttons that write files."""
+    """Pixel, view, opacity, and pins, and the buttons that write files; the button of a pin calls `chosen(y, x)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: Callable[[int, int], None]) -> None:
+        self.chosen = chosen
         self.y = widgets.BoundedIntText(description="row y")
         self.x = widgets.BoundedIntText(description="column x")
         self.view = widgets.Dropdown(options=VIEWS, description="view")
         self.opacity = widgets.FloatSlider(max=1, step=0.05, description="opacity")
         self.pin = widgets.Button(description="Pin", icon="thumb-tack", tooltip="Keep this pixel")
         self.save = widgets.Button(description="Save", icon="save", tooltip="Write picture (PNG) and numbers (JSON)")
-        self.export = widgets.Button(
-            description="Export HTML", icon="file-code-o", tooltip="Write a page for a browser"
-        )
+        self.export = widgets.Button(description="Export HTML", icon="file-code-o", tooltip="Write an HTML page")
         self.pins = _row()
-        self.controls = (self.y, self.x, self.view, self.opacity, self.pin, self.save, self.export)
-        super().__init__([_row(*self.controls[:4]), _row(*self.controls[4:], self.pins)])
+        buttons = _row(self.pin, self.save, self.export, self.pins)
+        super().__init__([_row(self.y, self.x, self.view, self.opacity), buttons])
 
-    def show(self, state: State, inspection: Inspection | None, go: Callable[[int, int], None]) -> None:
-        """Sets every control to the state; the button of a pin calls go(y, x)."""
-        for control in self.controls:
-            control.disabled = inspection is None
-        if inspection is None:
-            return
-        without_label = tuple(view for view in VIEWS if view not in ("true classes", "errors"))
-        self.view.options = without_label if inspection.label is None else VIEWS
+    def show(self, state: State, inspection: Inspection) -> None:
+        """Sets every control to the state."""
+        self.view.options = inspection.views
         self.view.value, self.opacity.value = state.view, state.opacity
         self.y.max, self.x.max = (side - 1 for side in inspection.size)
         self.y.value, self.x.value = state.y, state.x
         self.pin.description = "Unpin" if (state.y, state.x) in state.pins else "Pin"
-        texts = [f"{y}, {x}: {readout(State(y=y, x=x), inspection).prediction}" for y, x in state.pins]
+        texts = [f"{pin.y}, {pin.x}: {pin.prediction}" for pin in pin_readouts(state, inspection)]
         if texts != [button.description for button in self.pins.children]:  # new buttons would lose the focus
             self.pins.children = [widgets.Button(description=text, tooltip=f"Go to pin {text}") for text in texts]
             for button, pin in zip(self.pins.children, state.pins, strict=True):
-                button.on_click(lambda _, pin=pin: go(*pin))
+                button.on_click(lambda _, pin=pin: self.chosen(*pin))
 
 
 class ClassLegend(widgets.Box):
@@ -184,6 +160,10 @@ class ClassLegend(widgets.Box):
 
 def _row(*children: widgets.Widget) -> widgets.Box:
     return widgets.Box(children).add_class("s2fpn-row")
+
+
+def _muted(text: str) -> str:
+    return f'<span class="s2fpn-muted">{escape(text)}</span>'
 
 
 def _readout_html(found: Readout, protocol: Protocol) -> str:

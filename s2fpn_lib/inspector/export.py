@@ -5,8 +5,6 @@ probable classes of each drawn pixel, the gates, and for v2 the queries and keys
 a pixel's distribution over the columns.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools
@@ -24,10 +22,9 @@ import numpy as np
 from torch import Tensor
 
 from s2fpn_lib.attention.recorder import LevelCapture
-from s2fpn_lib.inspector.figure import inspection_figure
-from s2fpn_lib.inspector.numbers import LevelReadout, readout, revision_note
+from s2fpn_lib.inspector.numbers import LevelReadout, pin_readouts, readout, revision_note
 from s2fpn_lib.inspector.state import Inspection, State
-from s2fpn_lib.inspector.views import CONFIDENCE, jpeg
+from s2fpn_lib.inspector.views import CONFIDENCE, inspection_figure, jpeg
 from s2fpn_lib.runs import config_hash, environment, write_atomic, write_json
 from s2fpn_lib.viz.images import as_array
 
@@ -38,47 +35,40 @@ MAX_QUERY_VALUES = 1_000_000  # per level; a larger query map is written with a 
 
 
 def save_inspection(folder: str | Path, state: State, inspections: Sequence[Inspection]) -> tuple[Path, Path]:
-    """Writes the still picture (PNG) and its record (JSON) to `folder` and returns both paths.
+    """Writes the still figure (PNG) and its record (JSON) of one image to `folder` and returns both paths.
 
     The same view of the same image by the same weights has the same name and replaces the earlier files.
-    inspections: inspections of the same image, one per model.
     """
-    stem = file_stem(state, inspections)
-    picture, record = Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.json"
-    buffer = io.BytesIO()
-    inspection_figure(state, inspections).savefig(buffer, format="png", dpi=150)
-    write_atomic(picture, buffer.getvalue())
+    picture, record = (Path(folder) / f"{file_stem(state, inspections)}.{suffix}" for suffix in ("png", "json"))
+    write_atomic(picture, _figure_bytes(state, inspections, format="png", dpi=150))
     write_json(record, inspection_record(state, inspections) | {"environment": environment()})
     return picture, record
 
 
 def file_stem(state: State, inspections: Sequence[Inspection]) -> str:
     """File name without suffix: image, pixel, and a hash of everything else that decides what is shown."""
-    settings = {
-        **_plain(state),
-        "names": [each.model_name for each in inspections],
-        "provenance": [each.provenance for each in inspections],
-    }
-    image = re.sub(r"[^\w.-]+", "_", inspections[0].name).strip("._") or "image"
-    return f"{image}-y{state.y}-x{state.x}-{config_hash(settings)[:6]}"
+    models = [each.model for each in inspections]
+    names, provenance = [model.name for model in models], [model.provenance for model in models]
+    shown = config_hash({**_plain(state), "names": names, "provenance": provenance})
+    image = re.sub(r"[^\w.-]+", "_", inspections[0].picture.name).strip("._") or "image"
+    return f"{image}-y{state.y}-x{state.x}-{shown[:6]}"
 
 
 def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[str, Any]:
     """The view in numbers: image, state, and per model its provenance and the readouts of the pixel and the pins."""
-    first = inspections[0]
     return {
-        "image": first.name,
-        "size": list(first.size),
-        "protocol": first.protocol.name,
+        "image": inspections[0].picture.name,
+        "size": inspections[0].size,
+        "protocol": inspections[0].protocol.name,
         "state": _plain(state),
         "models": [
             {
-                "name": inspection.model_name,
+                "name": inspection.model.name,
                 "revision": inspection.revision,
-                "provenance": inspection.provenance,
+                "provenance": inspection.model.provenance,
                 "warning": inspection.warning,
                 "pixel": asdict(readout(state, inspection)),
-                "pins": [asdict(readout(state.at(y, x, first.size), inspection)) for y, x in state.pins],
+                "pins": [asdict(pin) for pin in pin_readouts(state, inspection)],
             }
             for inspection in inspections
         ],
@@ -87,10 +77,9 @@ def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[s
 
 def export_html(path: str | Path, state: State, inspections: Sequence[Inspection]) -> Path:
     """Writes the HTML page, a few MB, to `path` atomically and returns the path."""
-    title = f"Inspection of {inspections[0].name}" if inspections[0].name else "Inspection"
     stills = [_still(replace(state, y=y, x=x), inspections) for y, x in ((state.y, state.x), *state.pins)]
     page = Template((HERE / "page.html").read_text()).substitute(
-        title=escape(title),
+        title=escape(f"Inspection of {inspections[0].picture.name}"),
         style="".join((HERE / name).read_text() for name in STYLES),
         script="".join((HERE / name).read_text() for name in SCRIPTS),
         stills="\n".join(stills),
@@ -102,31 +91,36 @@ def export_html(path: str | Path, state: State, inspections: Sequence[Inspection
 
 
 def _plain(state: State) -> dict[str, Any]:
-    return {**asdict(state), "hidden": sorted(state.hidden), "pins": [list(pin) for pin in state.pins]}
+    return {**asdict(state), "hidden": sorted(state.hidden)}
+
+
+def _figure_bytes(state: State, inspections: Sequence[Inspection], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    inspection_figure(state, inspections).savefig(buffer, **options)
+    return buffer.getvalue()
 
 
 def _still(state: State, inspections: Sequence[Inspection]) -> str:
     """The still figure and the sentences that describe it, as HTML."""
-    buffer = io.BytesIO()
-    figure = inspection_figure(state, inspections)
-    figure.savefig(buffer, format="jpeg", dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
+    jpeg_options = {"quality": 92, "subsampling": 0}
+    figure = _figure_bytes(state, inspections, format="jpeg", dpi=100, pil_kwargs=jpeg_options)
     text = escape(" ".join(readout(state, each).sentence() for each in inspections))
-    return f'<p>{text}</p><img alt="{text}" src="{_data_url(buffer.getvalue())}">'
+    return f'<p>{text}</p><img alt="{text}" src="{_data_url(figure)}">'
 
 
 def _page_data(state: State, inspections: Sequence[Inspection]) -> dict[str, Any]:
     """What the page's script reads."""
-    first, s = inspections[0], inspections[0].stride
-    image = as_array(first.image[:, ::s, ::s])
+    first, picture, protocol = inspections[0], inspections[0].picture, inspections[0].protocol
+    image = as_array(first.drawn(picture.image))
     return {
-        "name": first.name,
-        "size": list(first.size),
-        "drawn": list(image.shape[:2]),
-        "stride": s,
+        "name": picture.name,
+        "size": first.size,
+        "drawn": image.shape[:2],
+        "stride": first.stride,
         "image": _data_url(jpeg(image)),
-        "label": None if first.label is None else _packed(first.label[::s, ::s].numpy()),
-        "classes": list(first.protocol.classes),
-        "palette": [list(color) for color in first.protocol.palette],
+        "label": None if picture.label is None else _packed(first.drawn(picture.label).numpy()),
+        "classes": protocol.classes,
+        "palette": protocol.palette,
         "confidence_colors": CONFIDENCE.tolist(),
         "state": _plain(state),
         "models": [_model_data(state, inspection) for inspection in inspections],
@@ -134,38 +128,35 @@ def _page_data(state: State, inspections: Sequence[Inspection]) -> dict[str, Any
 
 
 def _model_data(state: State, inspection: Inspection) -> dict[str, Any]:
-    s = inspection.stride
-    shares, ranked = inspection.probabilities[:, ::s, ::s].topk(min(3, len(inspection.protocol.classes)), 0)
-    ranked[0] = inspection.ids[::s, ::s]  # topk may order equally probable classes differently
-    readouts = readout(state, inspection).levels
+    shares, ranked = inspection.drawn(inspection.probabilities).topk(min(3, inspection.protocol.num_classes), 0)
+    ranked[0] = inspection.drawn(inspection.ids)  # topk may order equally probable classes differently
+    levels = zip(inspection.levels, readout(state, inspection).levels, strict=True)
     return {
-        "name": inspection.model_name,
+        "name": inspection.model.name,
         "note": revision_note(inspection),
         "warning": inspection.warning,
         "ranked": _packed(ranked.numpy().astype(np.uint8)),
         "shares": _packed((shares.numpy() * 65535).round().astype("<u2")),
-        "levels": [_level_data(*pair) for pair in zip(inspection.levels, readouts, strict=True)],
+        "levels": [_level_data(level, found) for level, found in levels],
     }
 
 
 def _level_data(level: LevelCapture, found: LevelReadout) -> dict[str, Any]:
+    auxiliary, gates = level.auxiliary, level.gates
     data: dict[str, Any] = {
         "name": level.name,
-        "size": list(level.size),
+        "size": level.size,
         "entries": found.entries,
         "own_distribution": found.own_distribution,
         "weight": found.weight(),
-        "decides": None,
-        "gates": None,
+        "decides": None if auxiliary is None else _packed(auxiliary[0].argmax(0).numpy().astype(np.uint8)),
+        "gates": None if gates is None else _packed(gates[0].numpy().astype("<f4")),
+        "length": None if gates is None else level.strip_max.shape[-1],
     }
-    if level.auxiliary is not None:
-        data["decides"] = _packed(level.auxiliary[0].argmax(0).numpy().astype(np.uint8))
-    if level.gates is not None:
-        data |= {"gates": _packed(level.gates[0].numpy().astype("<f4")), "length": level.strip_max.shape[-1]}
     if level.query is not None:
         strided = ((step, level.query[0, :, ::step, ::step]) for step in itertools.count(1))
-        step, query = next(pair for pair in strided if pair[1].numel() <= MAX_QUERY_VALUES)
-        data |= {"step": step, "kept": list(query.shape[1:])}
+        data["step"], query = next(pair for pair in strided if pair[1].numel() <= MAX_QUERY_VALUES)
+        data["kept"] = query.shape[1:]
         data["query"], data["query_scale"] = _packed_int16(query)
         data["keys"], data["keys_scale"] = _packed_int16(level.strip_max[0])
     return data

@@ -1,9 +1,7 @@
 """The chosen pixel in numbers and words: what the pictures show, as text for readers, files, and screen readers."""
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.attention.statistics import NEGLIGIBLE_SHARE
@@ -46,21 +44,20 @@ class LevelReadout:
         hardly = ": hardly matter" if self.share < NEGLIGIBLE_SHARE else ""
         return f"gamma {self.gamma:.3f}, strips {self.share:.1%} of the blend{hardly}"
 
-    def attention(self) -> str:
-        """What the strips do at the pixel; empty without SSAM."""
-        if not self.gates:
-            return ""
-        places = ", ".join(f"{first}-{last} ({weight:.2g})" for first, last, weight in self.top)
-        if self.own_distribution:
-            return f"attends most to {self.entries} {places}; gates {self.gates[0]:.2g} and {self.gates[1]:.2g}"
-        average, maximum = self.gates
-        here = f"gates of this {self.entries[:-1]}: average {average:.2g}, maximum {maximum:.2g}"
-        return f"{here}; they differ most at {self.entries} {places}"
-
     def facts(self) -> list[str]:
-        """Weight, attention, and the auxiliary head's class, as far as the level has them."""
-        decides = f"auxiliary head: {self.decides}" if self.decides else ""
-        return [fact for fact in (self.weight(), self.attention(), decides) if fact]
+        """The weight of the strips, what they do at the pixel, and the auxiliary head's class, where they exist."""
+        facts = [self.weight()]
+        if self.gates:
+            places = ", ".join(f"{first}-{last} ({weight:.2g})" for first, last, weight in self.top)
+            one, two = (f"{gate:.2g}" for gate in self.gates)
+            if self.own_distribution:
+                facts.append(f"attends most to {self.entries} {places}; gates {one} and {two}")
+            else:
+                here = f"gates of this {self.entries[:-1]}: average {one}, maximum {two}"
+                facts.append(f"{here}; they differ most at {self.entries} {places}")
+        if self.decides:
+            facts.append(f"auxiliary head: {self.decides}")
+        return facts
 
     def sentence(self) -> str:
         """The level in one sentence."""
@@ -99,30 +96,28 @@ class Readout:
 
 def readout(state: State, inspection: Inspection) -> Readout:
     """The chosen pixel in numbers."""
-    classes, label = inspection.protocol.classes, inspection.label
+    classes, label = inspection.protocol.classes, inspection.picture.label
     values, order = inspection.probabilities[:, state.y, state.x].topk(min(3, len(classes)))
-    ranked = [(classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True)]
+    (first, confidence), *others = zip([classes[k] for k in order], values.tolist(), strict=True)
     truth = ""
     if label is not None:
         true_id = int(label[state.y, state.x])
         truth = classes[true_id] if true_id < len(classes) else "not labeled"
-    return Readout(
-        y=state.y,
-        x=state.x,
-        prediction=ranked[0][0],
-        confidence=ranked[0][1],
-        others=tuple(ranked[1:]),
-        truth=truth,
-        levels=tuple(_level_readout(state, inspection, level) for level in inspection.levels),
-    )
+    levels = tuple(_level_readout(state, inspection, level) for level in inspection.levels)
+    return Readout(state.y, state.x, first, confidence, tuple(others), truth, levels)
+
+
+def pin_readouts(state: State, inspection: Inspection) -> list[Readout]:
+    """The readouts of the pinned pixels."""
+    return [readout(replace(state, y=y, x=x), inspection) for y, x in state.pins]
 
 
 def revision_note(inspection: Inspection) -> str:
     """Explains what the pictures of the levels show, which differs between v1 and v2."""
-    strips = [level for level in inspection.levels if level.gates is not None]
-    if not strips:
+    axes = [level.strip_axis for level in inspection.levels if level.strip_axis]
+    if not axes:
         return "SSAM is off in this network: there are no strips to show."
-    one = "row" if strips[0].strip_axis == "width" else "column"
+    one = "row" if axes[0] == "width" else "column"
     if inspection.revision == "v1":
         return (
             f"Revision v1 has two gates per image {one}, shared by all pixels of the {one}. A {one} is blue where the "
@@ -136,32 +131,28 @@ def revision_note(inspection: Inspection) -> str:
 
 
 def _level_readout(state: State, inspection: Inspection, level: LevelCapture) -> LevelReadout:
-    y, x = inspection.on_level(level, state.y, state.x)
-    along_rows = level.strip_axis == "width"
-    entries, gates, top = "", (), ()
+    place = inspection.on_level(level, state.y, state.x)
+    axis = 0 if level.strip_axis == "width" else 1
+    gates, top = (), ()
     if level.gates is not None:
-        entries = "rows" if along_rows else "columns"
-        if level.query is not None:
-            gates = tuple(level.gates[0, :, y, x].tolist())
-            values = level.column_attention(y, x)[0]
-        else:
-            gates = tuple(level.gates[0, :, y if along_rows else x].tolist())
-            values = (level.gates[0, 0] - level.gates[0, 1]).abs()
-        size, length = inspection.size[0 if along_rows else 1], len(values)
+        gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
+        values = inspection.strips(level, state.y, state.x).abs()
+        size, length = inspection.size[axis], len(values)
         weights, order = values.topk(min(3, length))
         top = tuple(
             (math.ceil(entry * size / length), math.ceil((entry + 1) * size / length) - 1, weight)
             for entry, weight in zip(order.tolist(), weights.tolist(), strict=True)
         )
+    auxiliary = level.auxiliary
     return LevelReadout(
         name=level.name,
         size=tuple(level.size),
-        pixel=(y, x),
-        entries=entries,
+        pixel=place,
+        entries="" if level.gates is None else ("rows", "columns")[axis],
         own_distribution=level.query is not None,
         gamma=level.gamma,
         share=None if level.attended_share is None else float(level.attended_share[0]),
-        gates=gates,
+        gates=tuple(map(float, gates)),
         top=top,
-        decides="" if level.auxiliary is None else inspection.protocol.classes[level.auxiliary[0, :, y, x].argmax()],
+        decides="" if auxiliary is None else inspection.protocol.classes[auxiliary[0, :, *place].argmax()],
     )

@@ -1,72 +1,169 @@
-"""What the attention inspector looks at: one image as one model saw it, and the pixel chosen in it.
+"""What the inspector looks at: a model, a picture, what the model computes for it, and the chosen pixel.
 
-    inspection = inspect(model, image, protocol, label=label)     # the only forward pass
+    model = NamedModel.load("s2fpn_lite-camvid")
+    picture = Picture.of_file("street.png", "protocol", protocol)
+    inspection = inspect(model, picture, protocol)     # the only forward pass
     state = State(y=120, x=200).pinned()
 
-Both are immutable: the methods of `State` return a new one.
+Models, pictures, inspections, and states are immutable: their methods return a new one.
 """
 
-from __future__ import annotations
-
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from s2fpn_lib.attention.recorder import AttentionRecorder, LevelCapture
 from s2fpn_lib.attention.statistics import untrained_warning
-from s2fpn_lib.data import Protocol
+from s2fpn_lib.checkpoint import load_model, released_names
+from s2fpn_lib.data import Protocol, SegmentationDataset
+from s2fpn_lib.data.images import read_image, read_label
+from s2fpn_lib.evaluate import at_size
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.workbench.predict import network_size
+from s2fpn_lib.workbench.provenance import checkpoint_provenance
 
-VIEWS = ("prediction", "true classes", "errors", "confidence", "image")
+LABEL_VIEWS = ("true classes", "errors")
+VIEWS = ("prediction", *LABEL_VIEWS, "confidence", "image")
+Size = str | Sequence[int]  # size of the network's input: "protocol", "own", or (height, width); see `network_size`
 MAX_WIDTH = 640  # pixels; a wider image is drawn with a stride
+
+
+class Upload(io.BytesIO):
+    """One entry of a `FileUpload`'s value, to be read like a file; error messages show its name."""
+
+    def __init__(self, upload: Mapping[str, Any]) -> None:
+        super().__init__(bytes(upload["content"]))
+        self.name = upload["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class NamedModel:
+    """A network with its name and provenance (see `checkpoint_provenance`)."""
+
+    name: str
+    network: S2FPN
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path_or_name: str | Path, **options: Any) -> Self:
+        """What `load_model` loads with the options, named by its released name or by folder and file."""
+        network = load_model(path_or_name, **options)
+        provenance = checkpoint_provenance(path_or_name, network.config)
+        released = path_or_name in released_names()
+        name = path_or_name if released else provenance["checkpoint"].removesuffix(".safetensors")
+        return cls(name, network, provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image as the network sees it.
+
+    Attributes:
+        name: name of the file or sample.
+        image: (3, H, W) uint8.
+        own_size: (height, width) before scaling.
+        label: (H, W) uint8 true ids, or None.
+    """
+
+    name: str
+    image: Tensor
+    own_size: tuple[int, int]
+    label: Tensor | None = None
+
+    @classmethod
+    def scaled(cls, name: str, image: Tensor, size: Size, protocol: Protocol) -> Self:
+        """The picture of a (3, H, W) uint8 image."""
+        own = tuple(image.shape[-2:])
+        return cls(name, at_size(image, network_size(own, size, protocol)), own)
+
+    @classmethod
+    def of_dataset(cls, dataset: SegmentationDataset, index: int, size: Size, protocol: Protocol) -> Self:
+        """An image of the dataset, with its label if the classes are the protocol's; IndexError for a wrong index."""
+        if not 0 <= index < len(dataset):
+            raise IndexError(f"{dataset.name} {dataset.split} has the images 0 to {len(dataset) - 1}, not {index}")
+        image, label = dataset[index]
+        picture = cls.scaled(dataset.names[index], image, size, protocol)
+        return picture.labeled(label) if dataset.protocol.classes == protocol.classes else picture
+
+    @classmethod
+    def of_file(cls, source: str | Path | Upload, size: Size, protocol: Protocol) -> Self:
+        """An image file or upload; ImageError for a file that cannot be read."""
+        pixels = torch.from_numpy(read_image(_expanded(source))).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        return cls.scaled(Path(str(source)).name, pixels, size, protocol)
+
+    def labeled(self, ids: Tensor) -> Self:
+        """The picture with a label of its own size, scaled like the image; ValueError for another size."""
+        if tuple(ids.shape) != self.own_size:
+            raise ValueError(
+                f"the label is {tuple(ids.shape)} and the picture {self.own_size} (height, width): give the label of "
+                "this picture"
+            )
+        resized = F.interpolate(ids[None, None].float(), size=self.image.shape[-2:], mode="nearest-exact")[0, 0]
+        return replace(self, label=resized.to(torch.uint8))
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """One image seen by one model. All tensors are on the CPU.
+    """One picture seen by one model. All tensors are on the CPU.
 
     Attributes:
-        image: (3, H, W) uint8.
         protocol: class names and colors.
         probabilities: (K, H, W) float32, the softmax of the logits.
         ids: (H, W) uint8, the predicted class ids.
         levels: apf1 to apf4.
         revision: "v1" or "v2".
-        label: (H, W) uint8 true ids, or None.
-        name, model_name: names of the image and of the model.
-        provenance: provenance of the model, as `checkpoint_provenance` returns it.
         warning: a sentence for an untrained model, whose attention maps mean nothing; empty otherwise.
     """
 
-    image: Tensor
+    model: NamedModel
+    picture: Picture
     protocol: Protocol
     probabilities: Tensor
     ids: Tensor
     levels: list[LevelCapture]
     revision: str
-    label: Tensor | None = None
-    name: str = ""
-    model_name: str = ""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    warning: str = ""
+    warning: str
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the image."""
-        return tuple(self.image.shape[-2:])
+        return tuple(self.picture.image.shape[-2:])
 
     @property
     def stride(self) -> int:
         """Stride with which the image is drawn, so that the picture is at most `MAX_WIDTH` pixels wide."""
         return -(-self.size[1] // MAX_WIDTH)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that can be drawn, which depend on whether there is a label."""
+        return VIEWS if self.picture.label is not None else tuple(view for view in VIEWS if view not in LABEL_VIEWS)
+
+    def drawn(self, maps: Tensor) -> Tensor:
+        """(..., H, W) -> (..., h, w), the pixels that are drawn."""
+        return maps[..., :: self.stride, :: self.stride]
+
     def on_level(self, level: LevelCapture, y: int, x: int) -> tuple[int, int]:
         """(y, x) on the level of the image's pixel (y, x)."""
         return y * level.size[0] // self.size[0], x * level.size[1] // self.size[1]
+
+    def strips(self, level: LevelCapture, y: int, x: int) -> Tensor:
+        """(L,); v2: the distribution of pixel (y, x) over the strip entries; v1: the first gate minus the second."""
+        if level.query is None:
+            return level.gates[0, 0] - level.gates[0, 1]
+        return level.column_attention(*self.on_level(level, y, x))[0]
 
 
 @dataclass(frozen=True)
@@ -92,60 +189,74 @@ class State:
         if self.view not in VIEWS:
             raise ValueError(f"view is {self.view!r}; choose one of {', '.join(VIEWS)}")
         if not 0 <= self.opacity <= 1:
-            raise ValueError(
-                f"opacity is {self.opacity}; it must be between 0 (only the image) and 1 (only the colors)"
-            )
+            raise ValueError(f"opacity is {self.opacity}; choose one between 0 (the image) and 1 (the colors)")
 
-    def at(self, y: int, x: int, size: tuple[int, int]) -> State:
+    def at(self, y: int, x: int, size: tuple[int, int]) -> Self:
         """The state with another pixel, clamped to an image of `size` (H, W)."""
         return replace(self, y=min(max(int(y), 0), size[0] - 1), x=min(max(int(x), 0), size[1] - 1))
 
-    def pinned(self) -> State:
+    def pinned(self) -> Self:
         """The state with the chosen pixel pinned, or unpinned if it already was."""
         here = (self.y, self.x)
         pins = tuple(pin for pin in self.pins if pin != here)
         return replace(self, pins=pins if here in self.pins else (*pins, here))
 
 
-def inspect(
-    model: S2FPN,
-    image: Tensor,
-    protocol: Protocol,
-    *,
-    label: Tensor | None = None,
-    name: str = "",
-    model_name: str = "",
-    provenance: dict[str, Any] | None = None,
-) -> Inspection:
-    """Runs `model` once on a (3, H, W) uint8 image, at its own size, and returns what the inspector shows.
+def label_ids(source: str | Path | Upload, protocol: Protocol) -> Tensor:
+    """(H, W) uint8 ids of a label PNG, which holds train ids or the protocol's colors.
 
-    Raises ValueError if the (H, W) label has another size or the model another number of classes than the protocol, and
-    TypeError for an optimized or exported model, whose parts cannot be recorded.
+    255, and colors of no class, become the protocol's ignore id. Raises ImageError for a file that cannot be read and
+    ValueError for ids or colors that do not belong to the protocol.
     """
+    pixels = read_label(_expanded(source))
+    if pixels.ndim == 3:
+        ids = np.full(pixels.shape[:2], protocol.ignore_id, np.uint8)
+        for class_id, color in enumerate(protocol.palette):
+            ids[(pixels == color).all(-1)] = class_id
+        if (ids == protocol.ignore_id).all():
+            raise ValueError(f"{source}: none of its colors is a color of {protocol.name}; give a PNG of train ids")
+        return torch.from_numpy(ids)
+    ids = np.where(pixels == 255, protocol.ignore_id, pixels).astype(np.uint8)
+    if unknown := np.setdiff1d(ids, protocol.label_ids).tolist():
+        raise ValueError(
+            f"{source}: holds the ids {unknown[:5]}, but the train ids of {protocol.name} are 0 to "
+            f"{protocol.num_classes - 1}, and {protocol.ignore_id} or 255 for unlabeled pixels"
+        )
+    return torch.from_numpy(ids)
+
+
+def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspection:
+    """Runs the model once on the picture and returns what the inspector shows.
+
+    Raises ValueError if the label and the image differ in size or the model and the protocol in the number of classes,
+    and TypeError for an optimized or exported model, whose parts cannot be recorded.
+    """
+    image, label, network = picture.image, picture.label, model.network
     if label is not None and label.shape != image.shape[-2:]:
         raise ValueError(f"the label is {tuple(label.shape)} and the image {tuple(image.shape[-2:])}: sizes must match")
-    device = next(model.parameters()).device
-    with torch.inference_mode(), evaluation_mode(model), AttentionRecorder(model) as recorder:
-        model(model.preprocess(image[None].to(device)))
+    device = next(network.parameters()).device
+    with torch.inference_mode(), evaluation_mode(network), AttentionRecorder(network) as recorder:
+        network(network.preprocess(image[None].to(device)))
     capture = recorder.capture
     if capture.logits.shape[1] != protocol.num_classes:
         raise ValueError(
-            f"{model_name or 'the model'} predicts {capture.logits.shape[1]} classes, but {protocol.name} has "
-            f"{protocol.num_classes}: give a model that was trained on it"
+            f"{model.name} predicts {capture.logits.shape[1]} classes, but {protocol.name} has {protocol.num_classes}: "
+            "give a model that was trained on it"
         )
     return Inspection(
-        image=image.cpu(),
-        protocol=protocol,
+        model,
+        picture,
+        protocol,
         probabilities=capture.logits[0].softmax(0).cpu(),
         ids=class_ids(capture.logits)[0].to("cpu", torch.uint8),
         levels=[_on_cpu(level) for level in capture.levels],
         revision=capture.revision,
-        label=None if label is None else label.cpu(),
-        name=name,
-        model_name=model_name,
-        provenance=provenance or {},
-        warning=untrained_warning(model),
+        warning=untrained_warning(network),
     )
+
+
+def _expanded(source: str | Path | Upload) -> Path | Upload:
+    return source if isinstance(source, Upload) else Path(source).expanduser()
 
 
 def _on_cpu(level: LevelCapture) -> LevelCapture:

@@ -1,35 +1,40 @@
-"""The inspector's pictures: pure functions from a state and an inspection to RGB arrays.
+"""The inspector's pictures: RGB arrays for the widget and a still figure for readers without a kernel and for papers.
 
-They only index what `inspect` kept; no network runs.
+They are functions of a state and an inspection, and only index what `inspect` kept; no network runs.
 """
 
-from __future__ import annotations
-
 import io
+import textwrap
+from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from s2fpn_lib.inspector.state import Inspection, State
-from s2fpn_lib.viz.images import as_array, colorize
-
-Color = tuple[int, int, int]
+from s2fpn_lib.inspector.numbers import pin_readouts, readout, revision_note
+from s2fpn_lib.inspector.state import LABEL_VIEWS, Inspection, State
+from s2fpn_lib.viz.images import as_array, colorize, legend_patches
+from s2fpn_lib.viz.style import BAD, INK, MUTED, styled
 
 PROFILE_HEIGHT = 56  # pixels of the plot below the picture of a level
 CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
 BLUE, VERMILION, GRAY = (0, 114, 178), (213, 94, 0), (205, 211, 217)
-CONFIDENCE = (255 * matplotlib.colormaps["viridis"](np.arange(256))[:, :3]).round().astype(np.uint8)  # (256, 3)
+CONFIDENCE = (255 * plt.colormaps["viridis"](np.arange(256))[:, :3]).round().astype(np.uint8)  # (256, 3)
+
+# Inches: the figure, a model's picture and one of its levels
+WIDTH, MAIN, LEVEL = 11, 6.38, 2.54
+# Inches: the margin, the gap between pictures, the room for a title, for a level's text, for the legend
+MARGIN, GAP, HEAD, CAPTION, LEGEND = 0.12, 0.2, 0.32, 0.95, 0.5
 
 
 def render(state: State, inspection: Inspection) -> np.ndarray:
     """The image with the view's colors, the chosen pixel, and the pins: (h, w, 3) uint8."""
-    image = as_array(_strided(inspection.image, inspection)).astype(np.float32)
+    s = inspection.stride
     colors, drawn = _layer(state, inspection)
     alpha = (state.opacity * drawn)[..., None]
-    picture = ((1 - alpha) * image + alpha * colors).astype(np.uint8)
-    s = inspection.stride
+    picture = ((1 - alpha) * _image(inspection) + alpha * colors).astype(np.uint8)
     for y, x in state.pins:
         picture = _with_cross(picture, y // s, x // s, PIN, arm=6)
     return _with_cross(picture, state.y // s, state.x // s, CROSSHAIR, arm=11)
@@ -43,36 +48,69 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
     is, and a plot of both gates. Each plot is scaled to its largest value; a gray bar marks the pixel's own column.
     Without SSAM: the gray image and an empty plot.
     """
-    s, level = inspection.stride, inspection.levels[index]
-    image = as_array(_strided(inspection.image, inspection)).astype(np.float32)
+    s, level, image = inspection.stride, inspection.levels[index], _image(inspection)
     height, width = image.shape[:2]
     gray = image.mean(-1, keepdims=True)
+    picture = 128 + 0.5 * gray
     plot = np.full((PROFILE_HEIGHT, width, 3), 255, np.uint8)
-    along_rows = level.strip_axis == "width"
-    length = height if along_rows else width
-    across = (-1, 1, 1) if along_rows else (1, -1, 1)  # shape that spreads strip entries over the image
-    if level.gates is None:
-        picture = 128 + 0.5 * gray
-    else:
-        own = state.y * width // inspection.size[0] if along_rows else state.x // s
+    if level.gates is not None:
+        if level.strip_axis == "width":
+            own, length, across = state.y * width // inspection.size[0], height, (-1, 1, 1)
+        else:
+            own, length, across = state.x // s, width, (1, -1, 1)  # across: shape that spreads strips over the image
         plot[:, max(own - 1, 0) : own + 2] = GRAY
+        values = inspection.strips(level, state.y, state.x).numpy()
+        values = values / max(np.abs(values).max(), 1e-12)
+        strength = _stretched(values, length).reshape(across)
         if level.query is not None:
-            p = level.column_attention(*inspection.on_level(level, state.y, state.x))[0].numpy()
-            p = p / p.max()
-            bright = _stretched(p, length).reshape(across)
-            picture = 0.35 * gray * (1 - bright) + image * bright
-            heights = (_stretched(p, width) * (PROFILE_HEIGHT - 4)).astype(int)
+            picture = 0.35 * gray * (1 - strength) + image * strength
+            heights = (_stretched(values, width) * (PROFILE_HEIGHT - 4)).astype(int)
             plot[np.arange(PROFILE_HEIGHT)[::-1, None] < heights] = BLUE
         else:
+            color = np.where(strength > 0, np.float32(BLUE), np.float32(VERMILION))
+            picture = (1 - 0.7 * np.abs(strength)) * gray + 0.7 * np.abs(strength) * color
             gates = level.gates[0].numpy()  # (2, L)
-            difference = gates[0] - gates[1]
-            tint = _stretched(difference / max(np.abs(difference).max(), 1e-12), length).reshape(across)
-            color = np.where(tint > 0, np.float32(BLUE), np.float32(VERMILION))
-            picture = (1 - 0.7 * np.abs(tint)) * gray + 0.7 * np.abs(tint) * color
             for values, line_color in zip(gates / max(gates.max(), 1e-12), (BLUE, VERMILION), strict=True):
                 _plot_line(plot, _stretched(values, width), line_color)
     picture = np.broadcast_to(picture, (height, width, 3)).astype(np.uint8)
     return np.concatenate([_with_cross(picture, state.y // s, state.x // s, CROSSHAIR, arm=11), plot])
+
+
+@styled
+def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
+    """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
+    height, width = inspections[0].size
+    main_height = MAIN * height / width
+    level_shape = render_level(state, inspections[0], 0).shape
+    level_height = LEVEL * level_shape[0] / level_shape[1]
+    block = HEAD + main_height + HEAD + level_height + CAPTION
+    total = block * len(inspections) + LEGEND
+    figure = plt.figure(figsize=(WIDTH, total))
+
+    def place(left: float, top: float, wide: float, high: float) -> Axes:
+        axis = figure.add_axes([left / WIDTH, (total - top - high) / total, wide / WIDTH, high / total])
+        axis.set_axis_off()
+        return axis
+
+    for i, inspection in enumerate(inspections):
+        top = i * block + HEAD
+        axis = place(MARGIN, top, MAIN, main_height)
+        axis.imshow(render(state, inspection), aspect="auto", interpolation="auto")
+        axis.set_title(f"{inspection.model.name}  on  {inspection.picture.name}")
+        text_left = MARGIN + MAIN + 0.25
+        _write(place(text_left, top, WIDTH - text_left - MARGIN, main_height), state, inspection)
+        top += main_height + HEAD
+        for index, level in enumerate(readout(state, inspection).levels):
+            axis = place(MARGIN + index * (LEVEL + GAP), top, LEVEL, level_height)
+            axis.imshow(render_level(state, inspection, index), aspect="auto", interpolation="auto")
+            axis.set_title(level.name)
+            size = f"{level.size[0]}x{level.size[1]}"
+            axis.set_title(size, loc="right", fontsize=8.2, fontweight="normal", color=MUTED)
+            text = "\n".join(textwrap.fill(fact, int(LEVEL * 17)) for fact in level.facts())
+            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7.3, color=INK, linespacing=1.3)
+    handles = legend_patches(inspections[0].protocol, ignored=False)
+    figure.legend(handles=handles, ncols=8, loc="lower center", fontsize=8.5)
+    return figure
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -82,30 +120,26 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _strided(maps: Tensor, inspection: Inspection) -> Tensor:
-    return maps[..., :: inspection.stride, :: inspection.stride]
+def _image(inspection: Inspection) -> np.ndarray:
+    """(h, w, 3) float32."""
+    return as_array(inspection.drawn(inspection.picture.image)).astype(np.float32)
 
 
 def _layer(state: State, inspection: Inspection) -> tuple[np.ndarray, np.ndarray]:
     """The view's colors (h, w, 3) and a mask (h, w) of the pixels where they are drawn."""
-    protocol = inspection.protocol
-    ids = _strided(inspection.ids, inspection)
-    if state.view == "prediction":
-        return colorize(ids, protocol), _is_shown(ids, state)
-    if state.view == "confidence":
-        confidence = _strided(inspection.probabilities, inspection).amax(0).numpy()
-        return CONFIDENCE[(255 * confidence).round().astype(np.uint8)], _is_shown(ids, state)
-    if state.view == "image" or inspection.label is None:
+    protocol, label = inspection.protocol, inspection.picture.label
+    ids = shown = inspection.drawn(inspection.ids)
+    if state.view == "image" or state.view not in inspection.views:
         return np.zeros((*ids.shape, 3)), np.zeros(ids.shape, bool)
-    label = _strided(inspection.label, inspection)
-    drawn = _is_shown(label, state) & (label < protocol.num_classes).numpy()
-    if state.view == "true classes":
-        return colorize(label, protocol), drawn
-    return np.where((ids != label).numpy()[..., None], np.uint8(VERMILION), np.uint8(GRAY)), drawn
-
-
-def _is_shown(ids: Tensor, state: State) -> np.ndarray:
-    return ~np.isin(ids.numpy(), list(state.hidden))
+    if state.view in LABEL_VIEWS:
+        shown = inspection.drawn(label)
+    drawn = (shown < protocol.num_classes).numpy() & ~np.isin(shown.numpy(), list(state.hidden))
+    if state.view == "errors":
+        return np.where((ids != shown).numpy()[..., None], VERMILION, GRAY), drawn
+    if state.view == "confidence":
+        confidence = inspection.drawn(inspection.probabilities).amax(0).numpy()
+        return CONFIDENCE[(255 * confidence).round().astype(np.uint8)], drawn
+    return colorize(shown, protocol), drawn
 
 
 def _stretched(values: np.ndarray, length: int) -> np.ndarray:
@@ -113,7 +147,7 @@ def _stretched(values: np.ndarray, length: int) -> np.ndarray:
     return values[np.arange(length) * len(values) // length].astype(np.float32)
 
 
-def _plot_line(plot: np.ndarray, values: np.ndarray, color: Color) -> None:
+def _plot_line(plot: np.ndarray, values: np.ndarray, color: tuple[int, int, int]) -> None:
     rows = len(plot) - 3 - (values * (len(plot) - 6)).astype(int)
     previous = np.concatenate([rows[:1], rows[:-1]])
     low, high = np.minimum(rows, previous), np.maximum(rows, previous)
@@ -121,7 +155,7 @@ def _plot_line(plot: np.ndarray, values: np.ndarray, color: Color) -> None:
     plot[(every >= low) & (every <= high + 1)] = color
 
 
-def _with_cross(picture: np.ndarray, y: int, x: int, color: Color, *, arm: int) -> np.ndarray:
+def _with_cross(picture: np.ndarray, y: int, x: int, color: tuple[int, int, int], *, arm: int) -> np.ndarray:
     """A copy with a dark-rimmed cross around (y, x); the pixel itself and its neighbors stay visible."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
@@ -130,3 +164,32 @@ def _with_cross(picture: np.ndarray, y: int, x: int, color: Color, *, arm: int) 
             draw.rectangle((x + start, y - rim, x + end, y + rim), fill)
             draw.rectangle((x - rim, y + start, x + rim, y + end), fill)
     return np.asarray(image)
+
+
+def _write(axis: Axes, state: State, inspection: Inspection) -> None:
+    """Writes the readout of the chosen pixel; the axes' unit is an inch, from the upper left corner."""
+    found, protocol = readout(state, inspection), inspection.protocol
+    box = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
+    axis.set(xlim=(0, box.width), ylim=(box.height, 0))
+    axis.text(0, 0.02, found.prediction, fontsize=17, weight="bold", va="top")
+    where = f"row {found.y}, column {found.x}; true class {found.truth or 'unknown'}; view: {state.view}"
+    axis.text(0, 0.40, where, va="top", fontsize=9, color=MUTED)
+    y = 0.82
+    for name, p in ((found.prediction, found.confidence), *found.others):
+        color = np.array(protocol.palette[protocol.classes.index(name)]) / 255
+        length = box.width * 0.55 * p
+        axis.barh(y, length, left=1.05, height=0.16, color=color, edgecolor=INK, linewidth=0.5)
+        axis.text(0.98, y, name, ha="right", va="center", fontsize=8.5)
+        axis.text(1.12 + length, y, f"{p:.1%}", va="center", fontsize=8.5)
+        y += 0.24
+    y += 0.1
+    pins = [f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pin_readouts(state, inspection)]
+    for text, color, weight in (
+        (inspection.warning, BAD, "bold"),
+        (revision_note(inspection), MUTED, "normal"),
+        (pins and f"Pinned (row, column): {'; '.join(pins)}", INK, "normal"),
+    ):
+        if text:
+            lines = textwrap.fill(text, int(box.width * 14.5))
+            axis.text(0, y, lines, va="top", fontsize=8.2, color=color, weight=weight, linespacing=1.35)
+            y += 0.16 * (len(lines.splitlines()) + 0.8)

@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.inspector import State, inspect, readout, render
 from s2fpn_lib.inspector.export import export_html
-from s2fpn_lib.inspector.sources import dataset_picture, opened_model
+from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.model import build_model
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "31_inspector.ipynb"
@@ -41,9 +41,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def inspection():
     """What the notebook shows first if CamVid is not found."""
-    found = opened_model(RELEASED)
-    picture = dataset_picture(open_dataset("roadscenes", split="val"), INDEX, "protocol", PROTOCOL)
-    return inspect(found.model, picture.image, PROTOCOL, label=picture.label, name=picture.name)
+    picture = Picture.of_dataset(open_dataset("roadscenes", split="val"), INDEX, "protocol", PROTOCOL)
+    return inspect(NamedModel.load(RELEASED), picture, PROTOCOL)
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +211,9 @@ def exported(inspection, tmp_path_factory: pytest.TempPathFactory):
             module.momentum = 1.0
     with torch.no_grad():
         model.train()(
-            model.preprocess(inspection.image[None])
+            model.preprocess(inspection.picture.image[None])
         )  # its norms adapt to the image, which gives distributions with a peak
-    names = {"name": inspection.name, "model_name": "second <v2>"}
-    second = inspect(model, inspection.image, PROTOCOL, label=inspection.label, **names)
-    both = replace(inspection, model_name="first"), second
+    both = inspection, inspect(NamedModel("second <v2>", model), inspection.picture, PROTOCOL)
     path = tmp_path_factory.mktemp("export") / "page.html"
     state = State(y=208, x=168).pinned()
     return export_html(path, state, both), both

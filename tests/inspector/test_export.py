@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2fpn_lib.inspector import State, export, readout, render
-from s2fpn_lib.inspector.figure import inspection_figure
+from s2fpn_lib.inspector import State, export, readout
 from tests.inspecting import SIZE, distribution, inspection
 
 STATE = State(y=20, x=30, hidden=frozenset({2, 1}), pins=((9, 8),))
@@ -43,7 +42,7 @@ def unpacked(text, dtype):
 def test_save_writes_picture_and_record(both, tmp_path):
     picture, record = export.save_inspection(tmp_path / "new", STATE, both)
     found = json.loads(record.read_text())
-    assert (found["image"], found["protocol"], found["size"]) == (both[0].name, "roadscenes", list(SIZE))
+    assert (found["image"], found["protocol"], found["size"]) == (both[0].picture.name, "roadscenes", list(SIZE))
     expected_state = {"y": 20, "x": 30, "view": "prediction", "opacity": 0.55, "hidden": [1, 2], "pins": [[9, 8]]}
     assert found["state"] == expected_state
     for model, own in zip(found["models"], both, strict=True):
@@ -51,8 +50,8 @@ def test_save_writes_picture_and_record(both, tmp_path):
         assert model["pixel"]["prediction"] == expected.prediction
         assert model["pixel"]["levels"][3]["top"] == [list(each) for each in expected.levels[3].top]
         assert (model["pins"][0]["y"], model["pins"][0]["x"]) == (9, 8)
-        assert (model["name"], model["revision"]) == (own.model_name, own.revision)
-        assert (model["provenance"], model["warning"]) == (own.provenance, own.warning)
+        assert (model["name"], model["revision"]) == (own.model.name, own.revision)
+        assert (model["provenance"], model["warning"]) == (own.model.provenance, own.warning)
     assert {"torch", "git_sha"} <= found["environment"].keys()
     assert Image.open(picture).size[0] > 1000
 
@@ -64,19 +63,9 @@ def test_file_name_depends_on_everything_shown(both):
     others = {
         export.file_stem(replace(STATE, hidden=frozenset()), both),
         export.file_stem(STATE, both[:1]),
-        export.file_stem(STATE, (both[0], replace(both[1], model_name="three"))),
+        export.file_stem(STATE, (both[0], replace(both[1], model=replace(both[1].model, name="three")))),
     }
     assert len(others | {stem}) == 4
-
-
-def test_still_figure_shows_models_and_levels(both):
-    figure = inspection_figure(STATE, both)
-    pictures = [axis for axis in figure.axes if axis.images]
-    assert len(pictures) == 2 * (1 + 4)
-    assert (pictures[0].images[0].get_array() == render(STATE, both[0])).all()
-    texts = [text.get_text().replace("\n", " ") for axis in figure.axes for text in axis.texts]
-    assert {readout(STATE, each).prediction for each in both} | {"untrained"} <= set(texts)
-    assert any(text.startswith("Pinned (row, column): 9, 8: ") for text in texts)
 
 
 def test_page_loads_nothing_from_a_network(page):
@@ -106,7 +95,7 @@ def test_page_holds_classes_and_probabilities(page, both):
         shares = unpacked(model["shares"], "<u2").reshape(3, *SIZE) / 65535
         np.testing.assert_array_equal(ranked[0], own.ids)
         np.testing.assert_allclose(shares, own.probabilities.topk(3, 0).values, atol=1e-4)
-    np.testing.assert_array_equal(unpacked(data_of(page)["label"], np.uint8).reshape(SIZE), both[0].label)
+    np.testing.assert_array_equal(unpacked(data_of(page)["label"], np.uint8).reshape(SIZE), both[0].picture.label)
 
 
 def test_page_holds_the_captures(page, both):

@@ -8,7 +8,7 @@ import pytest
 
 from s2fpn_lib.inspector import State, readout
 from s2fpn_lib.inspector.numbers import revision_note
-from tests.inspecting import PROTOCOL, SIZE, distribution, inspection
+from tests.inspecting import PROTOCOL, SIZE, distribution, inspection, unlabeled
 
 PIXELS = [(0, 0), (44, 70), (40, 12)]
 
@@ -23,11 +23,11 @@ def test_classes_and_confidence(y, x):
     assert found.confidence == pytest.approx(p.max().item())
     assert [name for name, _ in found.others] == [PROTOCOL.classes[k] for k in order[1:3]]
     assert [value for _, value in found.others] == pytest.approx(p[order[1:3]].tolist())
-    truth = "not labeled" if y == 0 else PROTOCOL.classes[seen.label[y, x]]
+    truth = "not labeled" if y == 0 else PROTOCOL.classes[seen.picture.label[y, x]]
     assert found.truth == truth
     beginning = f"Row {y}, column {x}: {found.prediction}, {found.confidence:.0%} sure"
     assert found.sentence() == f"{beginning}, true class {truth}."
-    assert readout(State(y=y, x=x), replace(seen, label=None)).sentence() == f"{beginning}."
+    assert readout(State(y=y, x=x), unlabeled(seen)).sentence() == f"{beginning}."
 
 
 @pytest.mark.parametrize("strip_axis", ["height", "width"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+from html import escape
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.inspector import State, readout, render, render_level
-from s2fpn_lib.inspector.sources import NamedModel
+from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.inspector.widget import Inspector
 from s2fpn_lib.model import build_model
 from tests.inspecting import PROTOCOL, SIZE, network
@@ -34,9 +35,8 @@ def passes():
 @pytest.fixture
 def inspector(passes, dataset, tmp_path):
     model = NamedModel("first", network(), {"checkpoint": "first.safetensors"})
-    widget = Inspector(model, PROTOCOL, dataset=dataset, size=SIZE, results=tmp_path)
-    widget.open_index(0)
-    return widget
+    picture = Picture.of_dataset(dataset, 0, SIZE, PROTOCOL)
+    return Inspector([model], dataset, picture, PROTOCOL, size=SIZE, results=tmp_path)
 
 
 def shows(canvas, pixels):
@@ -56,16 +56,6 @@ def png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def test_before_the_first_image(dataset, passes):
-    inspector = Inspector(NamedModel("first", network()), PROTOCOL, dataset=dataset)
-    assert "No image yet" in inspector.status.value
-    assert inspector.stage.children == ()
-    assert all(control.disabled for control in inspector.view_controls.controls)
-    assert inspector.image_controls.upload_label.disabled
-    inspector.legend.none.click()
-    assert (inspector.error, passes) == ("", [])
 
 
 def test_click_runs_no_forward_pass(inspector, passes):
@@ -132,7 +122,7 @@ def test_another_image_runs_again_and_removes_the_pins(inspector, passes, datase
     hook = network().register_forward_pre_hook(lambda *_: status.append(inspector.status.value))
     inspector.image_controls.index.value = 2
     hook.remove()
-    assert inspector.picture.name == dataset.names[2]
+    assert inspector.inspections[0].picture.name == dataset.names[2]
     assert len(passes) == 2
     assert inspector.state.pins == ()
     assert dataset.names[2] in inspector.image_controls.what.value
@@ -151,28 +141,27 @@ def test_two_models(inspector, passes):
     assert "two gates per image column" in inspector.panels[0].note.value
     assert "its own distribution" in inspector.panels[1].note.value
     inspector.image_controls.stop.click()
-    assert [each.name for each in inspector.models] == ["first"]
+    assert [each.model.name for each in inspector.inspections] == ["first"]
     assert len(inspector.stage.children) == 1
 
 
 def test_second_model_by_name(inspector):
     inspector.image_controls.second.value = "s2fpn_lite-camvid"
     inspector.image_controls.compare.click()
-    assert inspector.error == ""
-    assert [each.name for each in inspector.models] == ["first", "s2fpn_lite-camvid"]
+    assert inspector.message.value == ""
+    assert [each.model.name for each in inspector.inspections] == ["first", "s2fpn_lite-camvid"]
     inspector.image_controls.second.value = "s2fpn_lite-camvit"
     inspector.image_controls.compare.click()
-    assert "Did you mean 's2fpn_lite-camvid'?" in inspector.error
+    assert escape("Did you mean 's2fpn_lite-camvid'?") in inspector.message.value
     assert "Opening the second model failed." in inspector.message.value
     with pytest.raises(ValueError, match="third predicts 5 classes, but roadscenes has 11"):
         inspector.compare(NamedModel("third", build_model("s2fpn_lite", num_classes=5)))
-    assert len(inspector.models) == 2
+    assert len(inspector.inspections) == 2
 
 
 def test_untrained_model_keeps_its_warning(dataset):
     untrained = NamedModel("first", build_model("s2fpn_lite", num_classes=11).eval())
-    inspector = Inspector(untrained, PROTOCOL, dataset=dataset, size=SIZE)
-    inspector.open_index(0)
+    inspector = Inspector([untrained], dataset, Picture.of_dataset(dataset, 0, SIZE, PROTOCOL), PROTOCOL)
     for _ in range(2):
         assert 'role="alert"' in inspector.message.value
         assert "first: This network is untrained" in inspector.message.value
@@ -184,21 +173,21 @@ def test_image_by_path_and_label_by_upload(inspector, tmp_path):
     inspector.view_controls.view.value = "errors"
     inspector.image_controls.path.value = str(tmp_path / "own.png")
     inspector.image_controls.open_path.click()
-    assert (inspector.error, inspector.picture.name) == ("", "own.png")
+    assert (inspector.message.value, inspector.inspections[0].picture.name) == ("", "own.png")
     assert inspector.state.view == "prediction", "there are no errors without a label"
     assert "errors" not in inspector.view_controls.view.options
     inspector.image_controls.upload_label.value = upload("label.png", png(np.full((50, 70), 3, np.uint8)))
-    assert inspector.error == ""
+    assert inspector.message.value == ""
     assert "errors" in inspector.view_controls.view.options
     assert readout(inspector.state, inspector.inspections[0]).truth == PROTOCOL.classes[3]
 
 
 def test_uploads(inspector, passes):
     inspector.image_controls.upload.value = upload("up.png", png(np.zeros((40, 40, 3), np.uint8)))
-    assert (inspector.error, inspector.picture.name) == ("", "up.png")
+    assert (inspector.message.value, inspector.inspections[0].picture.name) == ("", "up.png")
     assert len(passes) == 2
     inspector.image_controls.upload.value = upload("broken.png", b"no image")
-    assert inspector.picture.name == "up.png"
+    assert inspector.inspections[0].picture.name == "up.png"
     message = inspector.message.value
     for part in ('role="alert"', "Opening the upload failed.", "broken.png: cannot", "What to do:", "Traceback"):
         assert part in message
@@ -208,7 +197,7 @@ def test_uploads(inspector, passes):
 
 def test_errors_are_shown_and_escaped(inspector, monkeypatch):
     inspector.image_controls.open_path.click()
-    assert "Opening the image failed. ValueError: no path is given" in inspector.error
+    assert "Opening the image failed.</b> no path is given<br>" in inspector.message.value
 
     def fail(*_, **__):
         raise RuntimeError("<b>out of memory</b>")
@@ -219,7 +208,7 @@ def test_errors_are_shown_and_escaped(inspector, monkeypatch):
     assert "<b>out of memory" not in inspector.message.value
     monkeypatch.setattr("s2fpn_lib.inspector.widget.inspect", fail)
     inspector.image_controls.index.value = 1
-    assert inspector.error.startswith("Opening the image failed. RuntimeError")
+    assert "Opening the image failed." in inspector.message.value
     assert inspector.image_controls.index.value == 0, "the field shows the open image"
     assert inspector.status.value == ""
 
@@ -227,12 +216,12 @@ def test_errors_are_shown_and_escaped(inspector, monkeypatch):
 def test_save_and_export(inspector, tmp_path):
     inspector.view_controls.save.click()
     inspector.view_controls.export.click()
-    assert inspector.error == ""
+    assert inspector.message.value == ""
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".html", ".json", ".png"]
     assert next(tmp_path.glob("*.html")).name in inspector.status.value
     inspector.results = tmp_path / "file"
     inspector.results.write_text("")
     inspector.view_controls.save.click()
-    assert inspector.error.startswith("Saving failed.")
+    assert "Saving failed." in inspector.message.value
     inspector.view_controls.export.click()
-    assert inspector.error.startswith("Exporting failed.")
+    assert "Exporting failed." in inspector.message.value

@@ -10,6 +10,7 @@ from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.evaluate import evaluate, predict_logits
 from s2fpn_lib.inference import export_onnx, export_program, onnx_difference, optimize_for_inference, simplify
 from s2fpn_lib.inspector import inspect
+from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import macs_by_part, measure_complexity
 from s2fpn_lib.model.modes import evaluation_mode
@@ -69,7 +70,7 @@ CALLERS = {
     "attention_statistics": lambda model, x, path: attention_statistics(
         model, open_dataset("roadscenes", split="val"), limit=1
     ),
-    "inspect": lambda model, x, path: inspect(model, PICTURE[0], PROTOCOL),
+    "inspect": lambda model, x, path: inspect(NamedModel("", model), Picture("", PICTURE[0], (64, 64)), PROTOCOL),
     "an error": fail,
 }
 
