@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from s2fpn_lib.data import get_protocol, open_dataset
-from s2fpn_lib.data.cityscapes import to_label_ids
+from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import read_image
 from s2fpn_lib.evaluate import predict_logits
 from s2fpn_lib.model import build_model

@@ -1,4 +1,4 @@
-"""Which checkpoint a score belongs to."""
+"""The checkpoint that a score belongs to, and the demo network."""
 
 import hashlib
 import json
@@ -7,10 +7,12 @@ import os
 from s2fpn_lib.checkpoint import save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.model import build_model
+from s2fpn_lib.runs import RunDirectory, read_json, write_json
 from s2fpn_lib.workbench.provenance import (
     DEMO_RUN,
     checkpoint_provenance,
     default_checkpoint,
+    demo_checkpoint,
     describe_switches,
     newest_run,
     recipe_hashes,
@@ -27,7 +29,7 @@ def run_folder(root, name, when):
     return folder
 
 
-def test_newest_run_finished_last_and_is_no_stand_in(tmp_path):
+def test_newest_run_is_not_a_demo_network(tmp_path):
     assert newest_run(tmp_path) is None
     run_folder(tmp_path, f"train/{DEMO_RUN}", 900)
     assert newest_run(tmp_path) is None
@@ -69,9 +71,9 @@ def test_provenance_describes_the_chosen_file(tmp_path):
     assert "secret" not in row
 
 
-def test_a_foreign_checkpoint_is_described_by_its_network(tmp_path):
+def test_published_checkpoint_is_described_by_its_network(tmp_path):
     path = tmp_path / "model_150.pth"
-    path.write_bytes(b"foreign")
+    path.write_bytes(b"published")
     assert "model" not in checkpoint_provenance(path)
     row = checkpoint_provenance(path, build_model("s2fpn18", revision="v2", num_classes=19).config)
     assert (row["model"], row["revision"], row["switches"]) == ("s2fpn18", "v2", "none")
@@ -98,3 +100,20 @@ def test_hashes_tell_repetitions_and_networks_trained_alike():
 def test_switches_in_words():
     assert describe_switches({"ssam": True, "strip_axis": "height"}) == "none"
     assert describe_switches({"strip_axis": "width", "crb": False}) == "crb=False strip_axis=width"
+
+
+def test_demo_network_of_another_recipe_is_replaced(tmp_path, monkeypatch):
+    trained = []
+
+    def fake_train(config, *, run_dir):
+        RunDirectory(run_dir).claim(config.recipe(), TrainConfig().recipe())
+        trained.append(config)
+        return type("Result", (), {"run_dir": run_dir})
+
+    monkeypatch.setattr("s2fpn_lib.workbench.provenance.train", fake_train)
+    folder = demo_checkpoint(tmp_path)
+    recipe = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**recipe, "epochs": recipe["epochs"] + 1})
+    assert demo_checkpoint(tmp_path) == folder
+    assert read_json(folder / "config.json") == recipe
+    assert len(trained) == 2
