@@ -1,13 +1,10 @@
-"""What lies under the results folder: training runs, curves, evaluations, and speed rows, read afresh by every call.
+"""What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call.
 
-In every function, root None means the results folder. Demo networks (`provenance.DEMO_RUN`), which are trained for
-seconds to have something to show, are no training runs.
+Demo networks (`provenance.DEMO_RUN`), which are trained for seconds to have something to show, are no training runs.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +17,57 @@ from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.model import ENCODERS, build_model
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION
-from s2fpn_lib.runs import read_json, read_rows, results_root
+from s2fpn_lib.runs import read_json, read_rows
 from s2fpn_lib.workbench.provenance import DEMO_RUN, describe_switches, recipe_hashes
 
 PLACE = ("device", "height", "width", "batch", "stage")  # speeds can only be compared if they agree in these
 METHOD = ("network", "revision", "backend", "precision")  # what was timed, and how it was executed
 
 
-def collect_runs(root: str | Path | None = None) -> pd.DataFrame:
+def collect_runs(root: str | Path) -> pd.DataFrame:
     """One row per finished training run: its result.json, hashes of its recipe, and its folder `run`.
 
-    A run of a study also has `study` and `variant`.
+    `study` and `variant` are None outside of studies.
     """
-    root = Path(root or results_root())
     rows = []
-    for path in sorted(root.rglob("result.json")):
-        if (path.parent / "config.json").exists() and path.parent.name != DEMO_RUN:
-            recipe = read_json(path.parent / "config.json")
-            variant = path.parent.parent / "variant.json"
+    for run, path in sorted(_find(root, "result.json").items()):
+        if path.with_name("config.json").exists():
+            recipe = read_json(path.with_name("config.json"))
+            variant = path.parents[1] / "variant.json"
             names = read_json(variant) if variant.exists() else {}
-            rows.append(
-                {
-                    "run": path.parent.relative_to(root).as_posix(),
-                    **read_json(path),
-                    "switches": describe_switches(recipe.get("switches", {})),
-                    **recipe_hashes(recipe),
-                    **{key: names[key] for key in ("study", "variant") if key in names},
-                }
-            )
+            switches = describe_switches(recipe.get("switches", {}))
+            of_study = {key: names.get(key) for key in ("study", "variant")}
+            rows.append({"run": run, **read_json(path), "switches": switches, **recipe_hashes(recipe), **of_study})
     return pd.DataFrame(rows)
 
 
-def collect_curves(root: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
+def collect_curves(root: str | Path) -> dict[str, list[dict[str, Any]]]:
     """{run: rows of its metrics.jsonl} of finished and unfinished runs, the most recently written run last."""
-    root = Path(root or results_root())
-    found = {}
-    for path in _oldest_first(root.rglob("metrics.jsonl")):
-        if path.parent.name != DEMO_RUN and (rows := read_rows(path)):
-            found[path.parent.relative_to(root).as_posix()] = rows
-    return found
+    return {run: rows for run, path in _find(root, "metrics.jsonl").items() if (rows := read_rows(path))}
 
 
-def collect_evaluations(root: str | Path | None = None) -> dict[str, Evaluation]:
+def collect_evaluations(root: str | Path) -> dict[str, Evaluation]:
     """{folder: evaluation} of every evaluation.json, the most recently written one last; demo networks included."""
-    root = Path(root or results_root())
-    paths = _oldest_first(root.rglob("evaluation.json"))
-    return {path.parent.relative_to(root).as_posix(): Evaluation.load(path) for path in paths}
+    return {folder: Evaluation.load(path) for folder, path in _find(root, "evaluation.json").items()}
 
 
-def collect_speed(root: str | Path | None = None) -> pd.DataFrame:
+def _find(root: str | Path, name: str) -> dict[str, Path]:
+    """{folder under `root`: path} of the files with this name outside of demo runs, the most recently written last."""
+    paths = [path for path in Path(root).rglob(name) if path.parent.name != DEMO_RUN]
+    paths.sort(key=lambda path: (path.stat().st_mtime_ns, path))
+    return {path.parent.relative_to(root).as_posix(): path for path in paths}
+
+
+def collect_speed(root: str | Path) -> pd.DataFrame:
     """Every row of the files speed*.jsonl, with its `file`."""
-    root = Path(root or results_root())
-    rows = [(path, row) for path in sorted(root.rglob("speed*.jsonl")) for row in read_rows(path)]
+    rows = [(path, row) for path in sorted(Path(root).rglob("speed*.jsonl")) for row in read_rows(path)]
     return pd.DataFrame([{"file": path.relative_to(root).as_posix(), **row} for path, row in rows])
 
 
 def latest_speed(speed: pd.DataFrame) -> pd.DataFrame:
     """The last of repeated measurements; a row with a score (it names a protocol) does not repeat one without."""
-    keys = [c for c in (*PLACE, *METHOD, "protocol") if c in speed]
     ordered = speed.sort_values("time", kind="stable") if "time" in speed else speed
-    return ordered.drop_duplicates(keys, keep="last") if keys else ordered
+    return ordered[~ordered.reindex(columns=[*PLACE, *METHOD, "protocol"]).duplicated(keep="last")]
 
 
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -108,18 +96,17 @@ def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
 
 def is_demo(rows: pd.DataFrame) -> pd.Series:
     """For each row, whether its checkpoint is that of a demo network."""
-    checkpoints = rows["checkpoint"] if "checkpoint" in rows else pd.Series("", index=rows.index)
-    return checkpoints.astype(str).str.startswith(f"{DEMO_RUN}/")
+    return rows.reindex(columns=["checkpoint"])["checkpoint"].astype(str).str.startswith(f"{DEMO_RUN}/")
 
 
 @functools.cache
 def network_cost(model: str, revision: str, switches: str, num_classes: int, size: tuple[int, int]) -> Complexity:
     """Parameters and multiply-accumulates of a network as rows name it, counted without computing anything.
 
-    switches: as `checkpoint_provenance` writes them: "none", or "ssam=False strip_axis=width".
+    switches: as `describe_switches` writes them: "none", or "ssam=False strip_axis=width".
     """
-    pairs = [word.split("=", 1) for word in switches.split() if switches != "none"]
-    given = {name: yaml.safe_load(value) for name, value in pairs}
+    words = [] if switches == "none" else switches.split()
+    given = {name: yaml.safe_load(value) for name, value in (word.split("=") for word in words)}
     with torch.device("meta"):  # shapes without values
         network = build_model(model, revision=revision, num_classes=num_classes, **given)
     return measure_complexity(network, size)
@@ -127,17 +114,14 @@ def network_cost(model: str, revision: str, switches: str, num_classes: int, siz
 
 def with_cost(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `parameters` and `gmacs` at each row's protocol; missing if the network is not known."""
-    parameters, gmacs = [], []
-    for row in frame.to_dict("records"):
-        known = row.get("model") in ENCODERS and not pd.isna(row.get("revision"))
-        if known:
-            protocol = get_protocol(row["protocol"])
-            switches = "none" if pd.isna(row.get("switches")) else row["switches"]
-            cost = network_cost(row["model"], row["revision"], switches, protocol.num_classes, protocol.size)
-        parameters.append(cost.parameters if known else pd.NA)
-        gmacs.append(cost.gigamacs if known else float("nan"))
-    return frame.assign(parameters=pd.array(parameters, dtype="Int64"), gmacs=gmacs)
-
-
-def _oldest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path))
+    costs = []
+    for row in frame.reindex(columns=["model", "revision", "switches", "protocol"]).itertuples():
+        if row.model not in ENCODERS or pd.isna(row.revision):
+            costs.append((None, None))
+        else:
+            protocol = get_protocol(row.protocol)
+            switches = "none" if pd.isna(row.switches) else row.switches
+            cost = network_cost(row.model, row.revision, switches, protocol.num_classes, protocol.size)
+            costs.append((cost.parameters, cost.gigamacs))
+    types = {"parameters": "Int64", "gmacs": "float64"}
+    return frame.join(pd.DataFrame(costs, columns=list(types), index=frame.index).astype(types))

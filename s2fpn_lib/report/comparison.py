@@ -4,13 +4,10 @@ An evaluation's folder keeps a few samples (image, label, prediction) in samples
 networks whose weights or data no longer exist.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +20,10 @@ from s2fpn_lib.viz.images import as_array, colorize, image_grid, predicted
 from s2fpn_lib.viz.style import styled
 
 SAMPLES = "samples.npz"
+SHOWN = 3  # images per comparison
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One scored image: (3, H, W) uint8, label and prediction (H, W) uint8, and the protocol's name."""
 
     image: Tensor
@@ -37,19 +34,16 @@ class Sample:
 
 def save_samples(
     folder: str | Path, model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], **views: Any
-) -> Path:
+) -> None:
     """Predicts the chosen samples as `evaluate` does (views: see `predict_logits`) and writes them to samples.npz."""
-    arrays: dict[str, np.ndarray] = {"protocol": np.array(dataset.protocol.name)}
+    arrays: dict[str, Any] = {"protocol": np.array(dataset.protocol.name)}
     for index in indices:
+        name = dataset.names[index]
         image, label = dataset[index]
         prediction = predicted(model, image, dataset.protocol.size, **views)
-        name = dataset.names[index]
-        arrays |= {f"image:{name}": image.numpy(), f"label:{name}": label.numpy()}
-        arrays[f"prediction:{name}"] = prediction.numpy()
-    path = Path(folder) / SAMPLES
-    with atomic_file(path) as file:
+        arrays |= {f"image:{name}": image, f"label:{name}": label, f"prediction:{name}": prediction}
+    with atomic_file(Path(folder) / SAMPLES) as file:
         np.savez_compressed(file, **arrays)
-    return path
 
 
 def load_samples(folder: str | Path) -> dict[str, Sample]:
@@ -61,57 +55,39 @@ def load_samples(folder: str | Path) -> dict[str, Sample]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        with np.load(path) as stored:
+            arrays = dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, or evaluate again") from error
-    names = [name.partition(":")[2] for name in arrays if name.startswith("image:")]
-    return {
-        name: Sample(
-            *(torch.from_numpy(arrays[f"{part}:{name}"]) for part in ("image", "label", "prediction")),
-            str(arrays["protocol"]),
-        )
-        for name in names
-    }
+    protocol = str(arrays.pop("protocol"))
+    samples = {}
+    for name in (key.removeprefix("image:") for key in arrays if key.startswith("image:")):
+        parts = [torch.from_numpy(arrays[f"{part}:{name}"]) for part in ("image", "label", "prediction")]
+        samples[name] = Sample(*parts, protocol)
+    return samples
 
 
 @styled
-def compare(networks: Mapping[str, Mapping[str, Sample]], *, count: int = 3, width: float = 11.0) -> Figure:
-    """Image | label | one prediction per network, for the first `count` images that all networks have.
-
-    networks: {name: samples of `load_samples`}, all of one protocol, in the order of the columns.
-
-    Raises ValueError if the networks have no image in common, or more than one protocol.
-    """
-    protocols = {sample.protocol for samples in networks.values() for sample in samples.values()}
-    if len(protocols) > 1:
-        raise ValueError(f"refusing to compare pictures of {len(protocols)} protocols: {', '.join(sorted(protocols))}")
-    shared = _common_names(networks)[:count]
-    if not shared:
-        raise ValueError("these networks have no image in common")
-    protocol = get_protocol(protocols.pop())
-    first = next(iter(networks.values()))
-    rows = [
-        [
-            as_array(first[name].image),
-            colorize(first[name].label, protocol),
-            *(colorize(samples[name].prediction, protocol) for samples in networks.values()),
-        ]
-        for name in shared
-    ]
-    return image_grid(rows, ["image", "label", *networks], shared, protocol, width)
-
-
 def compare_evaluations(names: Mapping[str, str], root: str | Path) -> Figure | None:
-    """`compare` for evaluations under `root` that kept samples; None if fewer than two have an image in common.
+    """Image | label | one prediction per network, for the first `SHOWN` images that all evaluations with samples kept.
 
-    names: {name: folder of the evaluation}, of `evaluation_names`.
+    names: {name: folder of the evaluation under `root`}, of `evaluation_names`, in the order of the columns.
+
+    Returns None if fewer than two evaluations have an image in common. Raises ValueError for more than one protocol.
     """
     kept = {name: samples for name, folder in names.items() if (samples := load_samples(Path(root) / folder))}
-    return compare(kept) if len(kept) > 1 and _common_names(kept) else None
-
-
-def _common_names(networks: Mapping[str, Mapping[str, Sample]]) -> list[str]:
-    """Ids of the images that every network has, in the first one's order."""
-    first, *others = networks.values()
-    return [name for name in first if all(name in other for other in others)]
+    protocols = sorted({sample.protocol for samples in kept.values() for sample in samples.values()})
+    if len(protocols) > 1:
+        raise ValueError(f"refusing to compare pictures of {len(protocols)} protocols: {', '.join(protocols)}")
+    if len(kept) < 2:
+        return None
+    first, *others = kept.values()
+    shared = [name for name in first if all(name in other for other in others)][:SHOWN]
+    if not shared:
+        return None
+    protocol = get_protocol(protocols[0])
+    rows = []
+    for name in shared:
+        predictions = [colorize(samples[name].prediction, protocol) for samples in kept.values()]
+        rows.append([as_array(first[name].image), colorize(first[name].label, protocol), *predictions])
+    return image_grid(rows, ["image", "label", *kept], shared, protocol, width=11.0)

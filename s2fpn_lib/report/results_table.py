@@ -5,10 +5,7 @@ per_class.csv and per_class.parquet hold the evaluations in long form, one row p
 where values are percentages. `pd.read_csv(path, dtype=COLUMNS)` reads a CSV file back with its types.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -16,7 +13,7 @@ from s2fpn_lib.data import get_protocol
 from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.report.collect import collect_evaluations, collect_runs, evaluation_rows, is_demo, with_cost
 from s2fpn_lib.report.tables import SCORES
-from s2fpn_lib.runs import atomic_file, results_root, write_atomic
+from s2fpn_lib.runs import atomic_file, write_atomic
 
 TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"  # pandas' types that know missing values
 
@@ -25,8 +22,7 @@ COLUMNS = {
     **dict.fromkeys(("measured_by", "folder", "study", "variant", "dataset", "protocol", "split"), TEXT),
     **dict.fromkeys(("images", "images_in_split"), COUNT),  # images: scored ones
     **dict.fromkeys(("model", "revision", "switches"), TEXT),
-    "parameters": COUNT,  # of the inference path
-    "gmacs": NUMBER,  # 1e9 multiply-accumulates of one image of the protocol's size
+    **{"parameters": COUNT, "gmacs": NUMBER},  # of the inference path; 1e9 multiply-accumulates per image
     **dict.fromkeys(("trained_on", "train_split", "pretraining"), TEXT),
     **dict.fromkeys(("seed", "epoch"), COUNT),  # epoch: finished ones, in the checkpoint
     # config_hash_without_seed is the same for repetitions; training_recipe, the hash of the config without seed and
@@ -34,77 +30,56 @@ COLUMNS = {
     **dict.fromkeys(("checkpoint", "checkpoint_sha", "checkpoint_rule", "config_hash"), TEXT),
     **dict.fromkeys(("config_hash_without_seed", "training_recipe", "git_sha"), TEXT),
     **dict.fromkeys(("device", "amp", "scales"), TEXT),  # device: that computed the score
-    "flip": FLAG,
-    "window": TEXT,
+    **{"flip": FLAG, "window": TEXT},
     "convention": TEXT,  # of miou_percent; published_miou_percent has the published code's
     **{f"{score}_percent": NUMBER for score in SCORES},
 }
-CLASS_SCORES = ("iou", "precision", "recall", "boundary_f", "label_share")
 CLASS_COLUMNS = {
     **dict.fromkeys(("folder", "protocol", "split", "class"), TEXT),  # folder: as in the results table
-    **{f"{score}_percent": NUMBER for score in CLASS_SCORES},
+    **{f"{score}_percent": NUMBER for score in ("iou", "precision", "recall", "boundary_f", "label_share")},
 }
 
 
-def results_table(root: str | Path | None = None) -> pd.DataFrame:
-    """Every measurement under `root` (None: the results folder), one per row, columns and types as in `COLUMNS`.
+def results_table(root: str | Path) -> pd.DataFrame:
+    """Every measurement under `root`, one per row, columns and types as in `COLUMNS`.
 
     Demo networks (`provenance.DEMO_RUN`) are left out. Missing values are unknown, never zero.
     """
-    root = Path(root or results_root())
-    rows = [_evaluation_row(row) for row in evaluation_rows(collect_evaluations(root)).to_dict("records")]
-    rows += [_training_row(row) for row in collect_runs(root).to_dict("records")]
-    frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+    evaluated = evaluation_rows(collect_evaluations(root)).rename(columns={"evaluation": "folder"})
+    names = {"run": "folder", "val_split": "split", "dataset": "trained_on", "epochs": "epoch", "val_miou": "miou"}
+    trained = collect_runs(root).rename(columns=names)
+    if len(trained):
+        trained["checkpoint"] = trained["folder"].str.split("/").str[-1] + "/" + trained["checkpoint"]
+    parts = [evaluated.assign(measured_by="evaluation"), trained.assign(measured_by="training", convention=CONVENTION)]
+    frame = pd.concat(parts, ignore_index=True)
+    hashes = {"recipe": "config_hash", "recipe_without_seed": "config_hash_without_seed"}
+    frame = frame.rename(columns=hashes).reindex(columns=[*COLUMNS, *SCORES])
     frame = frame[~is_demo(frame)].sort_values(["measured_by", "folder"])
     frame["dataset"] = [get_protocol(name).dataset for name in frame["protocol"]]
-    return _typed(with_cost(frame), COLUMNS)
+    frame[[f"{score}_percent" for score in SCORES]] = 100 * frame[list(SCORES)].astype(NUMBER)
+    return _typed(with_cost(frame.drop(columns=["parameters", "gmacs"])), COLUMNS)
 
 
-def class_table(root: str | Path | None = None) -> pd.DataFrame:
+def class_table(root: str | Path) -> pd.DataFrame:
     """One row per evaluation under `root` and class, columns and types as in `CLASS_COLUMNS`."""
-    evaluations = collect_evaluations(root)
-    rows = []
-    for folder in sorted(evaluations):
-        evaluation = evaluations[folder]
-        for name, values in evaluation.per_class().iterrows():
-            row = {"folder": folder, "class": name, "checkpoint": evaluation.provenance.get("checkpoint")}
-            row |= {key: evaluation.settings[key] for key in ("protocol", "split")}
-            rows.append(row | {f"{score}_percent": 100 * value for score, value in values.items()})
-    frame = pd.DataFrame(rows)
+    parts = [pd.DataFrame(columns=["checkpoint"])]
+    for folder, evaluation in sorted(collect_evaluations(root).items()):
+        scores = evaluation.per_class().mul(100).add_suffix("_percent").reset_index()
+        known = {key: evaluation.settings[key] for key in ("protocol", "split")}
+        parts.append(scores.assign(folder=folder, checkpoint=evaluation.provenance.get("checkpoint"), **known))
+    frame = pd.concat(parts)
     return _typed(frame[~is_demo(frame)], CLASS_COLUMNS)
 
 
-def write_results(root: str | Path | None = None) -> pd.DataFrame:
+def write_results(root: str | Path) -> pd.DataFrame:
     """Writes `root`/tables/results and per_class as .csv and .parquet, each atomically; returns the results table."""
-    root = Path(root or results_root())
     written = {"results": results_table(root), "per_class": class_table(root)}
     for name, frame in written.items():
-        write_atomic(root / "tables" / f"{name}.csv", frame.to_csv(index=False))
-        with atomic_file(root / "tables" / f"{name}.parquet") as file:
+        path = Path(root) / "tables" / name
+        write_atomic(path.with_suffix(".csv"), frame.to_csv(index=False))
+        with atomic_file(path.with_suffix(".parquet")) as file:
             frame.to_parquet(file, index=False)
     return written["results"]
-
-
-def _evaluation_row(row: dict[str, Any]) -> dict[str, Any]:
-    scores = {f"{score}_percent": 100 * row[score] for score in SCORES}
-    hashes = {"config_hash": row.get("recipe"), "config_hash_without_seed": row.get("recipe_without_seed")}
-    return {**row, **scores, **hashes, "measured_by": "evaluation", "folder": row["evaluation"]}
-
-
-def _training_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **row,
-        "measured_by": "training",
-        "folder": row["run"],
-        "split": row.get("val_split"),
-        "checkpoint": f"{Path(row['run']).name}/{row.get('checkpoint')}",
-        "trained_on": row.get("dataset"),
-        "epoch": row.get("epochs"),
-        "config_hash": row.get("recipe"),
-        "config_hash_without_seed": row.get("recipe_without_seed"),
-        "convention": CONVENTION,
-        "miou_percent": None if pd.isna(row.get("val_miou")) else 100 * row["val_miou"],
-    }
 
 
 def _typed(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:

@@ -4,8 +4,6 @@ Two variants that are trained with one seed share initialization and batches whe
 less than either score. The tables give the mean and the spread of these paired differences over the common seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +14,8 @@ from matplotlib.figure import Figure
 
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.report.tables import REPETITION, fixed, one_protocol, percent, short_names
-from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, RULE, styled
+from s2fpn_lib.report.tables import REPETITION, fixed, one_protocol, over_seeds, percent, short_names
+from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, styled
 
 FULL = "full"
 VARYING = ["variant", "switches", "recipe_without_seed"]  # may differ between a variant and the full network
@@ -25,7 +23,7 @@ PART = ["study", "protocol", "split", "images", "device", "amp", "training_recip
 
 
 def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{title: rows} of studies, in parts that belong into one table: one study and protocol, trained and scored alike.
+    """{title: rows} of one study and protocol, trained and scored alike: the parts that belong into one table.
 
     frame: of `collect.scored_rows`; rows outside of studies are left out. The full network comes first. If a seed was
     trained twice from one recipe, only the last row is kept.
@@ -33,7 +31,7 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if "study" not in frame:
         return {}
     frame = frame[frame["study"].notna()]
-    frame = frame[~frame.duplicated([c for c in (*REPETITION, "seed") if c in frame], keep="last")]
+    frame = frame.drop_duplicates([c for c in (*REPETITION, "seed") if c in frame], keep="last")
     order = [c for c in ("variant", "model", "revision", "seed") if c in frame]
     frame = frame.sort_values(order, key=lambda column: column.mask(column == FULL, ""), kind="stable")
     parts = [rows for _, rows in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False)]
@@ -61,7 +59,7 @@ def reference_variant(rows: pd.DataFrame) -> str | None:
 
 
 def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `is_reference` and `difference`: the mIoU minus that of the full network with the same seed.
+    """The rows with `difference`: the mIoU minus that of the full network with the same seed.
 
     frame: evaluation rows of one protocol (ProtocolMixError) with variant and seed. Partners agree in everything of
     `REPETITION` except `VARYING`. The difference is NaN for the full network and if the full network lacks the seed.
@@ -77,33 +75,21 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
             twice = sorted(reference.index[reference.index.duplicated()].unique())
             raise ValueError(f"the full network was scored more than once with seed {twice}: drop the repetition")
         partner = rows["seed"].map(reference).where(~is_reference)
-        found.append(rows.assign(is_reference=is_reference, difference=rows["miou"] - partner))
+        found.append(rows.assign(difference=rows["miou"] - partner))
     return pd.concat(found)
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per variant: the keys in which its rows agree, `is_reference`, and
+    """`over_seeds` of `miou` and `difference`: one row per variant, with two more columns.
 
-    runs, miou, miou_std over all its seeds; pairs (seeds in common with the full network), difference, difference_std
-    (mean and sample standard deviation over these seeds), and lower (in how many of them the variant is lower).
+    pairs: number of seeds that the full network has too. lower: in how many of them the variant's mIoU is lower.
     """
     rows = with_differences(frame)
-    keys = [c for c in REPETITION if c in frame]
-    return (
-        rows.groupby(keys, dropna=False, sort=False)
-        .agg(
-            is_reference=("is_reference", "first"),
-            runs=("miou", "size"),
-            miou=("miou", "mean"),
-            miou_std=("miou", "std"),
-            pairs=("difference", "count"),
-            lower=("difference", lambda differences: int((differences < 0).sum())),
-            difference=("difference", "mean"),
-            difference_std=("difference", "std"),
-            **{c: (c, "first") for c in ("parameters", "gmacs") if c in rows},
-        )
-        .reset_index()
-    )
+    table = over_seeds(rows, ["miou", "difference"])
+    keys = [c for c in table if c in (*REPETITION, "checkpoint_sha")]
+    differences = rows.groupby(keys, dropna=False, sort=False)["difference"]
+    lower = differences.agg(lambda each: (each < 0).sum())
+    return table.assign(pairs=differences.count().to_numpy(), lower=lower.to_numpy())
 
 
 def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -119,12 +105,11 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     if "switches" in table and (table["switches"] != out["variant"]).any():
         out["switches"] = table["switches"]
     out["runs"] = table["runs"]
-    out["mIoU %"] = [percent(row.miou, row.miou_std) for row in table.itertuples()]
+    out["mIoU %"] = list(map(percent, table["miou"], table["miou_std"]))
     if table["pairs"].any():
-        signs = ["+" if row.difference >= 0 else "" for row in table.itertuples()]
-        texts = [percent(row.difference, row.difference_std) for row in table.itertuples()]
-        out["difference to full, points"] = [s + t if t else "–" for s, t in zip(signs, texts, strict=True)]
-        out["seeds lower"] = [f"{row.lower} of {row.pairs}" if row.pairs else "–" for row in table.itertuples()]
+        lines = list(table.itertuples())
+        out["difference to full, points"] = [percent(x.difference, x.difference_std, sign="+") or "–" for x in lines]
+        out["seeds lower"] = [f"{x.lower} of {x.pairs}" if x.pairs else "–" for x in lines]
         out["published"] = "–"
     return out.assign(**{"parameters M": fixed(table["parameters"] / 1e6, 3), "GMACs": fixed(table["gmacs"], 3)})
 
@@ -140,24 +125,21 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:
         raise ValueError("no variant shares a seed with the full network: there is no difference to draw")
-    points = 100 * rows["difference"].groupby(short_names(rows), sort=False).agg(list).map(np.array)
-    points = points.loc[points.map(np.mean).sort_values().index]
-    reach = max(1e-6, max(np.abs(values).max() for values in points))
-    figure, axis = plt.subplots(figsize=(8.4, 1.1 + 0.42 * len(points)), layout="constrained")
-    for y, values in enumerate(points):
-        mean = values.mean()
-        axis.barh(y, mean, height=0.62, color=BAD if mean < 0 else GOOD, alpha=0.55)
-        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
-        axis.scatter(values, y + np.array(spread), s=20, color=INK, zorder=3, linewidths=0)
-        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        text = f"{mean:+.2f}{spread}  (n {len(values)})"
+    groups = rows["difference"].groupby(short_names(rows), sort=False)
+    means = groups.mean().sort_values()
+    figure, axis = plt.subplots(figsize=(8.4, 1.1 + 0.42 * len(means)), layout="constrained")
+    axis.barh(means.index, 100 * means, height=0.62, color=np.where(means < 0, BAD, GOOD), alpha=0.55)
+    for y, name in enumerate(means.index):
+        values = groups.get_group(name)
+        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else 0
+        axis.scatter(100 * values, y + spread, s=20, color=INK, zorder=3, linewidths=0)
+        text = f"{percent(values.mean(), values.std(), sign='+')}  (n {len(values)})"
         axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
     axis.axvline(0, color=MUTED, linewidth=1)
-    axis.set_yticks(range(len(points)), points.index)
     axis.invert_yaxis()
-    axis.set(xlim=(-1.1 * reach, 1.1 * reach), xlabel="mIoU: difference to the full network, in percentage points")
+    reach = max(1e-6, 110 * rows["difference"].abs().max())
+    axis.set(xlim=(-reach, reach), xlabel="mIoU: difference to the full network, in percentage points")
     axis.grid(axis="y", visible=False)
-    axis.grid(axis="x", color=RULE)
     return figure
 
 
@@ -178,6 +160,5 @@ def full_confusion(rows: pd.DataFrame, evaluations: Mapping[str, Evaluation]) ->
     """The full network's confusion matrix, summed over its seeds; None if the part has no full network."""
     folders = rows.loc[rows["variant"] == reference_variant(rows), "evaluation"]
     matrices = [evaluations[folder].confusion for folder in folders]
-    if not matrices:
-        return None
-    return ConfusionMatrix.from_matrix(sum(each.matrix for each in matrices), matrices[0].ignore_index)
+    total = sum(each.matrix for each in matrices)
+    return ConfusionMatrix.from_matrix(total, matrices[0].ignore_index) if matrices else None

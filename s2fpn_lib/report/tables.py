@@ -1,7 +1,5 @@
 """Evaluation rows as tables: no column mixes two protocols, and every table says how its numbers came about."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -20,9 +18,8 @@ REPETITION = (
     *("model", "revision", "switches", "pretraining", "recipe_without_seed", "training_recipe", "checkpoint_rule"),
     *("convention", "scales", "flip", "window", "device", "amp"),
 )
-HASHES = ("recipe_without_seed", "training_recipe", "checkpoint_sha")
 SCORES = ("miou", "published_miou", "pixel_accuracy", "class_accuracy", "fwiou", "boundary_f")
-# Column headings; the heading of any other stored key is the key with spaces.
+# Column headings that `heading` does not derive from the stored key
 HEADINGS = {
     "miou": "mIoU",
     "published_miou": "mIoU (published convention)",
@@ -38,14 +35,9 @@ HEADINGS = {
     "checkpoint_sha": "checkpoint hash",
     "way": "implementation",
     "fps": "FPS",
-    "p50_ms": "p50 (ms)",
-    "p90_ms": "p90 (ms)",
-    "data_ms": "data (ms)",
     "parameters_m": "parameters (M)",
     "gmacs": "GMACs",
     "peak_mb": "peak memory (MB)",
-    "images_per_s": "images per second",
-    "samples_per_s": "samples per second",
 }
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
@@ -55,8 +47,8 @@ class ProtocolMixError(ValueError):
 
 
 def heading(key: str) -> str:
-    """The words for a stored key: "frequency-weighted IoU" for "fwiou", "pixel accuracy" for "pixel_accuracy"."""
-    return HEADINGS.get(key, key.replace("_", " "))
+    """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data (ms)" for "data_ms"."""
+    return HEADINGS.get(key) or re.sub("_ms$", " (ms)", key).replace("_per_s", " per second").replace("_", " ")
 
 
 def network_name(model: str, revision: str = "") -> str:
@@ -66,11 +58,11 @@ def network_name(model: str, revision: str = "") -> str:
     return f"{name} {revision}".strip()
 
 
-def percent(mean: float, std: float = float("nan"), digits: int = 2) -> str:
-    """0.7123 -> "71.23"; with a standard deviation "71.23 ± 0.41"; empty for an unknown number."""
+def percent(mean: float, std: float | None = None, digits: int = 2, sign: str = "") -> str:
+    """0.7123 -> "71.23"; with a standard deviation "71.23 ± 0.41"; empty for an unknown number. sign: "+" or ""."""
     if pd.isna(mean):
         return ""
-    return f"{100 * mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {100 * std:.{digits}f}")
+    return f"{100 * mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {100 * std:.{digits}f}")
 
 
 def fixed(values: Iterable[float], digits: int) -> list[str]:
@@ -95,10 +87,9 @@ def one_protocol(frame: pd.DataFrame) -> str:
 
     Raises ProtocolMixError that names every protocol found; ValueError if a row has none.
     """
-    if "protocol" not in frame:
-        raise ValueError("these rows have no column 'protocol': a score without its protocol cannot go into a table")
-    if frame["protocol"].isna().any():
-        raise ValueError(f"{int(frame['protocol'].isna().sum())} rows name no protocol: add it before tabulating them")
+    unstated = frame.reindex(columns=["protocol"])["protocol"].isna().sum()
+    if unstated:
+        raise ValueError(f"{unstated} rows name no protocol: a score without its protocol cannot go into a table")
     found = sorted(split_by_protocol(frame))
     if len(found) > 1:
         raise ProtocolMixError(
@@ -113,12 +104,10 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
 
     If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own.
 
-    Returns:
-        One row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
-        `parameters` and `gmacs` where the frame has them.
+    Returns one row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
+    `parameters` and `gmacs` where the frame has them.
 
-    Raises:
-        ProtocolMixError: several protocols. ValueError: a seed occurs twice in a group, so it would count twice.
+    Raises ProtocolMixError for several protocols, and ValueError if a seed would count twice in a group.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]
@@ -137,18 +126,17 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
     return frame.groupby(keys, dropna=False, sort=False).agg(**columns).reset_index()
 
 
-def score_table(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
+def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
 
     Columns with the same value in every row are left out; `provenance` names them.
     """
-    table = over_seeds(frame, scores)
-    names = [network_name(*each) for each in _networks(table)]
-    out = pd.DataFrame({"network": names} | {heading(c): table[c] for c in _differing(table)} | {"runs": table["runs"]})
-    for score in scores:
+    table = over_seeds(frame)
+    out = table[[*_differing(table), "runs"]].rename(columns=heading)
+    out.insert(0, "network", _networks(table))
+    for score in SCORES:
         if score in table:
-            pairs = zip(table[score], table[f"{score}_std"], strict=True)
-            out[f"{heading(score)} %"] = [percent(mean, std) for mean, std in pairs]
+            out[f"{heading(score)} %"] = list(map(percent, table[score], table[f"{score}_std"]))
     if "parameters" in table:
         out["parameters M"], out["GMACs"] = fixed(table["parameters"] / 1e6, 3), fixed(table["gmacs"], 3)
     return out
@@ -177,10 +165,10 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     columns = ["run", "pretraining", "seed", "epochs", "steps", "seconds", "checkpoint_rule"]
     columns += [c for c in RUN_SETTINGS if c in runs and runs[c].nunique(dropna=False) > 1]
     out = runs[[c for c in [*columns, "stopped_by"] if c in runs]].rename(columns=heading)
-    out.insert(1, "network", [network_name(*each) for each in _networks(runs)])
+    out.insert(1, "network", _networks(runs))
     if "seconds" in out:
         out["seconds"] = fixed(out["seconds"], 0)
-    return out.assign(**{f"{heading('val_miou')} %": [percent(value) for value in runs["val_miou"]]})
+    return out.assign(**{f"{heading('val_miou')} %": runs["val_miou"].map(percent)})
 
 
 def baseline_table(rows: pd.DataFrame, root: str | Path) -> pd.DataFrame:
@@ -214,32 +202,31 @@ def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
     for row, network in zip(rows.to_dict("records"), _networks(rows), strict=True):
         words = [] if pd.isna(row.get("variant")) else [row["variant"]]
         if several or not words:
-            words.append(network_name(*network))
-        others = {c: row[c] for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row[c])}
+            words.append(network)
+        others = {c: row[c] for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row.get(c))}
         names.append(", ".join([*words, *(f"seed {v:g}" if c == "seed" else str(v) for c, v in others.items())]))
     return names
 
 
 def evaluation_names(rows: pd.DataFrame) -> dict[str, str]:
     """{short name: folder of the evaluation}; a name has the seed, and the checkpoint's hash or folder if needed."""
-    seed = [c for c in ("seed",) if c in rows]
     for more in ([], ["checkpoint_sha"], ["evaluation"]):
-        names = short_names(rows, [*seed, *(c for c in more if c in rows)])
+        names = short_names(rows, ["seed", *more])
         if len(set(names)) == len(names):
             break
     return dict(zip(names, rows["evaluation"], strict=True))
 
 
-def _networks(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(model, revision) of each row; an unknown model is "unknown network"."""
-    known = rows.reindex(columns=["model", "revision"])
-    return list(zip(known["model"].fillna("unknown network"), known["revision"].fillna(""), strict=True))
+def _networks(rows: pd.DataFrame) -> list[str]:
+    """The name of each row's network; "unknown network" without a model."""
+    known = rows.reindex(columns=["model", "revision"]).fillna({"model": "unknown network", "revision": ""})
+    return list(map(network_name, known["model"], known["revision"]))
 
 
 def _differing(table: pd.DataFrame) -> list[str]:
     """Key columns besides the network in which the rows differ; hashes only if nothing else tells the rows apart."""
     keys = [c for c in table if c in (*REPETITION, "checkpoint_sha") and table[c].nunique(dropna=False) > 1]
-    readable = [c for c in keys if c not in HASHES]
+    readable = [c for c in keys if c not in ("recipe_without_seed", "training_recipe", "checkpoint_sha")]
     told_apart = len(table) < 2 or (readable and not table.duplicated(readable).any())
     return [c for c in (readable if told_apart else keys) if c not in ("model", "revision")]
 
@@ -254,15 +241,21 @@ class TableFolder:
     def save(self, name: str, table: pd.DataFrame, caption: str) -> Styler:
         """Writes <name>.csv, .tex, and .html, each atomically, and returns the table to display.
 
-        caption: where the numbers come from. Characters that cannot be part of a file name become "-".
+        caption: where the numbers come from, shown below the table. Characters of `name` that cannot be part of a file
+        name become "-". Text columns are flush left, numbers flush right.
         """
         name = re.sub(r"[^\w-]+", "-", name)
-        shown = style_table(table, caption, name)
-        write_atomic(self.folder / f"{name}.csv", table.to_csv(index=False))
-        caption, label = escape_latex(caption), f"tab:{name}"
-        latex = table.to_latex(index=False, escape=True, caption=caption, label=label, position="t", na_rep="")
-        write_atomic(self.folder / f"{name}.tex", latex.replace("±", r"$\pm$"))
-        write_atomic(self.folder / f"{name}.html", shown.to_html(doctype_html=True))
+        text = [c for c in table if not table[c].astype(str).str.match(r"([+-]?\d[\d.]*( .*)?|–)?$").all()]
+        below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
+        shown = table.style.hide(axis="index").set_caption(html.escape(caption)).set_uuid(name)
+        shown.format(escape="html", na_rep="", precision=2).format_index(escape="html", axis="columns")
+        shown.set_table_styles({c: [{"selector": "", "props": "text-align: left"}] for c in text})
+        shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
+        options = {"caption": escape_latex(caption), "label": f"tab:{name}", "position": "t", "na_rep": ""}
+        latex = table.to_latex(index=False, escape=True, **options).replace("±", r"$\pm$")
+        texts = {"csv": table.to_csv(index=False), "tex": latex, "html": shown.to_html(doctype_html=True)}
+        for kind, written in texts.items():
+            write_atomic(self.folder / f"{name}.{kind}", written)
         self.written.add(name)
         return shown
 
@@ -271,19 +264,3 @@ class TableFolder:
         for path in self.folder.glob("*"):
             if path.is_file() and path.stem not in self.written:
                 path.unlink()
-
-
-def style_table(table: pd.DataFrame, caption: str, identifier: str) -> Styler:
-    """The table without its index, text columns flush left, numbers flush right, the caption below it."""
-    text = [c for c in table if not table[c].astype(str).str.match(r"([+-]?\d[\d.]*( .*)?|–)?$").all()]
-    left = {c: [{"selector": "", "props": "text-align: left"}] for c in text}
-    below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
-    return (
-        table.style.hide(axis="index")
-        .format(escape="html", na_rep="", precision=2)
-        .format_index(escape="html", axis="columns")
-        .set_caption(html.escape(caption))
-        .set_table_styles(left)
-        .set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
-        .set_uuid(identifier)
-    )

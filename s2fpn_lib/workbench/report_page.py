@@ -1,13 +1,7 @@
-"""The report page: the executed notebook 90_report as one HTML file, without its code.
-
-python -m s2fpn_lib.workbench.report_page results/main/90_report.ipynb results/report.html
-"""
-
-from __future__ import annotations
+"""The report page: the executed notebook 90_report as one HTML file, without its code."""
 
 import html
 import re
-import sys
 from pathlib import Path
 
 import nbformat
@@ -52,7 +46,3 @@ def export_html(notebook: str | Path, target: str | Path) -> Path:
     title = heading[1] if heading else html.escape(Path(notebook).stem)
     write_atomic(target, PAGE.format(title=title, css=CSS.read_text(), body=body))
     return Path(target)
-
-
-if __name__ == "__main__":
-    print(export_html(*sys.argv[1:]))

@@ -6,7 +6,7 @@ import torch
 
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
-from s2fpn_lib.report.comparison import SAMPLES, Sample, compare, load_samples, save_samples
+from s2fpn_lib.report.comparison import SAMPLES, Sample, compare_evaluations, load_samples, save_samples
 from s2fpn_lib.viz.images import colorize, predicted
 
 
@@ -36,16 +36,27 @@ def test_no_file_and_a_damaged_one(tmp_path):
         load_samples(tmp_path)
 
 
-def test_networks_stand_side_by_side_on_the_images_that_all_have():
-    one, two = {"a": sample(1), "b": sample(2)}, {"b": sample(2), "c": sample(3)}
-    figure = compare({"one": one, "two": two})
+def save(folder, **samples):
+    """The file that `save_samples` writes, for samples without a network."""
+    arrays = {f"{part}:{name}": getattr(each, part) for name, each in samples.items() for part in each._fields[:3]}
+    folder.mkdir()
+    np.savez(folder / SAMPLES, protocol=next(iter(samples.values())).protocol, **arrays)
+
+
+def test_networks_side_by_side_on_the_images_that_all_have(tmp_path):
+    save(tmp_path / "x", a=sample(1), b=sample(2))
+    save(tmp_path / "y", b=sample(2), c=sample(3))
+    figure = compare_evaluations({"one": "x", "none": "without-samples", "two": "y"}, tmp_path)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "label", "one", "two"]
     shown = figure.axes[3].images[0].get_array()
-    np.testing.assert_array_equal(shown, colorize(two["b"].prediction, get_protocol("roadscenes")))
+    np.testing.assert_array_equal(shown, colorize(sample(2).prediction, get_protocol("roadscenes")))
 
 
-def test_what_cannot_be_compared():
-    with pytest.raises(ValueError, match="no image in common"):
-        compare({"one": {"a": sample(1)}, "two": {"b": sample(1)}})
+def test_evaluations_that_cannot_be_compared(tmp_path):
+    save(tmp_path / "x", a=sample(1))
+    save(tmp_path / "y", b=sample(1))
+    save(tmp_path / "z", a=sample(1, "camvid-segnet-360x480"))
+    assert compare_evaluations({"one": "x"}, tmp_path) is None
+    assert compare_evaluations({"one": "x", "two": "y"}, tmp_path) is None
     with pytest.raises(ValueError, match="refusing to compare pictures of 2 protocols"):
-        compare({"one": {"a": sample(1)}, "two": {"a": sample(1, "camvid-segnet-360x480")}})
+        compare_evaluations({"one": "x", "two": "z"}, tmp_path)

@@ -26,7 +26,7 @@ def test_two_protocols_never_share_a_column():
     with pytest.raises(tables.ProtocolMixError, match="camvid-segnet-360x480; roadscenes"):
         tables.score_table(mixed)
     assert list(tables.split_by_protocol(mixed)) == ["camvid-segnet-360x480", "roadscenes"]
-    with pytest.raises(ValueError, match="no column 'protocol'"):
+    with pytest.raises(ValueError, match="1 rows name no protocol"):
         tables.over_seeds(pd.DataFrame([{"miou": 1}]))
     with pytest.raises(ValueError, match="1 rows name no protocol"):
         tables.over_seeds(pd.DataFrame([row(), row(protocol=None)]))
