@@ -35,9 +35,9 @@ def collect_runs(root: str | Path) -> pd.DataFrame:
             recipe = read_json(path.with_name("config.json"))
             variant = path.parents[1] / "variant.json"
             names = read_json(variant) if variant.exists() else {}
+            known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
             switches = describe_switches(recipe.get("switches", {}))
-            of_study = {key: names.get(key) for key in ("study", "variant")}
-            rows.append({"run": run, **read_json(path), "switches": switches, **recipe_hashes(recipe), **of_study})
+            rows.append({"run": run, **read_json(path), "switches": switches, **known})
     return pd.DataFrame(rows)
 
 

@@ -79,11 +79,9 @@ def compare_evaluations(names: Mapping[str, str], root: str | Path) -> Figure | 
     protocols = sorted({sample.protocol for samples in kept.values() for sample in samples.values()})
     if len(protocols) > 1:
         raise ValueError(f"refusing to compare pictures of {len(protocols)} protocols: {', '.join(protocols)}")
-    if len(kept) < 2:
-        return None
-    first, *others = kept.values()
+    first, *others = kept.values() or [{}]
     shared = [name for name in first if all(name in other for other in others)][:SHOWN]
-    if not shared:
+    if not others or not shared:
         return None
     protocol = get_protocol(protocols[0])
     rows = []

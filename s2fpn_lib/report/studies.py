@@ -87,9 +87,8 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
     rows = with_differences(frame)
     table = over_seeds(rows, ["miou", "difference"])
     keys = [c for c in table if c in (*REPETITION, "checkpoint_sha")]
-    differences = rows.groupby(keys, dropna=False, sort=False)["difference"]
-    lower = differences.agg(lambda each: (each < 0).sum())
-    return table.assign(pairs=differences.count().to_numpy(), lower=lower.to_numpy())
+    groups = rows.assign(lower=rows["difference"] < 0).groupby(keys, dropna=False, sort=False)
+    return table.assign(pairs=groups["difference"].count().to_numpy(), lower=groups["lower"].sum().to_numpy())
 
 
 def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -245,7 +245,7 @@ class TableFolder:
         name become "-". Text columns are flush left, numbers flush right.
         """
         name = re.sub(r"[^\w-]+", "-", name)
-        text = [c for c in table if not table[c].astype(str).str.match(r"([+-]?\d[\d.]*( .*)?|–)?$").all()]
+        text = [c for c in table if not table[c].astype(str).str.fullmatch(r"([+-]?\d[\d.]*( .*)?|–)?").all()]
         below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
         shown = table.style.hide(axis="index").set_caption(html.escape(caption)).set_uuid(name)
         shown.format(escape="html", na_rep="", precision=2).format_index(escape="html", axis="columns")
@@ -254,8 +254,8 @@ class TableFolder:
         options = {"caption": escape_latex(caption), "label": f"tab:{name}", "position": "t", "na_rep": ""}
         latex = table.to_latex(index=False, escape=True, **options).replace("±", r"$\pm$")
         texts = {"csv": table.to_csv(index=False), "tex": latex, "html": shown.to_html(doctype_html=True)}
-        for kind, written in texts.items():
-            write_atomic(self.folder / f"{name}.{kind}", written)
+        for kind, content in texts.items():
+            write_atomic(self.folder / f"{name}.{kind}", content)
         self.written.add(name)
         return shown
 
