@@ -1,4 +1,4 @@
-"""What every test shares: where runs may write, how many threads they take, real data and a GPU where there are any."""
+"""Shared by all tests: folders for results and caches, number of threads, real data, and a GPU where available."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    """Two threads wherever the tests run, so that their durations compare; kernels read the variable."""
+def _one_thread():
+    """One thread per process, for kernels and other child processes too: pytest-xdist runs one process per core."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "2")
+        patch.setenv("OMP_NUM_THREADS", "1")
         before = torch.get_num_threads()
-        torch.set_num_threads(min(2, os.cpu_count() or 1))
+        torch.set_num_threads(1)
         yield
         torch.set_num_threads(before)
 
