@@ -1,8 +1,7 @@
 """The attention inspector: immutable state, pure pictures and numbers of it, a thin widget, and the exported page.
 
-    inspection = inspect(model, picture, protocol)     # state.py: the only forward pass; sources.py: models, pictures
-    state = State(y=120, x=200)
-    render(state, inspection), render_level(state, inspection, 3), inspection_figure(state, [inspection])   # views.py
+    state, inspection = State(y=120, x=200), inspect(model, picture, protocol)     # state.py: the only forward pass
+    render(state, inspection), render_level(state, inspection, 3)     # views.py, which also has the still figure
     readout(state, inspection)     # numbers.py
 
 export.py writes files. widget.py and controls.py need ipywidgets and a kernel; this module does not import them.

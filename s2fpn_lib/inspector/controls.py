@@ -1,7 +1,4 @@
-"""The parts of the inspector: the picture that can be clicked, the panel of one model, and the controls.
-
-Widths, gaps, and line breaks are in widget.css.
-"""
+"""The parts of the inspector: the clickable picture, the panel of one model, and the controls (layout: widget.css)."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -24,16 +21,14 @@ class ClickCanvas(anywidget.AnyWidget):
 
     _esm = HERE / "click_canvas.js"
     _css = HERE / "click_canvas.css"
-    # JPEG bytes, drawn as wide as their container
-    picture = traitlets.Bytes(b"").tag(sync=True)
+    picture = traitlets.Bytes(b"").tag(sync=True)  # JPEG, drawn as wide as its container
     # (H, W) of the image and (y, x) of the chosen pixel in it; the picture may be smaller
     size = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(1, 1)).tag(sync=True)
     pixel = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(0, 0)).tag(sync=True)
     # For screen readers: what the picture shows, and what is at the chosen pixel, which is read when it changes
     label = traitlets.Unicode("").tag(sync=True)
     description = traitlets.Unicode("").tag(sync=True)
-    # False for a picture that takes no focus and no clicks
-    interactive = traitlets.Bool(True).tag(sync=True)
+    interactive = traitlets.Bool(True).tag(sync=True)  # False for a picture that takes no focus and no clicks
 
 
 class ModelPanel(widgets.VBox):
@@ -65,7 +60,7 @@ class ModelPanel(widgets.VBox):
             with self.levels[index].hold_sync():
                 self.levels[index].picture = jpeg(render_level(state, inspection, index))
                 self.levels[index].label = level.sentence()
-            title = f"<b>{level.name}</b> {_muted(f'{level.size[0]}x{level.size[1]}')}"
+            title = f"<b>{level.name}</b> {_muted(level.shape())}"
             lines = "<br>".join([title, *map(escape, level.facts())])
             self.captions[index].value = f'<div class="s2fpn-level">{lines}</div>'
 

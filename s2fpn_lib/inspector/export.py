@@ -77,12 +77,11 @@ def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[s
 
 def export_html(path: str | Path, state: State, inspections: Sequence[Inspection]) -> Path:
     """Writes the HTML page, a few MB, to `path` atomically and returns the path."""
-    stills = [_still(replace(state, y=y, x=x), inspections) for y, x in ((state.y, state.x), *state.pins)]
     page = Template((HERE / "page.html").read_text()).substitute(
         title=escape(f"Inspection of {inspections[0].picture.name}"),
         style="".join((HERE / name).read_text() for name in STYLES),
         script="".join((HERE / name).read_text() for name in SCRIPTS),
-        stills="\n".join(stills),
+        stills="\n".join(_still(replace(state, y=y, x=x), inspections) for y, x in ((state.y, state.x), *state.pins)),
         record=escape(json.dumps(inspection_record(state, inspections), indent=1)),
         data=json.dumps(_page_data(state, inspections)).replace("<", "\\u003c"),  # no tag can end the script
     )
@@ -102,8 +101,7 @@ def _figure_bytes(state: State, inspections: Sequence[Inspection], **options: An
 
 def _still(state: State, inspections: Sequence[Inspection]) -> str:
     """The still figure and the sentences that describe it, as HTML."""
-    jpeg_options = {"quality": 92, "subsampling": 0}
-    figure = _figure_bytes(state, inspections, format="jpeg", dpi=100, pil_kwargs=jpeg_options)
+    figure = _figure_bytes(state, inspections, format="jpeg", dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
     text = escape(" ".join(readout(state, each).sentence() for each in inspections))
     return f'<p>{text}</p><img alt="{text}" src="{_data_url(figure)}">'
 

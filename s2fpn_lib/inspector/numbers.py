@@ -13,13 +13,10 @@ class LevelReadout:
     """One level at the chosen pixel.
 
     Attributes:
-        name: apf1 to apf4.
-        size: (h, w) of the level.
-        pixel: (y, x) on the level.
+        name, size, pixel: apf1 to apf4, its (h, w), and the pixel's (y, x) on it.
         entries: what the strip entries stand for, "columns" or (strip_axis="width") "rows"; empty without SSAM.
         own_distribution: True in v2, where each pixel has a distribution over the entries.
-        gamma: the learned weight of the strips; None without SSAM.
-        share: share of the blend that the strips make up; None without SSAM.
+        gamma, share: learned weight of the strips, and the share of the blend that they make up; None without SSAM.
         gates: the two gates at the pixel; empty without SSAM.
         top: up to three (first, last, weight), the image columns (or rows) first..last of an entry. v2: the entries
             that the pixel attends to most. v1: the entries whose two gates differ most, with the difference.
@@ -36,6 +33,10 @@ class LevelReadout:
     gates: tuple[float, ...]
     top: tuple[tuple[int, int, float], ...]
     decides: str
+
+    def shape(self) -> str:
+        """The level's size as text, such as 45x60."""
+        return f"{self.size[0]}x{self.size[1]}"
 
     def weight(self) -> str:
         """How much the strips contribute at this level."""
@@ -61,7 +62,7 @@ class LevelReadout:
 
     def sentence(self) -> str:
         """The level in one sentence."""
-        return f"{self.name}, {self.size[0]}x{self.size[1]}: {'; '.join(self.facts())}."
+        return f"{self.name}, {self.shape()}: {'; '.join(self.facts())}."
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,8 @@ class Picture:
     def labeled(self, ids: Tensor) -> Self:
         """The picture with a label of its own size, scaled like the image; ValueError for another size."""
         if tuple(ids.shape) != self.own_size:
-            raise ValueError(
-                f"the label is {tuple(ids.shape)} and the picture {self.own_size} (height, width): give the label of "
-                "this picture"
-            )
+            sizes = f"the label is {tuple(ids.shape)} and the picture {self.own_size} (height, width)"
+            raise ValueError(f"{sizes}: give the label of this picture")
         resized = F.interpolate(ids[None, None].float(), size=self.image.shape[-2:], mode="nearest-exact")[0, 0]
         return replace(self, label=resized.to(torch.uint8))
 
@@ -215,13 +213,13 @@ def label_ids(source: str | Path | Upload, protocol: Protocol) -> Tensor:
             ids[(pixels == color).all(-1)] = class_id
         if (ids == protocol.ignore_id).all():
             raise ValueError(f"{source}: none of its colors is a color of {protocol.name}; give a PNG of train ids")
-        return torch.from_numpy(ids)
-    ids = np.where(pixels == 255, protocol.ignore_id, pixels).astype(np.uint8)
-    if unknown := np.setdiff1d(ids, protocol.label_ids).tolist():
-        raise ValueError(
-            f"{source}: holds the ids {unknown[:5]}, but the train ids of {protocol.name} are 0 to "
-            f"{protocol.num_classes - 1}, and {protocol.ignore_id} or 255 for unlabeled pixels"
-        )
+    else:
+        ids = np.where(pixels == 255, protocol.ignore_id, pixels).astype(np.uint8)
+        if unknown := np.setdiff1d(ids, protocol.label_ids).tolist():
+            raise ValueError(
+                f"{source}: holds the ids {unknown[:5]}, but the train ids of {protocol.name} are 0 to "
+                f"{protocol.num_classes - 1}, and {protocol.ignore_id} or 255 for unlabeled pixels"
+            )
     return torch.from_numpy(ids)
 
 

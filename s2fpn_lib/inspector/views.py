@@ -1,7 +1,4 @@
-"""The inspector's pictures: RGB arrays for the widget and a still figure for readers without a kernel and for papers.
-
-They are functions of a state and an inspection, and only index what `inspect` kept; no network runs.
-"""
+"""The inspector's pictures, RGB arrays and a still figure; they only index what `inspect` kept, and run no network."""
 
 import io
 import textwrap
@@ -27,6 +24,7 @@ CONFIDENCE = (255 * plt.colormaps["viridis"](np.arange(256))[:, :3]).round().ast
 WIDTH, MAIN, LEVEL = 11, 6.38, 2.54
 # Inches: the margin, the gap between pictures, the room for a title, for a level's text, for the legend
 MARGIN, GAP, HEAD, CAPTION, LEGEND = 0.12, 0.2, 0.32, 0.95, 0.5
+TEXT = MARGIN + MAIN + 0.25  # left edge of the readout
 
 
 def render(state: State, inspection: Inspection) -> np.ndarray:
@@ -97,19 +95,17 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
         axis = place(MARGIN, top, MAIN, main_height)
         axis.imshow(render(state, inspection), aspect="auto", interpolation="auto")
         axis.set_title(f"{inspection.model.name}  on  {inspection.picture.name}")
-        text_left = MARGIN + MAIN + 0.25
-        _write(place(text_left, top, WIDTH - text_left - MARGIN, main_height), state, inspection)
+        _write(place(TEXT, top, WIDTH - TEXT - MARGIN, main_height), state, inspection)
         top += main_height + HEAD
         for index, level in enumerate(readout(state, inspection).levels):
             axis = place(MARGIN + index * (LEVEL + GAP), top, LEVEL, level_height)
             axis.imshow(render_level(state, inspection, index), aspect="auto", interpolation="auto")
             axis.set_title(level.name)
-            size = f"{level.size[0]}x{level.size[1]}"
-            axis.set_title(size, loc="right", fontsize=8.2, fontweight="normal", color=MUTED)
+            axis.set_title(level.shape(), loc="right", fontsize=8.2, fontweight="normal", color=MUTED)
             text = "\n".join(textwrap.fill(fact, int(LEVEL * 17)) for fact in level.facts())
             axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7.3, color=INK, linespacing=1.3)
-    handles = legend_patches(inspections[0].protocol, ignored=False)
-    figure.legend(handles=handles, ncols=8, loc="lower center", fontsize=8.5)
+    patches = legend_patches(inspections[0].protocol, ignored=False)
+    figure.legend(handles=patches, ncols=8, loc="lower center", fontsize=8.5)
     return figure
 
 

@@ -4,8 +4,7 @@
     picture = Picture.of_dataset(data, 0, "protocol", data.protocol)
     Inspector([NamedModel.load("s2fpn_lite-camvid")], data, picture, data.protocol)
 
-A click, a key, or a control makes a new `State`. Drawing a state only indexes the result of the one forward pass per
-image and model.
+A click, a key, or a control makes a new `State`; drawing it runs no network.
 """
 
 import traceback
@@ -66,8 +65,7 @@ class Inspector(widgets.VBox):
         super().__init__([widgets.HTML(f"<style>{STYLE}</style>"), *parts])
         self.add_class("s2fpn-inspector")
         self.inspections = [self._inspect(model, picture) for model in models]
-        height, width = self.inspections[0].size
-        self.state = State(y=height // 2, x=width // 2)
+        self.state = State(*(side // 2 for side in self.inspections[0].size))
         self._draw()
 
     def open_picture(self, picture: Picture) -> None:
