@@ -356,7 +356,7 @@ def test_a_step_is_the_plain_recipe(tmp_path):
     model = build_model("s2fpn_lite", num_classes=11).to(memory_format=torch.channels_last).train()
     initial = flat_parameters(model)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=config.weight_decay)
-    weights = class_weights_from(scenes, "published")
+    weights = class_weights_from(scenes)
 
     for step, (images, labels) in enumerate(training.loader):
         train_step(training, images, labels)

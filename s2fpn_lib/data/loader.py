@@ -14,15 +14,12 @@ Key = tuple[int, int, int]  # epoch, position in the epoch's order, index of the
 
 
 class AugmentedSamples(Dataset):
-    """``samples[epoch, position, index]`` -> the augmented ``(image (3, h, w), label (h, w))``, both uint8.
-
-    The random draws depend on the seed and the key alone, so every process makes the same sample.
-    """
+    """``samples[epoch, position, index]`` -> ``(image (3, h, w), label (h, w))``, the same in every process."""
 
     def __init__(self, dataset: SegmentationDataset, crop: tuple[int, int], seed: int, augment: Augment) -> None:
-        self.dataset, self.crop, self.seed, self.augment = dataset, (int(crop[0]), int(crop[1])), seed, augment
+        self.dataset, self.crop, self.seed, self.augment = dataset, tuple(crop), seed, augment
         self.fill = torch.tensor(dataset.protocol.mean_published).round().to(torch.uint8)
-        self.rare = rare_pixels(dataset, augment.rare_share) if augment.rare_class_crops else None
+        self.rare = rare_pixels(dataset) if augment.rare_class_crops else None
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, position, index = key
@@ -36,15 +33,12 @@ class TrainLoader(DataLoader):
     """Augmented batches ``(images (B, 3, h, w), labels (B, h, w))``, both uint8.
 
     One iteration gives the rest of an epoch, the next iteration the next epoch. ``state_dict()`` is the position of the
-    next batch. Batches that workers made ahead do not count, so a state saved after any batch continues with the one
-    that follows.
+    next batch; batches that workers made ahead do not count.
 
     Args:
         crop: (h, w) of every sample in pixels.
         batch_size: samples per batch in this process.
-        seed: determines every sample, together with the epoch and the position.
-        workers: 0 makes the batches in this process; more in as many worker processes, which live as long as the
-            loader.
+        workers: number of worker processes, which live as long as the loader; 0 makes the batches in this process.
         augment: None is the published augmentation.
         rank, world_size: which part of every global batch of ``world_size * batch_size`` samples this process gets.
         pin_memory: page-locked batches, which a GPU can fetch while it computes.
@@ -66,7 +60,7 @@ class TrainLoader(DataLoader):
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        if len(dataset) == 0 or batch_size < 1 or min(crop) < 1:
+        if min(len(dataset), batch_size, *crop) < 1:
             raise ValueError(f"{dataset!r}, batch_size={batch_size}, crop={crop}: all of them must be at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not in 0..{world_size - 1}")
@@ -106,9 +100,7 @@ class TrainLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         epoch, batch = int(state["epoch"]), int(state["batch"])
         if epoch < 0 or not 0 <= batch < len(self):
-            raise ValueError(
-                f"state {state} does not fit: an epoch has {len(self)} batches here; same data and batch size?"
-            )
+            raise ValueError(f"state {state}: an epoch has {len(self)} batches here; same data and batch size?")
         self.epoch, self.next_batch = epoch, batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -4,14 +4,14 @@ import os
 import re
 import warnings
 from pathlib import Path
-from types import ModuleType
 
-from s2fpn_lib.data import camvid, cityscapes
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, Subset
+from s2fpn_lib.data.files import CamVid, Cityscapes, FileDataset
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.validate import did_you_mean
 
-READERS = {"camvid": camvid, "cityscapes": cityscapes}
+READERS = {"camvid": CamVid, "cityscapes": Cityscapes}
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 PROJECT_DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -38,67 +38,58 @@ def open_dataset(
     part, _, choice = split.partition(":")
     if part not in SPLITS:
         raise ValueError(f"split={split!r}: unknown split {part!r}; choose one of {', '.join(SPLITS)}")
+    base = Path(root or os.environ.get("S2FPN_DATA") or PROJECT_DATA).expanduser()
     if name == "auto":
         try:
-            return open_dataset("camvid", root, split, cache=cache)
+            return open_dataset("camvid", base, split, cache=cache)
         except DatasetNotFound as missing:
-            base = _data_root(root)
-            if base != PROJECT_DATA or _find(camvid, base):
+            if base != PROJECT_DATA or _find(CamVid, base):
                 warnings.warn(f"RoadScenes is used instead of CamVid: {missing}", stacklevel=2)
             return open_dataset("roadscenes", None, split, cache=cache)
-    parts = [_open_part(name, root, each) for each in SPLITS[part]]
+    parts = [_open_part(name, base, each) for each in SPLITS[part]]
     if cache:
         parts = [cached(dataset) for dataset in parts]
     if len(parts) == 1 and not choice:
         return parts[0]
     items = [(dataset, index) for dataset in parts for index in range(len(dataset))]
     if choice:
-        drives = [dataset.drives[index] for dataset, index in items]
-        kept = _chosen_drives(split, choice, set(drives))
-        items = [item for item, drive in zip(items, drives, strict=True) if drive in kept]
+        kept = _chosen_drives(split, choice, {drive for dataset in parts for drive in dataset.drives})
+        items = [(dataset, index) for dataset, index in items if dataset.drives[index] in kept]
     return Subset(items, split, like=parts[0])
 
 
 def _chosen_drives(split: str, choice: str, known: set[str]) -> set[str]:
     """The drives that a choice such as ``drive=A+B`` or ``drive!=A`` keeps; ValueError where it is malformed."""
+    if not re.fullmatch(r"drive!?=[^=]+(\+drive!?=[^=]+)*", choice):
+        raise ValueError(f"split={split!r}: write the choice as drive=A, drive=A+B, or drive!=A")
     named: dict[str, set[str]] = {"=": set(), "!=": set()}
-    operator = None
-    for term in choice.split("+"):
-        found = re.fullmatch(r"(?:drive(!?=))?([^=]+)", term)
-        operator = found and (found[1] or operator)
-        if not operator:
-            raise ValueError(f"split={split!r}: write the choice as drive=A, drive=A+B, or drive!=A")
-        named[operator].add(found[2])
+    for operator, drives in re.findall(r"drive(!?=)([^=]+?)(?=\+drive!?=|$)", choice):
+        named[operator].update(drives.split("+"))
     unknown = sorted((named["="] | named["!="]) - known)
     kept = (named["="] or known) - named["!="]
-    existing = f"{split.partition(':')[0]} has {', '.join(sorted(known))}"
-    if unknown:
-        raise ValueError(f"split={split!r}: no drive {', '.join(unknown)}; {existing}")
-    if not kept:
-        raise ValueError(f"split={split!r} leaves no sample; {existing}")
+    if unknown or not kept:
+        problem = f"no drive {', '.join(unknown)}" if unknown else "the choice leaves no sample"
+        raise ValueError(f"split={split!r}: {problem}; {split.partition(':')[0]} has {', '.join(sorted(known))}")
     return kept
 
 
-def _open_part(name: str, root: str | Path | None, split: str) -> SegmentationDataset:
+def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
     if name == "roadscenes":
-        from s2fpn_lib.data.roadscenes.dataset import RoadScenes
-
         return RoadScenes(split)
     if name not in READERS:
         known = ("auto", *READERS, "roadscenes")
         raise ValueError(f"dataset={name!r} is unknown; choose one of {', '.join(known)}.{did_you_mean(name, known)}")
-    reader, base = READERS[name], _data_root(root)
+    reader = READERS[name]
     folder = _find(reader, base)
     if folder is None:
         searched = ", ".join(str(base / each) for each in reader.FOLDERS)
         raise DatasetNotFound(f"{name} was not found; searched in {searched}. {reader.HELP}")
-    return reader.open_split(folder, split)
+    return reader(folder, split)
 
 
-def _find(reader: ModuleType, base: Path) -> Path | None:
-    """The first of a reader's usual folders below ``base`` that holds its dataset."""
-    return next((base / folder for folder in reader.FOLDERS if reader.is_here(base / folder)), None)
-
-
-def _data_root(root: str | Path | None) -> Path:
-    return Path(root or os.environ.get("S2FPN_DATA") or PROJECT_DATA).expanduser()
+def _find(reader: type[FileDataset], base: Path) -> Path | None:
+    """The first of a reader's usual folders below ``base`` that holds at least one split."""
+    for folder in (base / each for each in reader.FOLDERS):
+        if any(all(map(Path.is_dir, reader.split_folders(folder, split))) for split in ("train", "val", "test")):
+            return folder
+    return None

@@ -1,9 +1,8 @@
-"""Evaluation protocols: the classes, the palette, the size, and the ignored id of each dataset.
-
-A mIoU is meaningful only together with its protocol, so every dataset and every result row names one.
-"""
+"""Evaluation protocols. A mIoU is meaningful only with its protocol: every dataset and every result row names one."""
 
 from dataclasses import dataclass, replace
+
+from torchvision.datasets import Cityscapes
 
 from s2fpn_lib.model import NORMALIZATIONS
 from s2fpn_lib.validate import did_you_mean
@@ -21,8 +20,8 @@ class Protocol:
         palette: one (R, G, B) in 0..255 per class, in the order of ``classes``.
         ignore_id: the label value that no loss and no metric counts.
         ignore_color: (R, G, B) of ``ignore_id`` in figures.
-        mean_published: (R, G, B) in 0..255, the mean that the published recipe subtracts (in B, G, R order there). It
-            also fills the padding, which is therefore zero at the network's input under that recipe.
+        mean_published: (R, G, B) in 0..255, the mean that the published recipe subtracts (in B, G, R order there), and
+            the color of the padding.
         source: where images and labels come from, and their license.
     """
 
@@ -37,8 +36,6 @@ class Protocol:
     ignore_color: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        if len(self.palette) != len(self.classes):
-            raise ValueError(f"{self.name}: {len(self.classes)} classes but {len(self.palette)} colors")
         if 0 <= self.ignore_id < len(self.classes):
             raise ValueError(f"{self.name}: ignore_id {self.ignore_id} is also the id of a class")
 
@@ -54,48 +51,28 @@ class Protocol:
 
 
 # SegNet's merge of the 32 classes of CamVid into 11, with the colors of SegNet's demo scripts.
-_CAMVID = (
-    ("Sky", (128, 128, 128)),
-    ("Building", (128, 0, 0)),
-    ("Pole", (192, 192, 128)),
-    ("Road", (128, 64, 128)),
-    ("Pavement", (60, 40, 222)),
-    ("Tree", (128, 128, 0)),
-    ("SignSymbol", (192, 128, 128)),
-    ("Fence", (64, 64, 128)),
-    ("Car", (64, 0, 128)),
-    ("Pedestrian", (64, 64, 0)),
-    ("Bicyclist", (0, 128, 192)),
-)
-# The scored classes in the order of their training ids, with their label ids (cityscapesscripts/helpers/labels.py).
-CITYSCAPES_CLASSES = (
-    ("road", 7, (128, 64, 128)),
-    ("sidewalk", 8, (244, 35, 232)),
-    ("building", 11, (70, 70, 70)),
-    ("wall", 12, (102, 102, 156)),
-    ("fence", 13, (190, 153, 153)),
-    ("pole", 17, (153, 153, 153)),
-    ("traffic light", 19, (250, 170, 30)),
-    ("traffic sign", 20, (220, 220, 0)),
-    ("vegetation", 21, (107, 142, 35)),
-    ("terrain", 22, (152, 251, 152)),
-    ("sky", 23, (70, 130, 180)),
-    ("person", 24, (220, 20, 60)),
-    ("rider", 25, (255, 0, 0)),
-    ("car", 26, (0, 0, 142)),
-    ("truck", 27, (0, 0, 70)),
-    ("bus", 28, (0, 60, 100)),
-    ("train", 31, (0, 80, 100)),
-    ("motorcycle", 32, (0, 0, 230)),
-    ("bicycle", 33, (119, 11, 32)),
-)
+_CAMVID = {
+    "Sky": (128, 128, 128),
+    "Building": (128, 0, 0),
+    "Pole": (192, 192, 128),
+    "Road": (128, 64, 128),
+    "Pavement": (60, 40, 222),
+    "Tree": (128, 128, 0),
+    "SignSymbol": (192, 128, 128),
+    "Fence": (64, 64, 128),
+    "Car": (64, 0, 128),
+    "Pedestrian": (64, 64, 0),
+    "Bicyclist": (0, 128, 192),
+}
+# the scored classes in the order of their training ids
+_CITYSCAPES = [label for label in Cityscapes.classes if not label.ignore_in_eval]
 
 _CAMVID_PROTOCOL = Protocol(
     name="camvid-segnet-360x480",
     dataset="camvid",
     size=(360, 480),
-    classes=tuple(name for name, _ in _CAMVID),
-    palette=tuple(color for _, color in _CAMVID),
+    classes=tuple(_CAMVID),
+    palette=tuple(_CAMVID.values()),
     ignore_id=11,
     mean_published=NORMALIZATIONS["camvid-mean"][0],
     source="Brostow et al., CamVid (Cambridge), SegNet's 11-class edition in the CamVid folder of "
@@ -105,8 +82,8 @@ _CITYSCAPES_PROTOCOL = Protocol(
     name="cityscapes-fine-1024x2048",
     dataset="cityscapes",
     size=(1024, 2048),
-    classes=tuple(name for name, _, _ in CITYSCAPES_CLASSES),
-    palette=tuple(color for _, _, color in CITYSCAPES_CLASSES),
+    classes=tuple(label.name for label in _CITYSCAPES),
+    palette=tuple(label.color for label in _CITYSCAPES),
     ignore_id=255,
     mean_published=NORMALIZATIONS["cityscapes-mean"][0],
     source="Cordts et al., The Cityscapes Dataset, CVPR 2016, fine annotations; www.cityscapes-dataset.com, "
@@ -119,13 +96,11 @@ _ROADSCENES_PROTOCOL = replace(
     size=(240, 320),
     source="drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed",
 )
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (_CAMVID_PROTOCOL, _CITYSCAPES_PROTOCOL, _ROADSCENES_PROTOCOL)
-}
+PROTOCOLS = {each.name: each for each in (_CAMVID_PROTOCOL, _CITYSCAPES_PROTOCOL, _ROADSCENES_PROTOCOL)}
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol with that name; a ``KeyError`` with the nearest known name otherwise."""
+    """The protocol with that name; KeyError with the nearest known name if there is none."""
     if name not in PROTOCOLS:
         raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, PROTOCOLS)} Known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -1,12 +1,104 @@
-"""Class frequencies of a dataset: label counts, class weights, and the pixels of rare classes."""
+"""Statistics of a dataset: the audit of its files and labels, class frequencies and weights, pixels of rare classes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from s2fpn_lib.data.dataset import SegmentationDataset
+from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset
 
-PUBLISHED_WEIGHT_CONSTANT = 1.10
+if TYPE_CHECKING:  # the core works without pandas; only the tables below need it
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What :func:`check_dataset` found in one split.
+
+    Attributes:
+        sizes: (height, width) of each sample, None for one that cannot be read.
+        counts: (len, 256) int64, pixels of each label value; zeros for a sample that cannot be read.
+        errors: one line per broken file, each beginning with the file's path (or the sample's name if it has none).
+    """
+
+    dataset: SegmentationDataset
+    sizes: list[tuple[int, int] | None]
+    counts: np.ndarray
+    errors: list[str]
+
+    def raise_for_errors(self) -> AuditReport:
+        """The report itself, or :class:`DatasetError` naming every broken file."""
+        if self.errors:
+            head = f"{self.dataset.name} {self.dataset.split} has {len(self.errors)} broken files; fix or remove them:"
+            raise DatasetError("\n  ".join([head, *self.errors]))
+        return self
+
+    def size_table(self) -> pd.DataFrame:
+        """Samples of each size, with columns height, width, samples."""
+        import pandas as pd
+
+        sizes = pd.DataFrame([size for size in self.sizes if size], columns=["height", "width"])
+        return sizes.value_counts().rename("samples").reset_index()
+
+    def class_table(self) -> pd.DataFrame:
+        """One row per label value: id, class, pixels, share of the labeled pixels, samples that show it."""
+        import pandas as pd
+
+        protocol, total = self.dataset.protocol, self.counts.sum(axis=0)
+        names = dict(enumerate(protocol.classes)) | {protocol.ignore_id: "(ignored)"}
+        ids = sorted(set(names) | set(np.flatnonzero(total).tolist()))
+        table = pd.DataFrame({"id": ids, "class": [names.get(each, "(undeclared)") for each in ids]})
+        pixels, labeled = total[ids], total[: protocol.num_classes].sum()
+        shares = np.where(table["id"] < protocol.num_classes, pixels / max(1, labeled), np.nan)
+        return table.assign(pixels=pixels, share=shares, samples=(self.counts[:, ids] > 0).sum(axis=0))
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{height}x{width}" for height, width in sorted({size for size in self.sizes if size}))
+        counted = f"{len(self.dataset)} samples, {sizes or 'no size'}, {len(self.errors) or 'no'} errors"
+        return f"{self.dataset.name} {self.dataset.split}: {counted}"
+
+
+def check_dataset(dataset: SegmentationDataset) -> AuditReport:
+    """Read every sample once and compare it with the protocol.
+
+    The report names missing or truncated files, images without a label and labels without an image, labels of another
+    size than their image, and label values that are neither a class nor the ignored id. A cached dataset was read when
+    its cache was built; nothing is decoded again.
+    """
+    protocol, errors = dataset.protocol, list(dataset.problems)
+    sizes, counts = [], np.zeros((len(dataset), 256), dtype=np.int64)
+
+    def read(index: int) -> tuple[tuple[int, int] | None, np.ndarray | int, list[str]]:
+        try:
+            return *dataset.label_summary(index), []
+        except DatasetError as error:
+            return None, 0, [str(error)]
+
+    with ThreadPoolExecutor() as pool:
+        for index, (size, counts[index], unreadable) in enumerate(pool.map(read, range(len(dataset)))):
+            sizes.append(size)
+            errors += unreadable
+            undeclared = np.setdiff1d(np.flatnonzero(counts[index]), protocol.label_ids)
+            if undeclared.size:
+                found = ", ".join(f"{value} ({counts[index, value]} px)" for value in undeclared[:5])
+                declared = f"0..{protocol.num_classes - 1} and {protocol.ignore_id} (ignored)"
+                errors.append(f"{dataset.label_source(index)}: label holds {found}; {protocol.name} has {declared}")
+    return AuditReport(dataset, sizes, counts, errors)
+
+
+def drive_overlap(*reports: AuditReport) -> pd.DataFrame:
+    """Samples of each drive in each split; a drive in two splits makes the second one's score optimistic."""
+    import pandas as pd
+
+    datasets = [report.dataset for report in reports]
+    columns = {data.split: pd.Series(data.drives, dtype=str).value_counts() for data in datasets}
+    table = pd.DataFrame(columns).fillna(0).astype(int).sort_index().rename_axis("drive")
+    return table.assign(shared=(table > 0).sum(axis=1) > 1)
 
 
 def label_counts(dataset: SegmentationDataset) -> np.ndarray:
@@ -18,36 +110,23 @@ def class_pixels(dataset: SegmentationDataset) -> Tensor:
     """(K,) int64 number of pixels of each class over the dataset's labels, without ignored pixels.
 
     Raises:
-        ValueError: a label holds an id that the protocol does not declare; the message names the sample.
+        DatasetError: a label holds an id that the protocol does not declare; the message names the labels.
     """
-    protocol = dataset.protocol
-    counts = torch.from_numpy(label_counts(dataset))  # (samples, 256)
-    undeclared = counts.bool()
-    undeclared[:, list(protocol.label_ids)] = False
-    if undeclared.any():
-        sample, label_id = undeclared.nonzero()[0].tolist()
-        raise ValueError(
-            f"label of {dataset.names[sample]} ({dataset.name} {dataset.split}) holds the id {label_id}; "
-            f"{protocol.name} declares 0..{protocol.num_classes - 1} and the ignored id {protocol.ignore_id}"
-        )
-    return counts.sum(0)[: protocol.num_classes]
+    pixels = label_counts(dataset).sum(axis=0)
+    if pixels.sum() > pixels[list(dataset.protocol.label_ids)].sum():
+        check_dataset(dataset).raise_for_errors()
+    return torch.from_numpy(pixels[: dataset.protocol.num_classes])
 
 
-def class_weights_from(dataset: SegmentationDataset, rule: str | float = "published") -> Tensor:
+def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> Tensor:
     """(K,) float32 class weights 1 / ln(c + share), where share is the class's part of all labeled pixels (ENet).
 
-    Args:
-        dataset: `open_dataset(...)`; every label is read once.
-        rule: "published" (c = 1.10), or c itself, above 1 so that an absent class still has a finite weight.
-
     Raises:
-        ValueError: c is not above 1, a label holds an undeclared id, or no pixel is labeled.
+        ValueError: c is not above 1 (an absent class would have no finite weight), a label holds an undeclared id, or
+            no pixel is labeled.
     """
-    constant = PUBLISHED_WEIGHT_CONSTANT if rule == "published" else rule
-    if isinstance(constant, str) or constant <= 1:
-        raise ValueError(
-            f'class weight rule is {rule!r}; use "published" or the c of 1/ln(c + share), a number above 1'
-        )
+    if constant <= 1:
+        raise ValueError(f"constant={constant}: the c of the class weights 1/ln(c + share) must be a number above 1")
     pixels = class_pixels(dataset)
     if not pixels.any():
         raise ValueError(f"no pixel of {dataset.name} {dataset.split} carries a class: class weights are undefined")
@@ -55,7 +134,7 @@ def class_weights_from(dataset: SegmentationDataset, rule: str | float = "publis
     return (1 / torch.log(constant + share)).float()
 
 
-def rare_pixels(dataset: SegmentationDataset, share: float, most: int = 64) -> list[dict[int, np.ndarray]]:
+def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 64) -> list[dict[int, np.ndarray]]:
     """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, at most ``most`` pixels per class.
 
     A class is rare if it has less than ``share`` of the labeled pixels. The pixels are evenly spaced over the class's
@@ -72,6 +151,5 @@ def rare_pixels(dataset: SegmentationDataset, share: float, most: int = 64) -> l
 
 
 def _spread(label: np.ndarray, class_id: int, most: int) -> np.ndarray:
-    flat = np.flatnonzero(label == class_id)
-    chosen = flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(np.int64)]
-    return np.stack(np.divmod(chosen, label.shape[1]), axis=1)  # (n,) -> (n, 2)
+    places = np.argwhere(label == class_id)  # (n, 2)
+    return places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(np.int64)]

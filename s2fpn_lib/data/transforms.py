@@ -1,9 +1,9 @@
 """Crop-first augmentation: draw the scale, cut its window from the source, and resize only that window.
 
 The published loader resizes the whole image by ``s`` and then cuts a crop of ``crop`` pixels. Cutting a window of
-``crop / s`` pixels first and resizing it to ``crop`` gives the same pixels with a quarter of the work at s = 2 for an
-image of the crop's size, and the cost does not grow with the image (Cityscapes: 2 megapixels). torchvision's transforms
-draw from the global generator, so their result depends on the number of workers; here the caller passes the generator.
+``crop / s`` pixels first gives the same pixels with a quarter of the work at s = 2, and the cost does not grow with the
+image. torchvision's transforms draw from the global generator, so their result depends on the number of workers; here
+the caller passes the generator.
 """
 
 from collections.abc import Mapping
@@ -13,24 +13,23 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+Size = tuple[int, int]  # height and width in pixels
+
 PUBLISHED_SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as in torchvision's saturation
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of a training sample.
+    """Random changes of a training sample; the defaults are the published ones.
 
     Attributes:
-        scales: the scales to choose from, each equally likely (published: .75, 1, 1.25, 1.5, 1.75, 2).
+        scales: the scales to choose from, each equally likely.
         scale_range: (lowest, highest) of a continuous scale, uniform in its logarithm; replaces ``scales``.
         flip: mirror left-right with probability 0.5.
-        photometric: brightness, contrast, and saturation are each multiplied by 1 - p .. 1 + p; 0 as published.
-        color_cast: red, green, and blue are each multiplied by 1 - c .. 1 + c, like light of another color; 0 as
-            published.
-        rare_class_crops: probability that the window is centered on a pixel of a rare class of the image; 0 as
-            published.
-        rare_share: a class is rare when its share of the dataset's labeled pixels is below this.
+        photometric: brightness, contrast, and saturation are each multiplied by 1 - p .. 1 + p.
+        color_cast: red, green, and blue are each multiplied by 1 - c .. 1 + c, like light of another color.
+        rare_class_crops: probability that the window is centered on a pixel of a rare class of the image.
     """
 
     scales: tuple[float, ...] = PUBLISHED_SCALES
@@ -39,23 +38,15 @@ class Augment:
     photometric: float = 0.0
     color_cast: float = 0.0
     rare_class_crops: float = 0.0
-    rare_share: float = 0.02
 
     def __post_init__(self) -> None:
-        # a configuration read from JSON has lists
-        object.__setattr__(self, "scales", tuple(self.scales))
-        if self.scale_range is not None:
-            object.__setattr__(self, "scale_range", tuple(self.scale_range))
-            if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-                raise ValueError(f"scale_range={self.scale_range}: give (lowest, highest) with 0 < lowest <= highest")
-        elif not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales={self.scales}: give at least one scale, all above 0")
-        for name in ("photometric", "color_cast"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a strength in [0, 1)")
-        for name in ("rare_class_crops", "rare_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a share in [0, 1]")
+        if self.scale_range is None:
+            if min(self.scales, default=0) <= 0:
+                raise ValueError(f"scales={self.scales}: give at least one scale, all above 0")
+        elif len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range={self.scale_range}: give (lowest, highest) with 0 < lowest <= highest")
+        if not (0 <= self.photometric < 1 and 0 <= self.color_cast < 1 and 0 <= self.rare_class_crops <= 1):
+            raise ValueError(f"{self}: photometric and color_cast must be in [0, 1), rare_class_crops in [0, 1]")
 
 
 NO_AUGMENT = Augment(scales=(1.0,), flip=False)
@@ -63,7 +54,7 @@ NO_AUGMENT = Augment(scales=(1.0,), flip=False)
 
 @dataclass(frozen=True)
 class Cut:
-    """One drawn augmentation: the window in source pixels, which may extend beyond the image, and what follows it."""
+    """One drawn augmentation; the window is in source pixels and may extend beyond the image."""
 
     top: int
     left: int
@@ -76,19 +67,11 @@ class Cut:
     cast: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of red, green, and blue
 
 
-def draw(
-    augment: Augment,
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    crop: tuple[int, int],
-    rare: Mapping[int, np.ndarray] | None = None,
-) -> Cut:
-    """Draw one augmentation for an image of ``size`` (H, W).
+def draw(augment: Augment, rng: np.random.Generator, size: Size, crop: Size, rare: Mapping | None = None) -> Cut:
+    """Draw one augmentation for an image of ``size`` (H, W) and an output of ``crop`` (h, w).
 
-    A window larger than the image contains the whole image at a random place.
-
-    Args:
-        rare: pixels (n, 2) as (row, column) of each rare class that the image shows.
+    A window larger than the image contains the whole image at a random place. ``rare`` has an item per rare class that
+    the image shows: its id, and pixels (n, 2) as (row, column).
     """
     # always the same number of draws, so that one option does not change what another one draws
     which, *places, mirror, center, kind, pixel = rng.random(7)
@@ -103,27 +86,23 @@ def draw(
     if rare and center < augment.rare_class_crops:
         pixels = rare[sorted(rare)[int(kind * len(rare))]]
         target = pixels[int(pixel * len(pixels))]
-    window, corner = [], []
-    for axis in (0, 1):
-        extent = max(1, round(crop[axis] / scale))
+    window = [max(1, round(side / scale)) for side in crop]
+    corner = []
+    for axis, extent in enumerate(window):
         # between these starts, the window covers as much of the image as it can
         low, high = sorted((0, size[axis] - extent))
         start = low + int(places[axis] * (high - low + 1)) if target is None else int(target[axis]) - extent // 2
-        window.append(extent)
         corner.append(min(max(start, low), high))
-    flip = augment.flip and mirror < 0.5
-    return Cut(*corner, *window, flip, *jitter.tolist(), cast=tuple(cast.tolist()))
+    return Cut(*corner, *window, augment.flip and mirror < 0.5, *jitter.tolist(), cast=tuple(cast.tolist()))
 
 
 def apply(
-    cut: Cut, image: np.ndarray, label: np.ndarray, crop: tuple[int, int], *, fill: torch.Tensor, ignore_id: int
+    cut: Cut, image: np.ndarray, label: np.ndarray, crop: Size, *, fill: torch.Tensor, ignore_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The augmented sample ``(image (3, h, w), label (h, w))``, both uint8.
+    """The augmented ``(image (3, h, w), label (h, w))``, both uint8; the arguments are not changed.
 
     Args:
-        image: (H, W, 3) uint8, not changed.
-        label: (H, W) uint8, not changed.
-        crop: (h, w) in pixels.
+        image, label: (H, W, 3) and (H, W), both uint8.
         fill: (3,) uint8, the color beyond the image's edge, where the label is ``ignore_id``.
     """
     # the part of the image inside the window, in source pixels and in output pixels
@@ -168,8 +147,7 @@ def _photometric(pixels: torch.Tensor, cut: Cut) -> torch.Tensor:
     if cut.brightness == cut.contrast == cut.saturation == 1 and cut.cast == (1, 1, 1):
         return pixels
     flat = pixels.reshape(3, -1).float()  # (1, 3, h, w) -> (3, h * w)
-    if cut.cast != (1, 1, 1):
-        flat *= torch.tensor(cut.cast)[:, None]
+    flat *= torch.tensor(cut.cast)[:, None]
     mean_gray = _LUMA @ flat.mean(dim=1)
     # gray(x) = luma . x, mixed into every channel
     mixed = cut.saturation * torch.eye(3) + (1 - cut.saturation) * _LUMA

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2fpn_lib.data import Protocol
-from s2fpn_lib.data.cityscapes import to_label_ids
+from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import ImageError, read_ids, read_image
 from s2fpn_lib.evaluate import at_size, predict_logits
 from s2fpn_lib.model import S2FPN

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from s2fpn_lib.data import DatasetError, open_dataset
-from s2fpn_lib.data import dataset as dataset_module
+from s2fpn_lib.data import files as files_module
 from s2fpn_lib.data.cache import CachedDataset, CacheSpaceError
 
 
@@ -20,8 +20,8 @@ from s2fpn_lib.data.cache import CachedDataset, CacheSpaceError
 def decoded(monkeypatch):
     """The names of the image files that were decoded."""
     files = []
-    read = dataset_module.read_image
-    monkeypatch.setattr(dataset_module, "read_image", lambda path: files.append(path.name) or read(path))
+    read = files_module.read_image
+    monkeypatch.setattr(files_module, "read_image", lambda path: files.append(path.name) or read(path))
     return files
 
 
@@ -133,6 +133,27 @@ def test_a_damaged_cache_is_rebuilt(camvid_tree, cache_folder, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same_as_files(open_dataset("camvid", camvid_tree, "val"), camvid_tree, "val")
+
+
+@pytest.mark.parametrize("kind", ["changed", "removed"])
+def test_a_cache_file_is_not_rebuilt_from_changed_data(camvid_tree, cache_folder, kind):
+    dataset = open_dataset("camvid", camvid_tree, "val")
+    unchanged = dataset[0][0]
+    label = camvid_tree / "camvid" / "valannot" / "0016E5_000004.png"
+    content = label.read_bytes()
+    Image.fromarray(np.full((24, 32), 5, dtype=np.uint8)).save(label)
+    open_dataset("camvid", camvid_tree, "val")  # as another process does; removes the cache file of the old content
+    before = stored(cache_folder)
+    if kind == "removed":
+        label.unlink()
+    for read in (dataset.arrays, dataset.label_summary):
+        with pytest.raises(DatasetError, match=f"{label}: the data changed while in use"):
+            read(1)
+    assert stored(cache_folder) == before
+    assert torch.equal(dataset[0][0], unchanged)
+    label.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_same_as_files(dataset, camvid_tree, "val")
 
 
 def test_a_damaged_index_is_replaced(camvid_tree, cache_folder):

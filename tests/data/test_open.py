@@ -67,7 +67,7 @@ def test_auto_says_so_where_a_folder_was_named_or_camvid_lacks_the_split(camvid_
     monkeypatch.delenv("S2FPN_DATA")
     monkeypatch.setattr(open_module, "PROJECT_DATA", camvid_tree)
     (camvid_tree / "camvid" / "test").rename(camvid_tree / "hidden")
-    with pytest.warns(UserWarning, match=r"its test split is not"):
+    with pytest.warns(UserWarning, match=r"the test split of camvid has no images"):
         assert open_dataset("auto", split="test", cache=False).name == "roadscenes"
 
 

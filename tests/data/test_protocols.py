@@ -1,9 +1,6 @@
-import numpy as np
 import pytest
-from PIL import Image
 
 from s2fpn_lib.data import PROTOCOLS, get_protocol
-from s2fpn_lib.data.cityscapes import read_train_ids, to_label_ids
 from s2fpn_lib.data.protocols import Protocol
 
 
@@ -29,17 +26,3 @@ def test_unknown_protocol_names_the_nearest():
 def test_a_protocol_whose_ignored_id_is_a_class_is_refused():
     with pytest.raises(ValueError, match="ignore_id 1"):
         Protocol("x", "x", (1, 1), ("a", "b"), ((0, 0, 0), (1, 1, 1)), 1, (0, 0, 0), "")
-
-
-def test_cityscapes_table_against_the_ids_that_the_server_scores(tmp_path):
-    scored = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    path = tmp_path / "x_labelIds.png"
-    Image.fromarray(np.arange(34, dtype=np.uint8)[None]).save(path)
-    train_ids = read_train_ids(path)[0]
-    assert train_ids[scored].tolist() == list(range(19))
-    assert (np.delete(train_ids, scored) == 255).all()
-    assert to_label_ids(train_ids[scored]).tolist() == scored
-    assert to_label_ids(np.array([255], dtype=np.uint8)).tolist() == [0]
-    Image.fromarray(np.array([[34]], dtype=np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"labelIds.png: holds the id 34"):
-        read_train_ids(path)

