@@ -2,14 +2,12 @@
 
     python -m s2fpn_lib.workbench.doctor        (or `make doctor`; exit code 1 if something must be fixed)
 
-In a notebook, `check_environment()` shows the same list. `pip check` compares packages with
-what they require, `torch.utils.collect_env` asks the GPU's driver. What they lack: a kernel that starts another Python,
-a build of torch that the driver cannot run, and folders that cannot be written.
+`pip check` compares packages with their requirements, and `torch.utils.collect_env` asks the GPU's driver. They do not
+find a kernel that starts another Python, a build of torch that the driver cannot run, or a folder without space.
 """
 
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +18,6 @@ from typing import NamedTuple
 from s2fpn_lib.runs import PROJECT, results_root
 
 REINSTALL = f"{sys.executable} -m pip install -e '{PROJECT}[lite,openvino,studies,test]'"
-# CUDA's major version and the oldest build of torch for it that is recent enough, newest first
-TORCH_BUILDS = {13: "cu130", 12: "cu126"}
 
 
 class Finding(NamedTuple):
@@ -35,24 +31,14 @@ class Finding(NamedTuple):
         return f"{self.status:>5}  {self.what}" + (f"\n       → {self.fix}" if self.fix else "")
 
 
-def check_environment() -> None:
-    """Prints the findings of `examine`, one per line."""
-    _print(examine())
-
-
-def examine() -> list[Finding]:
-    """The findings of every check. A check that itself fails becomes an error finding, never an exception."""
+def check_environment() -> int:
+    """Prints the findings of every check and returns the number of errors. A check that itself fails is an error."""
     found = []
     for check in (check_packages, check_kernel, check_gpu, check_folders, check_data):
         try:
             found += check()
         except Exception as error:
             found.append(Finding("error", f"{check.__name__} failed: {type(error).__name__}: {error}", REINSTALL))
-    return found
-
-
-def _print(found: list[Finding]) -> int:
-    """Prints the findings and returns the number of errors."""
     errors = sum(finding.status == "error" for finding in found)
     print(*found, f"{errors} to fix." if errors else "No problem found.", sep="\n")
     return errors
@@ -61,10 +47,8 @@ def _print(found: list[Finding]) -> int:
 def check_packages() -> Iterator[Finding]:
     importlib.metadata.version("s2fpn-workbench")  # raises an error where this project is not installed
     result = _run(sys.executable, "-m", "pip", "check")
-    if result.returncode:
-        yield from (Finding("error", line, REINSTALL) for line in result.stdout.splitlines())
-    else:
-        yield Finding("ok", f"Python {sys.version.split()[0]} in {sys.prefix}: no broken requirements")
+    status, fix = ("error", REINSTALL) if result.returncode else ("ok", "")
+    yield from (Finding(status, line, fix) for line in result.stdout.splitlines())
 
 
 def check_kernel() -> Iterator[Finding]:
@@ -72,9 +56,6 @@ def check_kernel() -> Iterator[Finding]:
     from jupyter_client.kernelspec import KernelSpecManager
 
     spec = KernelSpecManager().get_kernel_spec("python3")
-    # A kernelspec from elsewhere (the user's folder, JUPYTER_PATH) is found before this environment's: remove it
-    own = Path(spec.resource_dir).resolve().is_relative_to(Path(sys.prefix).resolve())
-    action = "ipykernel install --sys-prefix --name python3" if own else "jupyter kernelspec remove -f python3"
     # jupyter_client starts a bare "python" with the interpreter that runs it
     interpreter = sys.executable if Path(spec.argv[0]).name == spec.argv[0] else spec.argv[0]
     try:
@@ -82,37 +63,36 @@ def check_kernel() -> Iterator[Finding]:
     except OSError as error:
         prefix = f"a Python that does not run ({error})"
     if Path(prefix).resolve() == Path(sys.prefix).resolve():
-        yield Finding("ok", "the notebook kernel 'python3' is this environment")
-    else:
-        what = f"the kernel 'python3' ({spec.resource_dir}) belongs to {prefix}, not to {sys.prefix}"
-        yield Finding("error", what, f"{sys.executable} -m {action}")
+        yield Finding("ok", f"the notebook kernel 'python3' runs Python {sys.version.split()[0]} in {prefix}")
+        return
+    # A kernelspec from elsewhere (the user's folder, JUPYTER_PATH) is found before this environment's: remove it
+    own = Path(spec.resource_dir).resolve().is_relative_to(Path(sys.prefix).resolve())
+    action = "ipykernel install --sys-prefix --name python3" if own else "jupyter kernelspec remove -f python3"
+    what = f"the kernel 'python3' ({spec.resource_dir}) belongs to {prefix}, not to {sys.prefix}"
+    yield Finding("error", what, f"{sys.executable} -m {action}")
 
 
 def check_gpu() -> Iterator[Finding]:
     import torch
+    from packaging.version import Version
     from torch.utils.collect_env import run
 
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'not included'})"
+    newest = run("nvidia-smi")[1].partition("CUDA Version:")[2].split()[:1]  # the newest CUDA that the driver runs
     if torch.cuda.is_available():
         yield Finding("ok", f"{build} on {torch.cuda.get_device_name()}")
-        return
-    driver = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", run("nvidia-smi")[1])  # the newest CUDA that the driver runs
-    if driver is None:
+    elif not newest:
         yield Finding("note", f"{build} on the CPU: no NVIDIA driver found")
-    elif torch.version.cuda and _numbers(torch.version.cuda) <= [int(driver[1]), int(driver[2])]:
+    elif torch.version.cuda and Version(torch.version.cuda) <= Version(newest[0]):
         fix = "unset CUDA_VISIBLE_DEVICES; then restart the kernel, or the machine"
         yield Finding("error", f"{build} does not see the GPU that nvidia-smi shows", fix)
     else:
         fix = "update the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install; elsewhere: nvidia.com/drivers)"
-        tag = next((tag for major, tag in TORCH_BUILDS.items() if int(driver[1]) >= major), None)
-        if tag:
+        if Version(newest[0]) >= Version("12"):  # the oldest CUDA that torch is built for
+            tag = "cu130" if Version(newest[0]) >= Version("13") else "cu126"
             install = f"{sys.executable} -m pip install --force-reinstall torch torchvision"
             fix = f"{install} --index-url https://download.pytorch.org/whl/{tag}  (or {fix})"
-        yield Finding("error", f"{build} cannot use the NVIDIA driver ({driver[0]})", fix)
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
+        yield Finding("error", f"{build} cannot use the NVIDIA driver (CUDA Version: {newest[0]})", fix)
 
 
 def check_folders() -> Iterator[Finding]:
@@ -133,11 +113,10 @@ def check_data() -> Iterator[Finding]:
 
     for name in ("camvid", "cityscapes"):
         try:
-            dataset = open_dataset(name, split="train", cache=False)
+            images = len(open_dataset(name, split="train", cache=False))
+            yield Finding("ok", f"{name}: {images} training images")
         except DatasetNotFound as error:
             yield Finding("note", f"{name} is not installed", " ".join(str(error).split()))
-        else:
-            yield Finding("ok", f"{name}: {len(dataset)} training images")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -145,4 +124,4 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(_print(examine()) > 0)
+    sys.exit(check_environment() > 0)
