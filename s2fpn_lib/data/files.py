@@ -26,7 +26,8 @@ class FileDataset(SegmentationDataset):
 
     A list file, ``{name}_{split}_list.txt`` or ``{split}.txt`` with ``image label`` or only ``image`` on each line,
     decides which pairs belong to the split. Without one, every image in the split's folder does. A missing file is an
-    error on access and in the audit, not here.
+    error on access and in the audit, not here. Raises DatasetNotFound if the split has no images or no labels, and
+    DatasetError if the list file cannot be read.
 
     Attributes:
         samples: the pairs of files.
@@ -35,10 +36,6 @@ class FileDataset(SegmentationDataset):
         IMAGE_FILES: pattern of the image files in their folder.
         LABEL_FILES: label file of an image, in order of preference. ``{name}`` is the image's name, ``{folder}`` the
             name of its folder, and ``{renamed}`` its name with ``test_`` as ``testannot_`` (and so on for each split).
-
-    Raises:
-        DatasetNotFound: the split has no images or no labels.
-        DatasetError: the list file cannot be read as image and label pairs.
     """
 
     def __init__(self, folder: Path, split: str) -> None:

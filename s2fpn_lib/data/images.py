@@ -14,10 +14,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """RGB pixels of an image file, (H, W, 3) uint8, in the orientation that its EXIF data states.
 
     16-bit grayscale is scaled from 0..65535 to 0..255, transparency is dropped, and a file with several frames gives
-    its first one.
-
-    Raises:
-        ImageError: the file is missing, damaged, or holds floating-point pixels, whose range is unknown.
+    its first one. Raises ImageError if the file is missing, damaged, or holds floating-point pixels, whose range is
+    unknown.
     """
     image = _open(path)
     if image.mode.startswith("I"):  # grayscale with 16 or 32 bits
@@ -29,8 +27,7 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_label(path: str | Path) -> np.ndarray:
     """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other.
 
-    Raises:
-        ImageError: as for `read_image`, or the ids of a 16-bit file do not fit into 8 bits.
+    Raises ImageError as `read_image` does, and if the ids of a 16-bit file do not fit into 8 bits.
     """
     image = _open(path)
     if image.mode == "LA":

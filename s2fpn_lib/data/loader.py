@@ -33,7 +33,8 @@ class TrainLoader(DataLoader):
     """Augmented batches ``(images (B, 3, h, w), labels (B, h, w))``, both uint8.
 
     One iteration gives the rest of an epoch, the next iteration the next epoch. ``state_dict()`` is the position of the
-    next batch; batches that workers made ahead do not count.
+    next batch; batches that workers made ahead do not count. Raises ValueError for an empty dataset or an option that
+    is out of range.
 
     Args:
         crop: (h, w) of every sample in pixels.
@@ -42,9 +43,6 @@ class TrainLoader(DataLoader):
         augment: None is the published augmentation.
         rank, world_size: which part of every global batch of ``world_size * batch_size`` samples this process gets.
         pin_memory: page-locked batches, which a GPU can fetch while it computes.
-
-    Raises:
-        ValueError: an empty dataset, or an option that is out of range.
     """
 
     def __init__(

@@ -22,9 +22,8 @@ def open_dataset(
     """A dataset by name.
 
     Args:
-        name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), or ``auto``: CamVid where its split is
-            found, else RoadScenes, with a warning where ``root`` or ``S2FPN_DATA`` names a folder or CamVid lacks the
-            split.
+        name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), or ``auto``: CamVid if found, else
+            RoadScenes, with a warning if ``root`` or ``S2FPN_DATA`` names a folder or CamVid lacks the split.
         root: the folder that holds ``camvid/`` or ``cityscapes/``, or that folder itself. None: the environment
             variable ``S2FPN_DATA``, else the project's ``data/``.
         split: ``train``, ``val``, ``trainval``, or ``test``, with an optional choice of drives:

@@ -20,8 +20,7 @@ class Protocol:
         palette: one (R, G, B) in 0..255 per class, in the order of ``classes``.
         ignore_id: the label value that no loss and no metric counts.
         ignore_color: (R, G, B) of ``ignore_id`` in figures.
-        mean_published: (R, G, B) in 0..255, the mean that the published recipe subtracts (in B, G, R order there), and
-            the color of the padding.
+        mean_published: (R, G, B) in 0..255 that the published recipe subtracts; also the color of the padding.
         source: where images and labels come from, and their license.
     """
 
@@ -89,12 +88,9 @@ _CITYSCAPES_PROTOCOL = Protocol(
     source="Cordts et al., The Cityscapes Dataset, CVPR 2016, fine annotations; www.cityscapes-dataset.com, "
     "registration needed, non-commercial",
 )
+_DRAWN = "drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed"
 _ROADSCENES_PROTOCOL = replace(
-    _CAMVID_PROTOCOL,
-    name="roadscenes",
-    dataset="roadscenes",
-    size=(240, 320),
-    source="drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed",
+    _CAMVID_PROTOCOL, name="roadscenes", dataset="roadscenes", size=(240, 320), source=_DRAWN
 )
 PROTOCOLS = {each.name: each for each in (_CAMVID_PROTOCOL, _CITYSCAPES_PROTOCOL, _ROADSCENES_PROTOCOL)}
 

@@ -95,8 +95,7 @@ def drive_overlap(*reports: AuditReport) -> pd.DataFrame:
     """Samples of each drive in each split; a drive in two splits makes the second one's score optimistic."""
     import pandas as pd
 
-    datasets = [report.dataset for report in reports]
-    columns = {data.split: pd.Series(data.drives, dtype=str).value_counts() for data in datasets}
+    columns = {each.dataset.split: pd.Series(each.dataset.drives, dtype=str).value_counts() for each in reports}
     table = pd.DataFrame(columns).fillna(0).astype(int).sort_index().rename_axis("drive")
     return table.assign(shared=(table > 0).sum(axis=1) > 1)
 
@@ -109,8 +108,7 @@ def label_counts(dataset: SegmentationDataset) -> np.ndarray:
 def class_pixels(dataset: SegmentationDataset) -> Tensor:
     """(K,) int64 number of pixels of each class over the dataset's labels, without ignored pixels.
 
-    Raises:
-        DatasetError: a label holds an id that the protocol does not declare; the message names the labels.
+    Raises DatasetError, naming the labels, if one holds an id that the protocol does not declare.
     """
     pixels = label_counts(dataset).sum(axis=0)
     if pixels.sum() > pixels[list(dataset.protocol.label_ids)].sum():
@@ -121,9 +119,8 @@ def class_pixels(dataset: SegmentationDataset) -> Tensor:
 def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> Tensor:
     """(K,) float32 class weights 1 / ln(c + share), where share is the class's part of all labeled pixels (ENet).
 
-    Raises:
-        ValueError: c is not above 1 (an absent class would have no finite weight), a label holds an undeclared id, or
-            no pixel is labeled.
+    Raises ValueError if c is not above 1 (an absent class would have no finite weight), a label holds an undeclared id,
+    or no pixel is labeled.
     """
     if constant <= 1:
         raise ValueError(f"constant={constant}: the c of the class weights 1/ln(c + share) must be a number above 1")
@@ -142,14 +139,11 @@ def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 6
     """
     pixels = class_pixels(dataset).numpy()
     rare = [each for each, count in enumerate(pixels) if 0 < count / pixels.sum() < share]
-    found: list[dict[int, np.ndarray]] = []
+    found = []
     for index, counts in enumerate(label_counts(dataset)):
         present = [each for each in rare if counts[each]]
         label = dataset.arrays(index)[1] if present else None
-        found.append({each: _spread(label, each, most) for each in present})
+        places = {each: np.argwhere(label == each) for each in present}  # (n, 2) per class
+        steps = {each: np.linspace(0, len(places[each]) - 1, min(most, len(places[each]))) for each in present}
+        found.append({each: places[each][steps[each].round().astype(np.int64)] for each in present})
     return found
-
-
-def _spread(label: np.ndarray, class_id: int, most: int) -> np.ndarray:
-    places = np.argwhere(label == class_id)  # (n, 2)
-    return places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(np.int64)]

@@ -99,11 +99,9 @@ def draw(augment: Augment, rng: np.random.Generator, size: Size, crop: Size, rar
 def apply(
     cut: Cut, image: np.ndarray, label: np.ndarray, crop: Size, *, fill: torch.Tensor, ignore_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The augmented ``(image (3, h, w), label (h, w))``, both uint8; the arguments are not changed.
+    """The augmented ``(image (3, h, w), label (h, w))``, both uint8, of an image (H, W, 3) and a label (H, W).
 
-    Args:
-        image, label: (H, W, 3) and (H, W), both uint8.
-        fill: (3,) uint8, the color beyond the image's edge, where the label is ``ignore_id``.
+    ``fill`` (3,) uint8 is the color beyond the image's edge, where the label is ``ignore_id``.
     """
     # the part of the image inside the window, in source pixels and in output pixels
     (y0, y1), (top, bottom) = _overlap(cut.top, cut.height, label.shape[0], crop[0])
@@ -136,9 +134,7 @@ def _overlap(start: int, extent: int, side: int, out: int) -> tuple[tuple[int, i
 
 def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(h, w) resized to ``size`` by the nearest pixel center; twice as fast as torch's kernel for uint8."""
-    rows, columns = (
-        (2 * np.arange(out) + 1) * extent // (2 * out) for out, extent in zip(size, ids.shape, strict=True)
-    )
+    rows, columns = ((2 * np.arange(out) + 1) * side // (2 * out) for out, side in zip(size, ids.shape, strict=True))
     return ids.take(rows, axis=0).take(columns, axis=1)
 
 
