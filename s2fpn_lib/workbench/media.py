@@ -4,7 +4,6 @@ PyAV reads and writes videos. It is an extra: pip install 's2fpn-workbench[video
 `s2fpn_lib.data.images`.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -23,28 +22,26 @@ class MediaError(ImageError):
     """A video or a folder of files cannot be read. The message names the path and the reason."""
 
 
-def find_media(source: str | Path, *, leave_out: str | Path | None = None) -> list[Path]:
+def find_media(source: Path, *, leave_out: Path) -> list[Path]:
     """The file `source`, or all files in the folder and its subfolders, sorted, without hidden ones.
 
     Args:
-        leave_out: a folder whose files do not count, such as the one that results are written to.
+        leave_out: a folder whose files do not count: the one that results are written to.
 
     Raises:
         FileNotFoundError: the path does not exist.
         MediaError: the folder holds no file.
     """
-    source = Path(source).expanduser()
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise FileNotFoundError(f"{source} does not exist: give an image, a video, or a folder of them")
-    ignored = Path(leave_out).resolve() if leave_out else None
     found = [
         path
         for path in sorted(source.rglob("*"))
         if path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
-        and ignored not in path.resolve().parents
+        and leave_out.resolve() not in path.resolve().parents
     ]
     if not found:
         raise MediaError(f"{source} holds no file: give an image, a video, or a folder of them")
@@ -56,28 +53,26 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def video_frames(path: str | Path, *, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+def video_frames(path: Path, *, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
     """(number, (H, W, 3) uint8 RGB) of every `every`-th frame, upright; numbers start at 0.
 
     Raises:
         MediaError: PyAV is missing, or the file is damaged, possibly after some frames.
     """
     av = _pyav(path)
+    number = -1
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{path}: the file holds no video")
-            number = -1
-            for number, frame in enumerate(container.decode(video=0)):
+            for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
                 if number % every == 0:
                     yield number, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-            if number < 0:
-                raise MediaError(f"{path}: the video has no frame")
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{path}: no readable video ({error})") from error
+    if number < 0:
+        raise MediaError(f"{path}: the file holds no video frame")
 
 
-def video_rate(path: str | Path) -> Fraction:
+def video_rate(path: Path) -> Fraction:
     """Frames per second of a video that `video_frames` reads; 25 if the file does not state it."""
     with _pyav(path).open(str(path)) as container:
         return container.streams.video[0].average_rate or Fraction(25)
@@ -89,18 +84,15 @@ def write_png(path: str | Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(file, "PNG")
 
 
-def write_video(path: str | Path, pictures: Sequence[Path], rate: Fraction) -> None:
+def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> None:
     """Writes image files of one size as an H.264 .mp4 with `rate` frames per second, atomically.
 
     Raises:
         ImageError: an image cannot be read, PyAV is missing (MediaError), or the video cannot be written (MediaError).
     """
     av = _pyav(path)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")  # FFmpeg seeks, and picks the container by suffix
     try:
-        with av.open(str(temporary), "w") as container:
+        with atomic_file(path) as file, av.open(file, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
             stream.pix_fmt = "yuv420p"
             for number, picture in enumerate(pictures):
@@ -111,14 +103,11 @@ def write_video(path: str | Path, pictures: Sequence[Path], rate: Fraction) -> N
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        temporary.replace(path)
     except av.FFmpegError as error:
         raise MediaError(f"{path}: the video cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _pyav(path: str | Path) -> ModuleType:
+def _pyav(path: Path) -> ModuleType:
     try:
         import av
     except ImportError as error:

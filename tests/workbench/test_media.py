@@ -25,12 +25,12 @@ def test_files_are_found_in_order_without_hidden_ones_and_results(tmp_path):
         (tmp_path / name).touch()
     found = find_media(tmp_path, leave_out=tmp_path / "out")
     assert found == [tmp_path / "a" / "c.jpg", tmp_path / "b.png"]
-    assert find_media(tmp_path / "b.png") == [tmp_path / "b.png"]
+    assert find_media(tmp_path / "b.png", leave_out=tmp_path / "out") == [tmp_path / "b.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(MediaError, match="holds no file"):
-        find_media(tmp_path / "empty")
+        find_media(tmp_path / "empty", leave_out=tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        find_media(tmp_path / "nowhere")
+        find_media(tmp_path / "nowhere", leave_out=tmp_path / "out")
 
 
 @pytest.fixture

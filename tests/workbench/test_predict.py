@@ -51,7 +51,7 @@ def read(path):
 
 def test_every_file_is_what_the_network_says(model, folder, tmp_path):
     out = tmp_path / "out"
-    report = predict(model, folder, out, PROTOCOL, size=(64, 96), flip=True, progress=False)
+    report = predict(model, folder, out, PROTOCOL, size=(64, 96), flip=True)
     assert (report.predicted, report.kept) == (2, 0)
     assert list(report.areas["picture"]) == ["a", "more/b"]
     for name, source in {"a": "a.png", "more/b": "more/b.jpg"}.items():
@@ -76,7 +76,7 @@ def test_every_file_is_what_the_network_says(model, folder, tmp_path):
 
 
 def test_unreadable_files_are_listed_and_the_rest_is_done(model, folder, tmp_path):
-    report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32), progress=False)
+    report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32))
     assert [str(folder / name) for name in ("broken.jpg", "notes.txt")] == list(report.skipped["source"])
     assert report.skipped["reason"].str.contains("cannot be decoded").all()
     assert len(pd.read_csv(tmp_path / "out" / "skipped.csv")) == 2
@@ -85,12 +85,12 @@ def test_unreadable_files_are_listed_and_the_rest_is_done(model, folder, tmp_pat
 
 def test_nothing_readable_is_an_error_that_lists_the_reasons(model, folder, tmp_path):
     with pytest.raises(MediaError, match=r"nothing could be predicted:\n  .*notes\.txt"):
-        predict(model, folder / "notes.txt", tmp_path / "out", PROTOCOL, progress=False)
+        predict(model, folder / "notes.txt", tmp_path / "out", PROTOCOL)
 
 
 def test_a_second_call_predicts_only_what_is_missing_or_newer(model, folder, tmp_path, monkeypatch):
     def run(**options):
-        report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32), progress=False, **options)
+        report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32), **options)
         return report.predicted, report.kept
 
     def stopped(*_):
@@ -117,21 +117,21 @@ def test_a_second_call_predicts_only_what_is_missing_or_newer(model, folder, tmp
 
 
 def test_results_of_other_settings_are_not_mixed(model, folder, tmp_path):
-    predict(model, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 32), progress=False)
+    predict(model, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 32))
     with pytest.raises(ValueError, match=r"other settings \(size\).*overwrite=True"):
-        predict(model, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 64), progress=False)
+        predict(model, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 64))
     torch.manual_seed(1)
     other = build_model("s2fpn_lite", num_classes=11).eval()
     with pytest.raises(ValueError, match=r"other settings \(weights\)"):
-        predict(other, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 32), progress=False)
-    report = predict(model, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 64), overwrite=True, progress=False)
+        predict(other, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 32))
+    report = predict(model, folder / "a.png", tmp_path / "out", PROTOCOL, size=(32, 64), overwrite=True)
     assert report.predicted == 1
 
 
 def test_files_of_one_name_get_results_of_their_own(model, tmp_path):
     write_png(tmp_path / "in" / "x.png", np.zeros((32, 40, 3), np.uint8))
     Image.fromarray(np.full((32, 44, 3), 200, np.uint8)).save(tmp_path / "in" / "x.bmp")
-    report = predict(model, tmp_path / "in", tmp_path / "out", PROTOCOL, size="own", progress=False)
+    report = predict(model, tmp_path / "in", tmp_path / "out", PROTOCOL, size="own")
     assert list(report.areas["picture"]) == ["x_bmp", "x_png"]
     assert list(report.areas["width"]) == [44, 40]
 
@@ -142,12 +142,12 @@ def test_cityscapes_gets_label_ids_for_submission(tmp_path):
     write_png(tmp_path / "berlin_000000_000019_leftImg8bit.png", np.random.default_rng(0).integers(
         0, 256, (48, 64, 3), dtype=np.uint8))  # fmt: skip
     protocol = get_protocol("cityscapes-fine-1024x2048")
-    report = predict(model, tmp_path, tmp_path / "out", protocol, size="own", progress=False)
+    report = predict(model, tmp_path, tmp_path / "out", protocol, size="own")
     (name,) = report.areas["picture"]
     train, label = (read(tmp_path / "out" / kind / f"{name}.png") for kind in ("train_ids", "label_ids"))
     np.testing.assert_array_equal(label, to_label_ids(train))
     assert set(np.unique(label)) <= {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
-    assert predict(model, tmp_path, tmp_path / "out", protocol, size="own", progress=False).kept == 1
+    assert predict(model, tmp_path, tmp_path / "out", protocol, size="own").kept == 1
 
 
 def test_a_video_gives_frames_and_an_overlay_video(model, tmp_path):
@@ -158,21 +158,21 @@ def test_a_video_gives_frames_and_an_overlay_video(model, tmp_path):
         write_png(pictures[-1], np.full((48, 64, 3), 50 * i, np.uint8))
     write_video(tmp_path / "in" / "drive.mp4", pictures, Fraction(10))
     out = tmp_path / "out"
-    report = predict(model, tmp_path / "in", out, PROTOCOL, size=(32, 64), every=2, progress=False)
+    report = predict(model, tmp_path / "in", out, PROTOCOL, size=(32, 64), every=2)
     names = ["drive/000000", "drive/000002", "drive/000004"]
     assert list(report.areas["picture"]) == names
     with av.open(str(out / "overlay" / "drive.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 3
         assert container.streams.video[0].average_rate == 5
     written = (out / "overlay" / "drive.mp4").stat().st_mtime_ns
-    again = predict(model, tmp_path / "in", out, PROTOCOL, size=(32, 64), every=2, progress=False)
+    again = predict(model, tmp_path / "in", out, PROTOCOL, size=(32, 64), every=2)
     assert (again.predicted, again.kept) == (0, 3)
     assert (out / "overlay" / "drive.mp4").stat().st_mtime_ns == written
 
 
 def test_a_broken_video_is_listed_beside_pictures(model, folder, tmp_path):
     (folder / "cut.mp4").write_bytes(b"no video")
-    report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32), progress=False)
+    report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32))
     assert len(report.areas) == 2
     assert report.skipped["reason"].str.contains(r"cut\.mp4").sum() == 1
 
@@ -203,12 +203,12 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(model
         ({"every": 0}, "every"),
     ):
         with pytest.raises(ValueError, match=reason):
-            predict(model, folder, out, PROTOCOL, progress=False, **options)
+            predict(model, folder, out, PROTOCOL, **options)
     fewer = dataclasses.replace(PROTOCOL, classes=PROTOCOL.classes[:3], palette=PROTOCOL.palette[:3])
     with pytest.raises(ValueError, match="11 classes, roadscenes has 3"):
-        predict(model, folder, out, fewer, progress=False)
+        predict(model, folder, out, fewer)
     with pytest.raises(FileNotFoundError):
-        predict(model, folder / "nowhere", out, PROTOCOL, progress=False)
+        predict(model, folder / "nowhere", out, PROTOCOL)
     assert not out.exists()
 
 
@@ -216,14 +216,14 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(model
 def test_on_a_gpu(model, folder, tmp_path):
     on_gpu = build_model("s2fpn_lite", num_classes=11).cuda().eval()
     on_gpu.load_state_dict(model.state_dict())
-    a = predict(on_gpu, folder, tmp_path / "gpu", PROTOCOL, size=(64, 96), progress=False).areas
-    b = predict(model, folder, tmp_path / "cpu", PROTOCOL, size=(64, 96), progress=False).areas
+    a = predict(on_gpu, folder, tmp_path / "gpu", PROTOCOL, size=(64, 96)).areas
+    b = predict(model, folder, tmp_path / "cpu", PROTOCOL, size=(64, 96)).areas
     assert np.abs(a[list(PROTOCOL.classes)].to_numpy() - b[list(PROTOCOL.classes)].to_numpy()).max() < 1
 
 
 def test_real_pictures_keep_their_size(model, camvid_root, tmp_path):
     data = open_dataset("camvid", camvid_root, "val", cache=False)
     source = data.samples[0].image
-    report = predict(model, source, tmp_path / "out", data.protocol, progress=False)
+    report = predict(model, source, tmp_path / "out", data.protocol)
     assert read(tmp_path / "out" / "train_ids" / f"{source.stem}.png").shape == read(source).shape[:2]
     assert report.areas[list(data.protocol.classes)].sum(axis=1).iloc[0] == pytest.approx(100)
