@@ -239,64 +239,47 @@ MODERN: dict[str, Any] = {
     "clip": 1.0,
     "amp": "auto",
 }
-# First stage of s2fpn_lite-camvid: the network's own resolution, from ImageNet weights.
-LITE_CAMVID: dict[str, Any] = {
-    **MODERN,
-    "dataset": "camvid",
-    "model": "s2fpn_lite",
-    "crop": (256, 320),
-    "photometric": 0.4,
-    "rare_class_crops": 0.25,
-    "epochs": 80,
-    "warmup": 200,
-    "eval_every": 5,
-    "checkpoint_minutes": 3.0,
-}
-# Second stage: twice the resolution, from the weights of the first stage.
-LITE_CAMVID_DOUBLE: dict[str, Any] = {
-    **LITE_CAMVID,
-    "switches": {"double_resolution": True},
-    "encoder_weights": "",
-    "lr": 6e-4,
-    "encoder_lr": 2e-4,
-    "epochs": 25,
-    "scale_range": (0.5, 1.5),
-}
-# Third stage: train and val, with a surrogate of mean IoU (Lovász-softmax) in the loss.
-LITE_CAMVID_TRAINVAL: dict[str, Any] = {
-    **LITE_CAMVID_DOUBLE,
-    "train_split": "trainval",
-    "val_split": "",  # val is trained on
-    "checkpoint_rule": "last",
-    "scale_range": (0.5, 1.75),
-    "epochs": 30,
-    "lovasz_weight": 0.5,
-}
-# Last stage: no class weights, which make pavement, fence, and pedestrians too likely for mean IoU, and weaker color
-# changes, so that crops look more like the evaluated images.
-LITE_CAMVID_IOU: dict[str, Any] = {
-    **LITE_CAMVID_TRAINVAL,
-    "photometric": 0.1,
-    "class_weights": 0.0,
-    "lovasz_weight": 1.0,
-    "lr": 4e-4,
-    "encoder_lr": 1.3e-4,
-    "epochs": 8,
-    "warmup": 100,
-}
+# The stages of the released s2fpn_lite-camvid; each starts from the weights of the one before it (init_from). The first
+# two are trained on train and scored on val: at the network's own resolution from ImageNet weights, then at twice that.
+LITE_CAMVID = dict(
+    MODERN,
+    photometric=0.4,
+    rare_class_crops=0.25,
+    warmup=200,
+    eval_every=5,
+    checkpoint_minutes=3.0,
+    dataset="camvid",
+    model="s2fpn_lite",
+    crop=(256, 320),
+    epochs=80,
+)
+DOUBLED = {"double_resolution": True}
+LITE_CAMVID_DOUBLE = dict(
+    LITE_CAMVID, switches=DOUBLED, encoder_weights="", lr=6e-4, encoder_lr=2e-4, epochs=25, scale_range=(0.5, 1.5)
+)
+# Then train and val, so that no validation is left, with a surrogate of mean IoU (Lovász-softmax) in the loss.
+LITE_CAMVID_TRAINVAL = dict(
+    LITE_CAMVID_DOUBLE,
+    train_split="trainval",
+    val_split="",
+    checkpoint_rule="last",
+    scale_range=(0.5, 1.75),
+    epochs=30,
+    lovasz_weight=0.5,
+)
 # The modern recipe for a few minutes on a CPU: small crops, so that there is time for many steps.
-QUICK: dict[str, Any] = {
-    **MODERN,
-    "model": "s2fpn_lite",
-    "lr": 2e-3,
-    "encoder_lr": 1e-3,
-    "epochs": 8,
-    "crop": (192, 256),
-    "photometric": 0.2,
-    "ema": 0.99,
-    "eval_every": 2,
-    "eval_images": 40,
-}
+QUICK = dict(
+    MODERN,
+    model="s2fpn_lite",
+    crop=(192, 256),
+    epochs=8,
+    eval_every=2,
+    eval_images=40,
+    lr=2e-3,
+    encoder_lr=1e-3,
+    photometric=0.2,
+    ema=0.99,
+)
 
 # ImageNet encoders as in the paper's text; the published code loads them and then initializes over them.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -322,26 +305,31 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 500,
         "eval_every": 10,
     },
-    # The same network with a current recipe.
-    "modern": MODERN,
-    # The stages of the released s2fpn_lite-camvid; each starts from the weights of the one before it (init_from). The
-    # first two train on train and are scored on val; the others train on train and val.
+    "modern": MODERN,  # the same network with a current recipe
     "lite-camvid": LITE_CAMVID,
     "lite-camvid-double": LITE_CAMVID_DOUBLE,
     "lite-camvid-trainval": LITE_CAMVID_TRAINVAL,
     # Whole images: strips as long as in the evaluation.
-    "lite-camvid-final": {
-        **LITE_CAMVID_TRAINVAL,
-        "crop": (360, 480),
-        "batch_size": 4,
-        "scale_range": (0.6, 1.75),
-        "lr": 3e-4,
-        "encoder_lr": 1e-4,
-        "epochs": 3,
-    },
-    "lite-camvid-iou": LITE_CAMVID_IOU,
-    # Two minutes on two CPU cores.
-    "quick": QUICK,
-    # Half a minute on two CPU cores, to see that everything works.
-    "demo": {**QUICK, "epochs": 3, "eval_every": 3, "eval_images": 20},
+    "lite-camvid-final": dict(
+        LITE_CAMVID_TRAINVAL,
+        lr=3e-4,
+        encoder_lr=1e-4,
+        epochs=3,
+        crop=(360, 480),
+        batch_size=4,
+        scale_range=(0.6, 1.75),
+    ),
+    # No class weights, which make pavement, fence, and pedestrians too likely for mean IoU, and weaker color changes.
+    "lite-camvid-iou": dict(
+        LITE_CAMVID_TRAINVAL,
+        lr=4e-4,
+        encoder_lr=1.3e-4,
+        epochs=8,
+        warmup=100,
+        photometric=0.1,
+        class_weights=0.0,
+        lovasz_weight=1.0,
+    ),
+    "quick": QUICK,  # two minutes on two CPU cores
+    "demo": dict(QUICK, epochs=3, eval_every=3, eval_images=20),  # half a minute, to see that everything works
 }
