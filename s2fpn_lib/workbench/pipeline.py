@@ -7,6 +7,7 @@ are kept in results/main/, the report is results/report.html.
 """
 
 import ast
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,16 +45,15 @@ def run(
         NotebookError: no notebook has such a parameter (before the first one runs), or a notebook fails.
     """
     results = (results or results_root()).resolve()
-    sources = {name: folder / f"{name}.ipynb" for name in notebooks}
-    types = {name: declared_types(path) for name, path in sources.items()}
-    values = distribute(assignments, types)
+    values = distribute(assignments, {name: declared_types(folder / f"{name}.ipynb") for name in notebooks})
     (results / "main").mkdir(parents=True, exist_ok=True)
-    for number, (name, source) in enumerate(sources.items(), start=1):
-        print(f"[{number}/{len(sources)}] {name} ...", end=" ", flush=True)
+    for number, name in enumerate(notebooks, start=1):
+        print(f"[{number}/{len(notebooks)}] {name} ...", end=" ", flush=True)
         start = time.monotonic()
-        execute(source, results / "main" / source.name, values[name])
+        executed = results / "main" / f"{name}.ipynb"
+        execute(folder / f"{name}.ipynb", executed, values[name])
         print(f"{time.monotonic() - start:.0f} s", flush=True)
-    return export_html(results / "main" / f"{notebooks[-1]}.ipynb", results / "report.html")
+    return export_html(executed, results / "report.html")
 
 
 def declared_types(path: Path) -> dict[str, str]:
@@ -62,16 +62,13 @@ def declared_types(path: Path) -> dict[str, str]:
 
 
 def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """Assigns "NAME=value" texts to the notebooks that declare them.
+    """Assigns "NAME=value" texts to the notebooks that declare them: {notebook: {parameter: value}}.
 
     The value of a parameter declared `str` stays text. Any other is read as a Python literal where it is one; the
     notebook checks its type.
 
     Args:
         types: {notebook: {parameter: type}}.
-
-    Returns:
-        {notebook: {parameter: value}}.
     """
     values = {notebook: dict(DEFAULTS.get(notebook, {})) for notebook in types}
     known = sorted({name.upper() for declared in types.values() for name in declared})
@@ -82,27 +79,22 @@ def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]
             raise NotebookError(
                 f"{assignment!r} fits no notebook of the pipeline: write NAME=value.{hint}\nKnown: {' '.join(known)}"
             )
+        name, literal = name.lower(), text
+        with contextlib.suppress(SyntaxError, ValueError):
+            literal = ast.literal_eval(text)
         for notebook, declared in types.items():
-            if kind := declared.get(name.lower()):
-                values[notebook][name.lower()] = text if kind == "str" else _literal(text)
+            if name in declared:
+                values[notebook][name] = text if declared[name] == "str" else literal
     return values
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> None:
+    """Prints the report's path, or exits with the error's message and the exit code 1."""
     try:
         print(run(arguments))
     except NotebookError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"\n{error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

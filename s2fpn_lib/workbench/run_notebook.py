@@ -9,7 +9,7 @@ GPUs for a notebook, and a record of a failure that survives until the notebook 
 
 import argparse
 import contextlib
-import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -35,7 +35,14 @@ IDENTITY = ("study", "variant", "dataset", "model", "revision", "seed")
 
 
 class NotebookError(RuntimeError):
-    """A notebook failed, or it cannot be run as asked. The message is for the person at the shell."""
+    """A notebook failed, or it cannot be run as asked. The message is for the person at the shell.
+
+    `cell` is the first line of the cell that failed, and `error` says what it raised; empty where no notebook ran.
+    """
+
+    def __init__(self, message: str, cell: str = "", error: str = ""):
+        super().__init__(message)
+        self.cell, self.error = cell, error
 
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
@@ -54,14 +61,15 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
             cwd=source.parent,
             extra_arguments=["--log-level=CRITICAL"],  # a kernel's warnings would break progress lines
         )
-    except Exception as error:
-        if isinstance(error, papermill.PapermillExecutionError):
-            what = (
-                f"failed in the cell that begins with\n    {_first_line(error.source)}\n{error.ename}: {error.evalue}"
-            )
+    except Exception as failure:
+        if isinstance(failure, papermill.PapermillExecutionError):
+            cell, error = failure.source, f"{failure.ename}: {failure.evalue}"
         else:
-            what = f"did not finish: {type(error).__name__}: {error}"
-        raise NotebookError(f"{source.name} {what}\nThe notebook as far as it ran: {target}") from error
+            cell, error = _cell_of_dead_kernel(target), f"{type(failure).__name__}: {failure}"
+        cell = cell.strip().split("\n")[0]
+        what = f"failed in the cell that begins with\n    {cell}" if cell else "did not finish"
+        message = f"{source.name} {what}\n{error}\nThe notebook as far as it ran: {target}"
+        raise NotebookError(message, cell, error) from failure
 
 
 def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
@@ -74,43 +82,33 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
     """
     folder = folder.resolve()
     executed, failure = folder / source.name, folder / "failure.json"
-    with _waiting_for(RunDirectory(folder)):
+    with _waiting_for(folder):
         if (folder / "run").exists():
-            with _waiting_for(RunDirectory(folder / "run")):
+            with _waiting_for(folder / "run"):
                 pass
         try:
             execute(source, executed, parameters)
         except NotebookError as error:
-            cause = error.__cause__
-            in_cell = isinstance(cause, papermill.PapermillExecutionError)
-            record = {
-                **{name: parameters[name] for name in IDENTITY if name in parameters},
-                "notebook": source.name,
-                "executed": str(executed),
-                "cell": _first_line(cause.source) if in_cell else _cell_of_dead_kernel(executed),
-                "error": f"{cause.ename}: {cause.evalue}" if in_cell else f"{type(cause).__name__}: {cause}",
-                "time": _now(),
-            }
+            record = {name: parameters[name] for name in IDENTITY if name in parameters}
+            record |= {"notebook": source.name, "executed": str(executed), "cell": error.cell, "error": error.error}
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-                write_json(failure, record)
+                write_json(failure, {**record, "time": _now()})
             raise
         failure.unlink(missing_ok=True)
         write_json(folder / "done.json", {"notebook": source.stem, "time": _now()})
 
 
 @contextlib.contextmanager
-def _waiting_for(run: RunDirectory) -> Iterator[None]:
-    """Holds the directory's lock; waits while another process holds it."""
+def _waiting_for(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; waits while another process holds it."""
     with contextlib.ExitStack() as held:
-        told = False
-        while True:
+        for attempt in itertools.count():
             try:
-                held.enter_context(run.lock())
+                held.enter_context(RunDirectory(folder).lock())
                 break
             except RunLocked as error:
-                if not told:
+                if attempt == 0:
                     print(f"waiting: {error}", flush=True)
-                told = True
                 time.sleep(POLL_SECONDS)
         yield
 
@@ -120,7 +118,7 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
     """Names of `count` GPUs that no other notebook on this machine has reserved; waits until they are free.
 
     The GPUs are among those that CUDA_VISIBLE_DEVICES allows. If it allows exactly `count`, a cluster has assigned
-    them, and they are taken without a reservation. The locks end with the process.
+    them, and they are taken without a reservation. The reservations end with the process.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
@@ -133,10 +131,9 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
         with contextlib.ExitStack() as held:
             free = []
             for name in names:
-                path = Path(tempfile.gettempdir()) / f"s2fpn-gpu-{os.getuid()}-{name}.lock"
-                file = held.enter_context(path.open("w"))
-                with contextlib.suppress(OSError):  # reserved by another process
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(RunLocked):
+                    reservation = RunDirectory(Path(tempfile.gettempdir()) / f"s2fpn-gpu-{os.getuid()}-{name}")
+                    held.enter_context(reservation.lock())
                     free.append(name)
                 if len(free) == count:
                     yield free
@@ -145,24 +142,21 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
 
 
 def _cell_of_dead_kernel(executed: Path) -> str:
-    """First line of the last cell that papermill marks as completed: there the kernel died. Empty if unknown."""
+    """The last cell that papermill marks as completed: there the kernel died. Empty if unknown."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except Exception:  # missing, or damaged by the failure
         return ""
     completed = [cell.source for cell in cells if cell.metadata.get("papermill", {}).get("status") == "completed"]
-    return _first_line(completed[-1]) if completed else ""
-
-
-def _first_line(source: str) -> str:
-    return source.strip().split("\n")[0]
+    return completed[-1] if completed else ""
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
+    """The command line. Exits with the message of an error, which gives the exit code 1."""
     parser = argparse.ArgumentParser(description="Run one notebook of a study.")
     parser.add_argument("notebook", help="its name in notebooks/, or a path")
     parser.add_argument("folder", type=Path, help="where everything goes")
@@ -186,13 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
             if given.html:
                 export_html(given.folder / source.name, given.html)
     except NotebookError as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.exit(str(error))
     except OSError as error:
-        print(f"{given.folder} cannot be written: {error}", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"{given.folder} cannot be written: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

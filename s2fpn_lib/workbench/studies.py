@@ -71,9 +71,9 @@ class Job:
     threads: int | None
     gpus: int
 
-    def folder(self, results: str | Path | None = None) -> Path:
-        """Its folder under `results` (None: `results_root()`)."""
-        return _folder(results, self.study, self.name)
+    def folder(self, results: str | Path) -> Path:
+        """Its folder under `results`."""
+        return Path(results) / "studies" / self.study / self.name
 
     def arguments(self, results: str | Path) -> dict[str, Any]:
         """The notebook's parameters with `results`: a variant finds its folder in it, a measurement gets its own."""
@@ -103,9 +103,9 @@ class Variant:
         c = self.config
         return f"{self.name}-{c.dataset}-{c.model}-{c.revision}-s{c.seed}-{self.hash}"
 
-    def folder(self, results: str | Path | None = None) -> Path:
-        """Its folder under `results` (None: `results_root()`)."""
-        return _folder(results, self.study, self.folder_name)
+    def folder(self, results: str | Path | None) -> Path:
+        """Its folder under `results` (empty: `results_root()`)."""
+        return Path(results or results_root()) / "studies" / self.study / self.folder_name
 
     def record(self) -> dict[str, Any]:
         """The content of variant.json."""
@@ -137,14 +137,14 @@ def make_variant(
     config = TrainConfig.preset(preset, **changes)
     if config.dataset == "auto":
         try:
-            dataset = open_dataset("camvid", config.data_root or None, config.train_split, cache=False).name
+            found = open_dataset("camvid", config.data_root or None, config.train_split, cache=False).name
         except DatasetNotFound:
-            dataset = "roadscenes"
-        config = config.replace(dataset=dataset)
+            found = "roadscenes"
+        config = config.replace(dataset=found)
     return Variant(study, name, preset, config, split, limit)
 
 
-def read_studies(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, list[Job]]:
+def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
     """{name: jobs} of every study file in a folder.
 
     Args:
@@ -154,12 +154,12 @@ def read_studies(folder: str | Path, overrides: Mapping[str, Any] | None = None)
     Raises:
         StudyError: as in `read_study`, or no kind of study has a field of `overrides`.
     """
-    overrides = _parsed(overrides or {})
+    overrides = _parsed(overrides)
     _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
     return {path.stem: read_study(path, overrides) for path in sorted(Path(folder).glob("*.yaml"))}
 
 
-def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Job]:
+def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
     """The jobs of a study file: all variants of the first seed, then of the next one.
 
     Args:
@@ -168,60 +168,50 @@ def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     Raises:
         StudyError: the file is not a study.
     """
-    path = Path(path)
     try:
         given = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise StudyError(f"{path} has no fields; a study has {', '.join(TRAINING)}")
-    known = MEASURING if "parameters" in given else TRAINING
-    given |= {name: value for name, value in (overrides or {}).items() if name in known}
+    known, make_jobs = (MEASURING, _measuring_jobs) if "parameters" in given else (TRAINING, _training_jobs)
+    given |= {name: value for name, value in overrides.items() if name in known}
     _check_names(str(path), given, known, "field")
     for name, default in known.items():
         if default is None and not given.get(name):
             raise StudyError(f"{path} does not give {name}")
         if default is not None and not isinstance(given.get(name, default), type(default)):
             raise StudyError(f"{path}: {name} is {given[name]!r}; it takes a {type(default).__name__}")
-    make_jobs = _measuring_jobs if known is MEASURING else _training_jobs
     try:
-        return make_jobs(path.stem, **{**known, **given})
+        return make_jobs(path.stem, {**known, **given})
     except (TypeError, ValueError) as error:
         raise StudyError(f"{path}: {error}") from error
 
 
-def _measuring_jobs(study: str, *, question: str, notebook: str, parameters: dict[str, Any]) -> list[Job]:
-    name = f"{notebook}-{config_hash(parameters)}"
-    return [Job(study, name, notebook, parameters, None, _gpus(parameters.get("device", "auto"), 1))]
+def _measuring_jobs(study: str, values: dict[str, Any]) -> list[Job]:
+    notebook, parameters = values["notebook"], values["parameters"]
+    gpus = _gpus(parameters.get("device", "auto"), 1)
+    return [Job(study, f"{notebook}-{config_hash(parameters)}", notebook, parameters, None, gpus)]
 
 
-def _training_jobs(study: str, **values: Any) -> list[Job]:
+def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
+    variants = [(name, *_variant_parts(name, described)) for name, described in values["variants"].items()]
+    varied = sorted({field for _, _, own in variants for field in own})
+    scored = {"split": values["split"], "limit": values["limit"]}
     jobs = {}
-    variants = {name: _variant_parts(name, described) for name, described in values["variants"].items()}
-    varied = sorted({field for _, own in variants.values() for field in own})
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
-    for seed, dataset, model, revision in product(*axes):
-        for name, (switches, own) in variants.items():
-            network = {
-                "dataset": dataset,
-                "model": model,
-                "revision": revision,
-                "switches": switches,
-                "seed": seed,
-                "device": values["device"],
-            }
-            changes, scored = values["changes"] | own, {"split": values["split"], "limit": values["limit"]}
-            variant = make_variant(study, name, values["preset"], network | changes, **scored)
-            if variant.folder_name in jobs:
-                raise ValueError(
-                    f"{variant.folder_name} occurs more than once: name every seed, dataset, model, and revision once"
-                )
-            parameters = {"study": study, "variant": name, "preset": values["preset"], **network, **scored}
-            parameters |= {"dataset": variant.config.dataset, "changes": changes, "varied": varied}
-            gpus = _gpus(values["device"], variant.config.devices)
-            jobs[variant.folder_name] = Job(
-                study, variant.folder_name, values["notebook"], parameters, values["threads"], gpus
-            )
+    for seed, dataset, model, revision, (name, switches, own) in product(*axes, variants):
+        network = {"dataset": dataset, "model": model, "revision": revision, "switches": switches}
+        network |= {"seed": seed, "device": values["device"]}
+        changes = values["changes"] | own
+        variant = make_variant(study, name, values["preset"], network | changes, **scored)
+        folder, config = variant.folder_name, variant.config
+        if folder in jobs:
+            raise ValueError(f"{folder} occurs more than once: name every seed, dataset, model, and revision once")
+        parameters = {"study": study, "variant": name, "preset": values["preset"], **network, **scored}
+        parameters |= {"dataset": config.dataset, "changes": changes, "varied": varied}
+        gpus = _gpus(values["device"], config.devices)
+        jobs[folder] = Job(study, folder, values["notebook"], parameters, values["threads"], gpus)
     return list(jobs.values())
 
 
@@ -241,14 +231,10 @@ def failures(results: str | Path | None = None) -> list[dict[str, Any]]:
 
 def failure_listing(failed: list[dict[str, Any]]) -> str:
     """Failures as text: folder, notebook, cell, and error of each."""
-    lines = [f"{len(failed)} notebooks of the studies failed; the others are not affected:"]
+    listing = f"{len(failed)} notebooks of the studies failed; the others are not affected:"
     for each in failed:
-        lines += [f"  {each['folder']}", f"    {each['notebook']}, cell: {each['cell']}", f"    {each['error']}"]
-    return "\n".join(lines)
-
-
-def _folder(results: str | Path | None, study: str, name: str) -> Path:
-    return Path(results or results_root()) / "studies" / study / name
+        listing += f"\n  {each['folder']}\n    {each['notebook']}, cell: {each['cell']}\n    {each['error']}"
+    return listing
 
 
 def _parsed(value: Any) -> Any:
@@ -265,7 +251,7 @@ def _gpus(device: str, devices: int) -> int:
     return 0 if device == "cpu" or not torch.cuda.is_available() else devices
 
 
-def _check_names(where: str, given: Mapping[str, Any], known: Collection[str], what: str) -> None:
+def _check_names(where: str, given: Collection[str], known: Collection[str], what: str) -> None:
     for name in given:
         if name not in known:
             hint = did_you_mean(name, known)

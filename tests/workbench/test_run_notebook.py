@@ -25,11 +25,11 @@ def notebook(folder: Path, *cells: str) -> Path:
     return path
 
 
-def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path, capsys):
+def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path):
     source = notebook(tmp_path, "fine = 1", "# The division\nif word == 'a':\n    fine / 0")
     folder = tmp_path / "out"
-    assert main([str(source), str(folder), "--parameters", '{"word": "a"}', "--threads", "1"]) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        main([str(source), str(folder), "--parameters", '{"word": "a"}', "--threads", "1"])
     assert not (folder / "done.json").exists()
     failure = json.loads((folder / "failure.json").read_text())
     assert (failure["notebook"], failure["cell"]) == ("20_try.ipynb", "# The division")
@@ -37,14 +37,14 @@ def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path, capsys):
     assert Path(failure["executed"]) == folder / "20_try.ipynb"
     assert Path(failure["executed"]).is_file()
 
-    assert main([str(source), str(folder), "--parameters", '{"word": "b"}', "--threads", "1"]) == 0
+    main([str(source), str(folder), "--parameters", '{"word": "b"}', "--threads", "1"])
     assert not (folder / "failure.json").exists()
     assert json.loads((folder / "done.json").read_text())["notebook"] == "20_try"
 
 
 def test_a_kernel_that_dies_is_a_failure_with_its_cell(tmp_path):
     source = notebook(tmp_path, "import os", "os._exit(9)")
-    with pytest.raises(NotebookError, match="did not finish"):
+    with pytest.raises(NotebookError, match=r"cell that begins with\n    os\._exit"):
         run_notebook(source, tmp_path / "out", {"word": "x"})
     failure = json.loads((tmp_path / "out" / "failure.json").read_text())
     assert failure["cell"] == "os._exit(9)"
@@ -56,7 +56,8 @@ def test_threads_and_variant_reach_the_kernel(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         for name in module.THREAD_VARIABLES:
             patch.setenv(name, "7")  # put back afterwards
-        assert main([str(source), str(tmp_path / "out"), "--parameters", '{"study": "s", "seed": 4}', "--threads", "3"])
+        with pytest.raises(SystemExit):
+            main([str(source), str(tmp_path / "out"), "--parameters", '{"study": "s", "seed": 4}', "--threads", "3"])
     failure = json.loads((tmp_path / "out" / "failure.json").read_text())
     assert failure["error"] == "ValueError: 3s"
     assert (failure["study"], failure["seed"]) == ("s", 4)
@@ -90,10 +91,10 @@ def test_waits_for_a_training_in_the_same_folder(tmp_path, capsys, no_kernel):
     assert (folder / "done.json").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert main([str(notebook(tmp_path, "word")), str(tmp_path / "file" / "out"), "--threads", "1"]) == 1
-    assert f"{tmp_path / 'file' / 'out'} cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'file' / 'out'} cannot be written"):
+        main([str(notebook(tmp_path, "word")), str(tmp_path / "file" / "out"), "--threads", "1"])
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -102,7 +103,7 @@ def test_fresh_deletes_an_unfinished_measurement(tmp_path, no_kernel):
     old = tmp_path / "out" / "20_try" / "speed.jsonl"
     old.parent.mkdir(parents=True)
     old.write_text("{}\n")
-    assert main([str(source), str(tmp_path / "out"), "--threads", "1", "--fresh"]) == 0
+    main([str(source), str(tmp_path / "out"), "--threads", "1", "--fresh"])
     assert not old.exists()
 
 
