@@ -117,5 +117,8 @@ onerror:
     planned = {f"studies/{study}/{job}" for study, job in JOBS}
     failed = [each for each in studies.failures(RESULTS) if each["folder"] in planned]
     if failed:
-        print(studies.failure_listing(failed), file=sys.stderr)
+        print(f"{len(failed)} notebooks of the studies failed; the others are not affected:", file=sys.stderr)
+    for each in failed:
+        place = f"  {each['folder']}\n    {each['notebook']}, cell: {each['cell']}\n    {each['error']}"
+        print(place, file=sys.stderr)
     print("The same command tries again; `snakemake report` makes the report of the existing results.", file=sys.stderr)

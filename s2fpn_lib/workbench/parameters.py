@@ -47,24 +47,20 @@ def declarations(source: str) -> dict[str, Declaration]:
     Raises:
         ParameterError: a line of the cell has no type or no comment.
     """
+    lines, complete, incomplete = source.splitlines(), {}, []
     try:
-        statements = ast.parse(source).body
-        assignments = [each for each in statements if isinstance(each, ast.Assign | ast.AnnAssign)]
-        for statement in assignments:
+        for statement in ast.parse(source).body:
+            if not isinstance(statement, ast.Assign | ast.AnnAssign):
+                return {}
             ast.literal_eval(statement.value)
+            comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().strip("# ")
+            if isinstance(statement, ast.AnnAssign) and comment:
+                name, annotation, default = map(ast.unparse, (statement.target, statement.annotation, statement.value))
+                complete[name] = Declaration(name, annotation, default, comment)
+            else:
+                incomplete.append(ast.unparse(statement))
     except (SyntaxError, TypeError, ValueError):
         return {}
-    if len(assignments) < len(statements):
-        return {}
-    lines = source.splitlines()
-    complete, incomplete = {}, []
-    for statement in assignments:
-        comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().lstrip("# ").rstrip()
-        if isinstance(statement, ast.AnnAssign) and comment:
-            name, annotation, default = map(ast.unparse, (statement.target, statement.annotation, statement.value))
-            complete[name] = Declaration(name, annotation, default, comment)
-        else:
-            incomplete.append(ast.unparse(statement))
     if complete and incomplete:
         raise ParameterError(
             f"The parameters cell has a line without a type or a comment: {incomplete[0]!r}\n"
@@ -76,9 +72,8 @@ def declarations(source: str) -> dict[str, Declaration]:
 def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: current value}, in the order of their declaration.
 
-    Call it in the cell after the one tagged `parameters`. Values are the notebook's variables after the changes by
-    papermill or the reader. They are converted as `as_declared` does (an int to a declared float, a list to a tuple),
-    and the variables are set to the converted values.
+    Call it in the cell after the one tagged `parameters`. It converts the notebook's variables as `as_declared` does
+    (an int to a declared float, a list to a tuple).
 
     Raises:
         ParameterError: papermill injected a name that is not declared (the message names the nearest declared one), a
@@ -87,8 +82,8 @@ def checked_parameters() -> dict[str, Any]:
     shell = get_ipython()
     if shell is None:
         raise ParameterError(
-            "checked_parameters() reads the cells of a running notebook, and no notebook is running here. "
-            "Run it in JupyterLab or through papermill; in a script, pass the values as arguments instead."
+            "checked_parameters() reads the cells of a notebook, and no notebook is running here. "
+            "In a script, pass the values as arguments instead."
         )
     declared, injected = _parameter_cells(_executed_cells(shell))
     listing = "\n".join(["Its parameters, with their defaults:", *(f"  {each}" for each in declared.values())])
@@ -114,8 +109,8 @@ def checked_parameters() -> dict[str, Any]:
 def _executed_cells(shell: Any) -> list[str]:
     """Sources of the cells that have run, oldest first.
 
-    nbval turns IPython's input history off. `linecache` still has the cells: IPython stores them there for its
-    tracebacks, as entries without a modification time.
+    nbval turns IPython's input history off. IPython also stores the cells in `linecache` for its tracebacks, as entries
+    without a modification time.
     """
     history = list(shell.history_manager.input_hist_parsed)
     if any(history):

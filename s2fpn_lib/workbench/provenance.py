@@ -35,13 +35,11 @@ def newest_run(root: str | Path | None = None) -> Path | None:
 
 
 def default_checkpoint(root: str | Path | None = None, *, prefer_released: bool = False) -> Path | str | None:
-    """The checkpoint that a notebook opens where `checkpoint` is empty.
+    """The newest finished run under `root`, else the first released weight; None where there is neither.
 
-    The newest finished run under `root`, else the first released weight; with `prefer_released` in the other order.
-    None where there is neither.
+    With `prefer_released` in the other order. Notebooks open it where `checkpoint` is empty.
     """
-    released = next(iter(released_names()), None)
-    run = newest_run(root)
+    released, run = next(iter(released_names()), None), newest_run(root)
     return (released or run) if prefer_released else (run or released)
 
 
@@ -86,37 +84,35 @@ def checkpoint_provenance(
     }
     metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
     if network := dict(metadata.get("config") or config or {}):
-        network.pop("num_classes", None)
         row["model"] = network.pop("name")
         row |= {key: network.pop(key, None) for key in ("revision", "normalization")}
+        network.pop("num_classes", None)
         row["switches"] = describe_switches(network)
     if metadata:
         row["trained_on"] = metadata.get("dataset")
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
-    if recipe.exists():
-        row |= recipe_hashes(read_json(recipe), varied)
-    return row
+    return row | (recipe_hashes(read_json(recipe), varied) if recipe.exists() else {})
 
 
 def recipe_hashes(recipe: Mapping[str, Any], varied: Collection[str] = ()) -> dict[str, str]:
-    """Hashes of parts of a run's config.json.
+    """Two hashes of a run's config.json.
 
     Args:
         varied: fields of TrainConfig that a study varies on purpose.
 
     Returns:
-        recipe_without_seed, which is the same for repetitions, and training_recipe, which is the same for all networks
-        that were trained alike: without seed, network (model, revision, switches), and the varied fields.
+        recipe_without_seed, equal for repetitions, and training_recipe, equal for all networks that were trained alike:
+        also without the network (model, revision, switches) and the varied fields.
     """
     repeated = {name: value for name, value in recipe.items() if name != "seed"}
-    network = {"model", "revision", "switches", *(RENAMED_FIELDS.get(name, name) for name in varied)}
+    varied = {"model", "revision", "switches", *(RENAMED_FIELDS.get(name, name) for name in varied)}
     # a recipe keeps the names under which its fields were first stored
-    alike = {name: value for name, value in repeated.items() if RENAMED_FIELDS.get(name, name) not in network}
+    alike = {name: value for name, value in repeated.items() if RENAMED_FIELDS.get(name, name) not in varied}
     return {"recipe_without_seed": config_hash(repeated), "training_recipe": config_hash(alike)}
 
 
 def describe_switches(switches: Mapping[str, Any]) -> str:
     """The difference to the published network, as tables show it: "none", or "crb=False ssam=False"."""
     default = asdict(Switches())
-    changed = {name: value for name, value in switches.items() if value != default.get(name)}
-    return " ".join(f"{name}={value}" for name, value in sorted(changed.items())) or "none"
+    changed = sorted(f"{name}={value}" for name, value in switches.items() if value != default.get(name))
+    return " ".join(changed) or "none"

@@ -13,16 +13,16 @@ Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebo
         failure.json       while the last attempt failed: notebook, cell, error, time, and the study's names
         done.json          when the notebook has finished; the only file that Snakemake knows
 
-The hash covers what determines the scores, so a changed configuration gets a new folder and a finished one stays.
+The hash covers what determines the scores, so a changed configuration gets a new folder.
 A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook>-<hash>/, with the same last four.
 """
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -57,18 +57,14 @@ class StudyError(ValueError):
     """A study file has an error. The message names the file and the field."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One notebook run of a study.
-
-    `threads` is None for a measurement of time, which takes all cores so that nothing runs beside it.
-    """
+class Job(NamedTuple):
+    """One notebook run of a study."""
 
     study: str
     name: str
     notebook: str
     parameters: dict[str, Any]
-    threads: int | None
+    threads: int | None  # None: a measurement of time, which takes all cores so that nothing runs beside it
     gpus: int
 
     def folder(self, results: str | Path) -> Path:
@@ -80,45 +76,19 @@ class Job:
         return {**self.parameters, "results": str(results if self.threads else self.folder(results))}
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One training and its score: what 20_ablation runs."""
+class Variant(NamedTuple):
+    """One training and its score: what 20_ablation runs. `record` is the content of variant.json."""
 
-    study: str
-    name: str
-    preset: str
     config: TrainConfig
-    split: str
-    limit: int
-
-    @property
-    def hash(self) -> str:
-        """Hash of what differs from TrainConfig's defaults, so that a field added later changes no folder's name."""
-        defaults = TrainConfig().recipe()
-        recipe = {name: value for name, value in self.config.recipe().items() if value != defaults[name]}
-        return config_hash({**recipe, "split": self.split, "limit": self.limit})
+    record: dict[str, Any]
 
     @property
     def folder_name(self) -> str:
-        c = self.config
-        return f"{self.name}-{c.dataset}-{c.model}-{c.revision}-s{c.seed}-{self.hash}"
+        return "{variant}-{dataset}-{model}-{revision}-s{seed}-{hash}".format(**self.record)
 
     def folder(self, results: str | Path | None) -> Path:
         """Its folder under `results` (empty: `results_root()`)."""
-        return Path(results or results_root()) / "studies" / self.study / self.folder_name
-
-    def record(self) -> dict[str, Any]:
-        """The content of variant.json."""
-        return {
-            "study": self.study,
-            "variant": self.name,
-            **{name: getattr(self.config, name) for name in ("dataset", "model", "revision", "seed", "switches")},
-            "preset": self.preset,
-            "recipe": config_hash(self.config.recipe()),
-            "split": self.split,
-            "limit": self.limit,
-            "hash": self.hash,
-        }
+        return Path(results or results_root()) / "studies" / self.record["study"] / self.folder_name
 
 
 def make_variant(
@@ -141,7 +111,12 @@ def make_variant(
         except DatasetNotFound:
             found = "roadscenes"
         config = config.replace(dataset=found)
-    return Variant(study, name, preset, config, split, limit)
+    recipe, defaults, scored = config.recipe(), TrainConfig().recipe(), {"split": split, "limit": limit}
+    # The hash covers what differs from the defaults, so that a field added later changes no folder's name
+    changed = {field: value for field, value in recipe.items() if value != defaults[field]}
+    named = {field: getattr(config, field) for field in ("dataset", "model", "revision", "seed", "switches")}
+    record = {"study": study, "variant": name, **named, "preset": preset, "recipe": config_hash(recipe), **scored}
+    return Variant(config, record | {"hash": config_hash(changed | scored)})
 
 
 def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
@@ -195,31 +170,31 @@ def _measuring_jobs(study: str, values: dict[str, Any]) -> list[Job]:
 
 
 def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
-    variants = [(name, *_variant_parts(name, described)) for name, described in values["variants"].items()]
+    variants = []  # name, switches, changes of the recipe
+    for name, described in values["variants"].items():
+        if not isinstance(described, Mapping) or not isinstance(described.get("changes", {}), Mapping):
+            raise StudyError(
+                f"variant {name} is {described!r}; it takes switches, and fields of TrainConfig under changes"
+            )
+        switches = dict(described)
+        variants.append((name, switches, switches.pop("changes", {})))
     varied = sorted({field for _, _, own in variants for field in own})
-    scored = {"split": values["split"], "limit": values["limit"]}
-    jobs = {}
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
+    jobs = {}
     for seed, dataset, model, revision, (name, switches, own) in product(*axes, variants):
+        scored = {"split": values["split"], "limit": values["limit"]}
         network = {"dataset": dataset, "model": model, "revision": revision, "switches": switches}
         network |= {"seed": seed, "device": values["device"]}
         changes = values["changes"] | own
         variant = make_variant(study, name, values["preset"], network | changes, **scored)
-        folder, config = variant.folder_name, variant.config
+        folder = variant.folder_name
         if folder in jobs:
             raise ValueError(f"{folder} occurs more than once: name every seed, dataset, model, and revision once")
         parameters = {"study": study, "variant": name, "preset": values["preset"], **network, **scored}
-        parameters |= {"dataset": config.dataset, "changes": changes, "varied": varied}
-        gpus = _gpus(values["device"], config.devices)
+        parameters |= {"dataset": variant.config.dataset, "changes": changes, "varied": varied}
+        gpus = _gpus(values["device"], variant.config.devices)
         jobs[folder] = Job(study, folder, values["notebook"], parameters, values["threads"], gpus)
     return list(jobs.values())
-
-
-def _variant_parts(name: str, described: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(switches, changes of the recipe) of a variant as the study file describes it."""
-    if isinstance(described, Mapping) and isinstance(own := described.get("changes", {}), Mapping):
-        return {switch: value for switch, value in described.items() if switch != "changes"}, dict(own)
-    raise StudyError(f"variant {name} is {described!r}; it takes switches, and fields of TrainConfig under changes")
 
 
 def failures(results: str | Path | None = None) -> list[dict[str, Any]]:
@@ -227,14 +202,6 @@ def failures(results: str | Path | None = None) -> list[dict[str, Any]]:
     root = Path(results or results_root())
     found = sorted((root / "studies").glob("*/*/failure.json"))
     return [{"folder": path.parent.relative_to(root).as_posix(), **read_json(path)} for path in found]
-
-
-def failure_listing(failed: list[dict[str, Any]]) -> str:
-    """Failures as text: folder, notebook, cell, and error of each."""
-    listing = f"{len(failed)} notebooks of the studies failed; the others are not affected:"
-    for each in failed:
-        listing += f"\n  {each['folder']}\n    {each['notebook']}, cell: {each['cell']}\n    {each['error']}"
-    return listing
 
 
 def _parsed(value: Any) -> Any:
