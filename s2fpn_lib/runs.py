@@ -167,7 +167,7 @@ class RunDirectory:
             _held_here.add(path)
             try:
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n")
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {utc_now()}\n")
                 file.flush()
                 for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
                     leftover.unlink()
@@ -215,7 +215,7 @@ def environment() -> dict[str, Any]:
     """Versions, hardware, threads, code version, and time (UTC): what a result depends on besides its configuration."""
     cuda = torch.cuda.is_available()
     return {
-        "time": _now(),
+        "time": utc_now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
@@ -260,5 +260,6 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time in UTC, to the second, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -40,7 +40,7 @@ def find_media(source: Path, *, leave_out: Path) -> list[Path]:
         path
         for path in sorted(source.rglob("*"))
         if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        and "/." not in f"/{path.relative_to(source).as_posix()}"
         and leave_out.resolve() not in path.resolve().parents
     ]
     if not found:

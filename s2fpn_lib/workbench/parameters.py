@@ -30,15 +30,10 @@ class ParameterError(ValueError):
 
 
 class Declaration(NamedTuple):
-    """One line of the parameters cell, in its source text: `name: annotation = default  # comment`."""
+    """The type of a parameter, and its line in the parameters cell: `name: annotation = default  # comment`."""
 
-    name: str
     annotation: str
-    default: str
-    comment: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.annotation} = {self.default}  # {self.comment}"
+    line: str
 
 
 def declarations(source: str) -> dict[str, Declaration]:
@@ -56,7 +51,7 @@ def declarations(source: str) -> dict[str, Declaration]:
             comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().strip("# ")
             if isinstance(statement, ast.AnnAssign) and comment:
                 name, annotation, default = map(ast.unparse, (statement.target, statement.annotation, statement.value))
-                complete[name] = Declaration(name, annotation, default, comment)
+                complete[name] = Declaration(annotation, f"{name}: {annotation} = {default}  # {comment}")
             else:
                 incomplete.append(ast.unparse(statement))
     except (SyntaxError, TypeError, ValueError):
@@ -86,12 +81,12 @@ def checked_parameters() -> dict[str, Any]:
             "In a script, pass the values as arguments instead."
         )
     declared, injected = _parameter_cells(_executed_cells(shell))
-    listing = "\n".join(["Its parameters, with their defaults:", *(f"  {each}" for each in declared.values())])
+    listing = "\n".join(["Its parameters, with their defaults:", *(f"  {line}" for _, line in declared.values())])
     for name in injected:
         if name not in declared:
             raise ParameterError(f"This notebook has no parameter {name!r}.{did_you_mean(name, declared)}\n{listing}")
     values = {}
-    for name, (_, annotation, _, _) in declared.items():
+    for name, (annotation, _) in declared.items():
         if name not in shell.user_ns:
             raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
         value, kind = shell.user_ns[name], eval(annotation, {**vars(typing), **shell.user_ns})

@@ -31,7 +31,6 @@ def run(
     *,
     notebooks: Sequence[str] = NOTEBOOKS,
     folder: Path = PROJECT / "notebooks",
-    results: Path | None = None,
 ) -> Path:
     """Executes `notebooks` of `folder` in order, prints one line for each, and returns the report's path.
 
@@ -39,12 +38,11 @@ def run(
 
     Args:
         assignments: "NAME=value" texts.
-        results: None for `results_root()`.
 
     Raises:
         NotebookError: no notebook has such a parameter (before the first one runs), or a notebook fails.
     """
-    results = (results or results_root()).resolve()
+    results = results_root().resolve()
     values = distribute(assignments, {name: declared_types(folder / f"{name}.ipynb") for name in notebooks})
     (results / "main").mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(notebooks, start=1):

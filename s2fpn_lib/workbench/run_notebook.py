@@ -16,8 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import nbformat
 import papermill
 import torch
 
-from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, write_json
+from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, utc_now, write_json
 from s2fpn_lib.workbench.report_page import export_html
 
 POLL_SECONDS = 0.5
@@ -82,9 +81,9 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
     """
     folder = folder.resolve()
     executed, failure = folder / source.name, folder / "failure.json"
-    with _waiting_for(folder):
+    with _locked([folder], 1):
         if (folder / "run").exists():
-            with _waiting_for(folder / "run"):
+            with _locked([folder / "run"], 1):
                 pass
         try:
             execute(source, executed, parameters)
@@ -92,25 +91,30 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
             record = {name: parameters[name] for name in IDENTITY if name in parameters}
             record |= {"notebook": source.name, "executed": str(executed), "cell": error.cell, "error": error.error}
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-                write_json(failure, {**record, "time": _now()})
+                write_json(failure, {**record, "time": utc_now()})
             raise
         failure.unlink(missing_ok=True)
-        write_json(folder / "done.json", {"notebook": source.stem, "time": _now()})
+        write_json(folder / "done.json", {"notebook": source.stem, "time": utc_now()})
 
 
 @contextlib.contextmanager
-def _waiting_for(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; waits while another process holds it."""
-    with contextlib.ExitStack() as held:
-        for attempt in itertools.count():
-            try:
-                held.enter_context(RunDirectory(folder).lock())
-                break
-            except RunLocked as error:
-                if attempt == 0:
-                    print(f"waiting: {error}", flush=True)
-                time.sleep(POLL_SECONDS)
-        yield
+def _locked(folders: Collection[Path], count: int) -> Iterator[list[Path]]:
+    """Holds the locks of `count` of the folders; waits until other processes leave so many of them."""
+    for attempt in itertools.count():
+        with contextlib.ExitStack() as held:
+            free = []
+            for folder in folders:
+                try:
+                    held.enter_context(RunDirectory(folder).lock())
+                    free.append(folder)
+                except RunLocked as error:
+                    reason = error
+                if len(free) == count:
+                    yield free
+                    return
+        if attempt == 0:
+            print(f"waiting: {reason}", flush=True)
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
@@ -127,18 +131,10 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
     if not count or (visible and len(names) == count):
         yield names[:count]
         return
-    while True:
-        with contextlib.ExitStack() as held:
-            free = []
-            for name in names:
-                with contextlib.suppress(RunLocked):
-                    reservation = RunDirectory(Path(tempfile.gettempdir()) / f"s2fpn-gpu-{os.getuid()}-{name}")
-                    held.enter_context(reservation.lock())
-                    free.append(name)
-                if len(free) == count:
-                    yield free
-                    return
-        time.sleep(POLL_SECONDS)
+    prefix = f"{tempfile.gettempdir()}/s2fpn-gpu-{os.getuid()}-"
+    gpus = {Path(f"{prefix}{name}"): name for name in names}
+    with _locked(gpus, count) as reserved:
+        yield [gpus[folder] for folder in reserved]
 
 
 def _cell_of_dead_kernel(executed: Path) -> str:
@@ -149,10 +145,6 @@ def _cell_of_dead_kernel(executed: Path) -> str:
         return ""
     completed = [cell.source for cell in cells if cell.metadata.get("papermill", {}).get("status") == "completed"]
     return completed[-1] if completed else ""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -46,9 +46,10 @@ def test_unknown_parameter_is_refused_before_anything_runs(assignment, near):
     assert ("Did you mean 'EPOCHS'?" in str(caught.value)) == near
 
 
-def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd):
+def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "out"))
     write_notebook(tmp_path / "notebooks", "90_report", "from pathlib import Path\nprint(word)\nPath.cwd().name")
-    report = run(["WORD=hello"], notebooks=["90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
+    report = run(["WORD=hello"], notebooks=["90_report"], folder=tmp_path / "notebooks")
     assert report == tmp_path / "out" / "report.html"
     assert "hello" in report.read_text()
     printed = capfd.readouterr()
@@ -58,11 +59,12 @@ def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd):
     assert executed.cells[-1].outputs[-1]["data"]["text/plain"] == "'notebooks'"
 
 
-def test_a_failing_notebook_is_named_with_its_cell_and_its_executed_copy(tmp_path):
+def test_a_failing_notebook_is_named_with_its_cell_and_its_executed_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "out"))
     write_notebook(tmp_path / "notebooks", "10_train", "rate = 1\nrate / 0")
     write_notebook(tmp_path / "notebooks", "90_report", "print('never')")
     with pytest.raises(NotebookError) as caught:
-        run(notebooks=["10_train", "90_report"], folder=tmp_path / "notebooks", results=tmp_path / "out")
+        run(notebooks=["10_train", "90_report"], folder=tmp_path / "notebooks")
     message = str(caught.value)
     assert "10_train.ipynb failed in the cell that begins with\n    rate = 1" in message
     assert "ZeroDivisionError: division by zero" in message
