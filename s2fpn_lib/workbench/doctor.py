@@ -46,7 +46,7 @@ def check_environment() -> int:
 
 def check_packages() -> Iterator[Finding]:
     importlib.metadata.version("s2fpn-workbench")  # raises an error where this project is not installed
-    result = _run(sys.executable, "-m", "pip", "check")
+    result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     status, fix = ("error", REINSTALL) if result.returncode else ("ok", "")
     yield from (Finding(status, line, fix) for line in result.stdout.splitlines())
 
@@ -56,19 +56,15 @@ def check_kernel() -> Iterator[Finding]:
     from jupyter_client.kernelspec import KernelSpecManager
 
     spec = KernelSpecManager().get_kernel_spec("python3")
+    python, prefix = Path(spec.argv[0]), Path(sys.prefix).resolve()
     # jupyter_client starts a bare "python" with the interpreter that runs it
-    interpreter = sys.executable if Path(spec.argv[0]).name == spec.argv[0] else spec.argv[0]
-    try:
-        prefix = _run(interpreter, "-c", "import sys; print(sys.prefix)").stdout.strip()
-    except OSError as error:
-        prefix = f"a Python that does not run ({error})"
-    if Path(prefix).resolve() == Path(sys.prefix).resolve():
+    if python.name == spec.argv[0] or (python.exists() and python.parent.parent.resolve() == prefix):
         yield Finding("ok", f"the notebook kernel 'python3' runs Python {sys.version.split()[0]} in {prefix}")
         return
     # A kernelspec from elsewhere (the user's folder, JUPYTER_PATH) is found before this environment's: remove it
-    own = Path(spec.resource_dir).resolve().is_relative_to(Path(sys.prefix).resolve())
+    own = Path(spec.resource_dir).resolve().is_relative_to(prefix)
     action = "ipykernel install --sys-prefix --name python3" if own else "jupyter kernelspec remove -f python3"
-    what = f"the kernel 'python3' ({spec.resource_dir}) belongs to {prefix}, not to {sys.prefix}"
+    what = f"the kernel 'python3' ({spec.resource_dir}) starts {python}, which is not the Python of {prefix}"
     yield Finding("error", what, f"{sys.executable} -m {action}")
 
 
@@ -117,10 +113,6 @@ def check_data() -> Iterator[Finding]:
             yield Finding("ok", f"{name}: {images} training images")
         except DatasetNotFound as error:
             yield Finding("note", f"{name} is not installed", " ".join(str(error).split()))
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 if __name__ == "__main__":

@@ -34,20 +34,15 @@ def newest_run(root: str | Path | None = None) -> Path | None:
     return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
 
 
-def default_checkpoint(root: str | Path | None = None, *, prefer_released: bool = False) -> Path | str | None:
-    """The newest finished run under `root`, else the first released weight; None where there is neither.
-
-    With `prefer_released` in the other order. Notebooks open it where `checkpoint` is empty.
-    """
-    released, run = next(iter(released_names()), None), newest_run(root)
-    return (released or run) if prefer_released else (run or released)
+def default_checkpoint(root: str | Path | None = None) -> Path | str | None:
+    """The first released weight, else the newest finished run under `root`; None where there is neither."""
+    return next(iter(released_names()), None) or newest_run(root)
 
 
 def demo_checkpoint(results: str | Path | None = None, dataset: str = "roadscenes") -> Path:
     """The run folder of a small network for notebooks that find no other, trained on the first call in half a minute.
 
-    Trained from scratch for one epoch on quarter-size crops of `dataset`. The folder under `results` (None:
-    `results_root()`) is named `DEMO_RUN`, so that reports leave it out.
+    Its folder under `results` (None: `results_root()`) is named `DEMO_RUN`, so that reports leave it out.
     """
     folder = Path(results or results_root()) / "train" / dataset / DEMO_RUN
     if not (folder / "result.json").exists():

@@ -42,14 +42,12 @@ def test_newest_run_is_not_a_demo_network(tmp_path):
     assert newest_run(tmp_path) == new
 
 
-def test_default_checkpoint_prefers_as_told_and_falls_back(tmp_path, monkeypatch):
+def test_default_checkpoint_is_a_released_one_or_the_newest_run(tmp_path, monkeypatch):
+    assert default_checkpoint(tmp_path) == "s2fpn_lite-camvid"
     monkeypatch.setattr("s2fpn_lib.workbench.provenance.released_names", lambda: [])
     assert default_checkpoint(tmp_path) is None
-    monkeypatch.setattr("s2fpn_lib.workbench.provenance.released_names", lambda: ["shipped"])
-    assert default_checkpoint(tmp_path) == "shipped"
     run = run_folder(tmp_path, "run", 1)
     assert default_checkpoint(tmp_path) == run
-    assert default_checkpoint(tmp_path, prefer_released=True) == "shipped"
 
 
 def test_provenance_describes_the_chosen_file(tmp_path):
