@@ -8,6 +8,7 @@ find a kernel that starts another Python, a build of torch that the driver canno
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,22 +71,22 @@ def check_kernel() -> Iterator[Finding]:
 
 def check_gpu() -> Iterator[Finding]:
     import torch
-    from packaging.version import Version
+    from torch.torch_version import TorchVersion
     from torch.utils.collect_env import run
 
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'not included'})"
-    newest = run("nvidia-smi")[1].partition("CUDA Version:")[2].split()[:1]  # the newest CUDA that the driver runs
+    newest = re.findall(r"CUDA Version:\s*([\d.]+)", run("nvidia-smi")[1])  # the newest CUDA that the driver runs
     if torch.cuda.is_available():
         yield Finding("ok", f"{build} on {torch.cuda.get_device_name()}")
     elif not newest:
         yield Finding("note", f"{build} on the CPU: no NVIDIA driver found")
-    elif torch.version.cuda and Version(torch.version.cuda) <= Version(newest[0]):
+    elif torch.version.cuda and TorchVersion(torch.version.cuda) <= newest[0]:
         fix = "unset CUDA_VISIBLE_DEVICES; then restart the kernel, or the machine"
         yield Finding("error", f"{build} does not see the GPU that nvidia-smi shows", fix)
     else:
         fix = "update the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install; elsewhere: nvidia.com/drivers)"
-        if Version(newest[0]) >= Version("12"):  # the oldest CUDA that torch is built for
-            tag = "cu130" if Version(newest[0]) >= Version("13") else "cu126"
+        if TorchVersion(newest[0]) >= "12":  # the oldest CUDA that torch is built for
+            tag = "cu130" if TorchVersion(newest[0]) >= "13" else "cu126"
             install = f"{sys.executable} -m pip install --force-reinstall torch torchvision"
             fix = f"{install} --index-url https://download.pytorch.org/whl/{tag}  (or {fix})"
         yield Finding("error", f"{build} cannot use the NVIDIA driver (CUDA Version: {newest[0]})", fix)
