@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2fpn_lib.distributed import mean_over_processes
-from s2fpn_lib.model.blocks import resize_aligned
+from s2fpn_lib.model.blocks import resize_like
 
 CRITERIA = ("cross_entropy", "ohem")
 AUX_RESOLUTIONS = ("label", "own")
@@ -91,7 +91,7 @@ class DeepSupervisionLoss(nn.Module):
         if not unknown.is_cuda and unknown.any():
             self.check_labels(label, logits.shape[1])
         target = target.masked_fill(unknown, self.ignore_index)
-        logits = resize_aligned(logits.float(), target.shape[-2:])
+        logits = resize_like(logits.float(), target)
         loss = self._term(logits, target) + torch.where(unknown.any(), math.nan, 0.0)
         if self.lovasz_weight:
             every_second = (..., slice(None, None, 2), slice(None, None, 2))
@@ -114,7 +114,7 @@ class DeepSupervisionLoss(nn.Module):
 
     def _term(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of one (B,K,h,w) logits map for (B,H,W) labels, resized to them where the sizes differ."""
-        logits = resize_aligned(logits.float(), target.shape[-2:])
+        logits = resize_like(logits.float(), target)
         kept = target != self.ignore_index
         if self.criterion == "ohem":
             error = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
@@ -206,7 +206,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; per
     pixel as in Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equation 1.
     """
-    student = resize_aligned(student.float(), teacher.shape[-2:]) / temperature
+    student = resize_like(student.float(), teacher) / temperature
     target = (teacher.float() / temperature).log_softmax(1)
     divergence = F.kl_div(student.log_softmax(1), target, reduction="none", log_target=True)
     return temperature**2 * divergence.sum(1).mean()

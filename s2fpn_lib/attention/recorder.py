@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.apf import APF
-from s2fpn_lib.model.blocks import resize_aligned
+from s2fpn_lib.model.blocks import resize_like
 from s2fpn_lib.model.gfu import GFUv1
 from s2fpn_lib.model.modes import evaluation_mode
 from s2fpn_lib.model.ssam import STRIP_AXES, ColumnAttention, SSAMv1, StripGate
@@ -238,7 +238,7 @@ def _level(name: str, level: nn.Module, seen: dict[str, Tensor]) -> LevelCapture
 def _gfu(name: str, block: GFUv1, seen: dict[str, Tensor]) -> GFUCapture:
     fine, reduced, s2 = seen[f"{name}.conv1"], seen[f"{name}.conv2"], seen.get(f"{name}.s2")
     # The resize changes nothing unless the block applies its 1x1 convolution before it
-    context = torch.relu(reduced if block.pool else resize_aligned(reduced, fine.shape[-2:]))
+    context = torch.relu(reduced if block.pool else resize_like(reduced, fine))
     return GFUCapture(name, context, fine, seen.get(f"{name}.s1"), None if s2 is None else torch.sigmoid(s2))
 
 

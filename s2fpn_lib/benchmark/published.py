@@ -10,11 +10,10 @@ Each part does what the scripts of github.com/mohamedac29/S2-FPN do:
   plain Adam, a new scheduler and `loss.item()` in each step.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,19 +46,13 @@ class PublishedInference:
 
 def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: int) -> float:
     """Frames per second as eval_fps.py measures them: a fixed warm-up, then the mean of `calls` calls by the clock."""
-    for _ in range(warmup):
-        run(x)
-    _wait(x)
-    start = time.perf_counter()
-    for _ in range(calls):
-        run(x)
-    _wait(x)
+    for count in (warmup, calls):
+        start = time.perf_counter()
+        for _ in range(count):
+            run(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
     return calls * len(x) / (time.perf_counter() - start)
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
 
 
 def pixel_loop_matrix(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -78,10 +71,7 @@ class PublishedDataset(torch.utils.data.Dataset):
     """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cropped, and flipped.
 
     The published code resizes with OpenCV; here torch's uint8 kernel, which the workbench's loader uses, replaces it.
-
-    Args:
-        files: a dataset of `open_dataset(..., cache=False)`.
-        crop: (h, w).
+    `files` is a dataset of `open_dataset(..., cache=False)`, `crop` is (h, w).
     """
 
     def __init__(self, files: FileDataset, crop: tuple[int, int], seed: int = 0) -> None:
@@ -93,69 +83,51 @@ class PublishedDataset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample = self.files.samples[index]
+        sample, (height, width) = self.files.samples[index], self.crop
         image = np.array(Image.open(sample.image).convert("RGB"))  # (H, W, 3)
         label = self.files.read_label(sample.label)
-        image, label = self._scaled(image, label, self.rng.choice(PUBLISHED_SCALES))
-        image = image.astype(np.float32) - self.mean
-        image, label = self._padded(image, label)
-        (height, width), (rows, columns) = self.crop, label.shape
-        top, left = self.rng.integers(rows - height + 1), self.rng.integers(columns - width + 1)
+        scale = self.rng.choice(PUBLISHED_SCALES)
+        rows, columns = (round(scale * side) for side in label.shape)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
+        pixels = F.interpolate(pixels, (rows, columns), mode="bilinear", align_corners=False)
+        image = pixels[0].permute(1, 2, 0).numpy().astype(np.float32) - self.mean
+        label = np.array(Image.fromarray(label).resize((columns, rows), Image.Resampling.NEAREST))
+        edges = [(0, max(0, height - rows)), (0, max(0, width - columns))]
+        if np.any(edges):  # zeros (the mean color) and ignored pixels at the bottom and the right
+            image = np.pad(image, [*edges, (0, 0)])
+            label = np.pad(label, edges, constant_values=self.files.protocol.ignore_id)
+        top, left = (self.rng.integers(side - cut + 1) for side, cut in zip(label.shape, self.crop, strict=True))
         image = image[top : top + height, left : left + width].transpose(2, 0, 1)  # (h, w, 3) -> (3, h, w)
         label = label[top : top + height, left : left + width]
         step = self.rng.choice((-1, 1))
         return torch.from_numpy(image[:, :, ::step].copy()), torch.from_numpy(label[:, ::step].astype(np.int64))
 
-    @staticmethod
-    def _scaled(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-        size = [round(scale * side) for side in label.shape]
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
-        pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
-        nearest = Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST)
-        return pixels[0].permute(1, 2, 0).numpy(), np.array(nearest)
-
-    def _padded(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pads the bottom and the right up to the crop's size with zeros (the mean color) and ignored pixels."""
-        edges = [(0, max(0, wanted - side)) for wanted, side in zip(self.crop, label.shape, strict=True)]
-        if np.any(edges):
-            image = np.pad(image, [*edges, (0, 0)])
-            label = np.pad(label, edges, constant_values=self.files.protocol.ignore_id)
-        return image, label
-
 
 class PublishedStep:
     """`step(images, labels)` trains a contiguous copy of `model` on one batch and returns the loss.
 
-    images: (B, 3, h, w) float32, as the published loader returns them; labels: (B, h, w) int64.
-
-    Args:
-        config: of the optimizer and the schedule.
-        total: steps of the run.
+    images: (B, 3, h, w) float32, as the published loader returns them; labels: (B, h, w) int64. `config` sets the
+    optimizer and the schedule over `total` steps.
     """
 
     def __init__(
         self, model: S2FPN, config: TrainConfig, class_weights: Tensor | None, *, ignore_index: int, total: int
     ) -> None:
         self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()
-        self.config, self.total, self.ignore_index = config, total, ignore_index
-        self.class_weights = class_weights
+        self.loss_options = {"weight": class_weights, "ignore_index": ignore_index}
+        schedule = {"warmup": config.warmup, "start_factor": config.warmup_start, "power": config.poly_power}
+        self.factor = partial(warmup_poly, total=total, **schedule)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.optimizer.param_groups[0]["initial_lr"] = config.lr
         self.done = 0
 
     def __call__(self, images: Tensor, labels: Tensor) -> float:
         logits, auxiliary = self.model(images, aux=True)  # all five at the label's size
-        options = {"weight": self.class_weights, "ignore_index": self.ignore_index}
-        loss = sum(F.cross_entropy(each, labels, **options) for each in (logits, *auxiliary))
+        loss = sum(F.cross_entropy(each, labels, **self.loss_options) for each in (logits, *auxiliary))
         self.optimizer.zero_grad()
         loss.backward()
-        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor, last_epoch=self.done - 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.factor, last_epoch=self.done - 1)
         self.optimizer.step()
         scheduler.step()
         self.done += 1
         return loss.item()
-
-    def _factor(self, step: int) -> float:
-        config = self.config
-        options = {"warmup": config.warmup, "start_factor": config.warmup_start, "power": config.poly_power}
-        return warmup_poly(step, total=self.total, **options)

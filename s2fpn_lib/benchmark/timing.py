@@ -4,20 +4,27 @@ Calls that take turns see the same clocks and the same load of the machine, so t
 `torch.utils.benchmark` times one call at a time, with a fixed warm-up.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 STABLE = 0.05  # warm-up ends when two successive medians differ by less than this share
 WARMUP_CALLS = 3  # per median; fewer where a call takes a second
 WARMUP_SECONDS = 5.0  # longest warm-up after the first call
+GPU_PROPERTIES = {  # nvidia-smi's name of a property -> column
+    "driver_version": "driver",
+    "clocks.sm": "sm_mhz",
+    "clocks.max.sm": "sm_max_mhz",
+    "clocks.mem": "memory_mhz",
+    "power.limit": "power_limit_w",
+    "persistence_mode": "persistence",
+}
 
 Call = Callable[[], Any]
 
@@ -38,50 +45,31 @@ class Timing:
         """Median of the repeats' medians."""
         return statistics.median(self.medians)
 
-    @property
-    def p90(self) -> float:
-        """The 90th percentile of all calls."""
-        calls = sorted(seconds for repeat in self.repeats for seconds in repeat)
-        return calls[min(len(calls) - 1, int(0.9 * len(calls)))]
-
-    @property
-    def spread(self) -> float:
-        """(slowest - fastest) of the repeats' medians, as a share of p50."""
-        return (max(self.medians) - min(self.medians)) / self.p50
-
-    def averaged(self) -> Timing:
+    def averaged(self) -> Self:
         """The mean call of each repeat, for times that come in bursts, such as those of prefetched batches."""
         return Timing(tuple((statistics.fmean(calls),) for calls in self.repeats))
 
     def row(self) -> dict[str, Any]:
-        """The columns that all speed tables share."""
+        """The columns of all speed tables: p90_ms is of all calls, spread (slowest - fastest median) / p50."""
+        calls = np.concatenate(self.repeats)
         return {
             "p50_ms": round(1e3 * self.p50, 3),
-            "p90_ms": round(1e3 * self.p90, 3),
-            "spread": round(self.spread, 4),
+            "p90_ms": round(1e3 * float(np.quantile(calls, 0.9, method="higher")), 3),
+            "spread": round((max(self.medians) - min(self.medians)) / self.p50, 4),
             "repeats": len(self.repeats),
-            "calls": sum(map(len, self.repeats)),
+            "calls": len(calls),
         }
 
+    def ratio_row(self, baseline: Self | None) -> dict[str, float | None]:
+        """How many times as fast as `baseline`: the ratio of the medians, and the lowest and highest of the repeats.
 
-def ratio_row(baseline: Timing | None, timing: Timing) -> dict[str, float | None]:
-    """How many times as fast as `baseline`: the ratio of the medians, and the lowest and highest of the repeats.
-
-    Repeat i of both ran next to each other (`time_in_turns`). Without a baseline all three are None.
-    """
-    if baseline is None:
-        return {"ratio": None, "ratio_low": None, "ratio_high": None}
-    ratios = [slow / fast for slow, fast in zip(baseline.medians, timing.medians, strict=True)]
-    return {
-        "ratio": round(baseline.p50 / timing.p50, 3),
-        "ratio_low": round(min(ratios), 3),
-        "ratio_high": round(max(ratios), 3),
-    }
-
-
-def time_calls(call: Call, device: torch.device, **options: Any) -> Timing:
-    """Times one call; the options are those of `time_in_turns`."""
-    return time_in_turns({"": call}, device, **options)[""]
+        Repeat i of both ran next to each other (`time_in_turns`). Without a baseline all three are None.
+        """
+        if baseline is None:
+            return dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
+        ratios = [slow / fast for slow, fast in zip(baseline.medians, self.medians, strict=True)]
+        found = {"ratio": baseline.p50 / self.p50, "ratio_low": min(ratios), "ratio_high": max(ratios)}
+        return {column: round(ratio, 3) for column, ratio in found.items()}
 
 
 def time_in_turns(
@@ -110,12 +98,11 @@ def _warm_up(call: Call, stopwatch: Callable[[Call], float]) -> None:
     """Calls until two successive medians agree, when caches, clocks, and allocators are stable."""
     stopwatch(call)  # the first call compiles, allocates, and loads pages
     end = time.perf_counter() + WARMUP_SECONDS
-    before = _median(call, stopwatch)
+    before = now = _median(call, stopwatch)
     while time.perf_counter() < end:
-        now = _median(call, stopwatch)
+        before, now = now, _median(call, stopwatch)
         if abs(now - before) <= STABLE * before:
             return
-        before = now
 
 
 def _median(call: Call, stopwatch: Callable[[Call], float]) -> float:
@@ -140,17 +127,6 @@ def _cuda_seconds(call: Call) -> float:
     return start.elapsed_time(end) / 1e3  # events count milliseconds
 
 
-# nvidia-smi's name of a property -> column
-GPU_PROPERTIES = {
-    "driver_version": "driver",
-    "clocks.sm": "sm_mhz",
-    "clocks.max.sm": "sm_max_mhz",
-    "clocks.mem": "memory_mhz",
-    "power.limit": "power_limit_w",
-    "persistence_mode": "persistence",
-}
-
-
 def gpu_state(index: int = 0) -> dict[str, str]:
     """Driver, clocks, and power limit of GPU `index` as nvidia-smi prints them; empty without nvidia-smi.
 
@@ -162,4 +138,4 @@ def gpu_state(index: int = 0) -> dict[str, str]:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(GPU_PROPERTIES.values(), (value.strip() for value in output.split(",")), strict=True))
+    return dict(zip(GPU_PROPERTIES.values(), map(str.strip, output.split(",")), strict=True))

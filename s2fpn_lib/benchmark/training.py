@@ -4,18 +4,17 @@ One row per implementation, named in its column `way`. A row holds its protocol 
 calls, and the ratio to the published implementation with ratio_low and ratio_high of the repeats.
 """
 
-from __future__ import annotations
-
-import functools
+import itertools
 import multiprocessing
 import os
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,11 @@ from torch.utils.data import DataLoader
 from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.inference import session
 from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep, pixel_loop_matrix
-from s2fpn_lib.benchmark.timing import Timing, ratio_row, time_calls, time_in_turns
+from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import NO_AUGMENT, open_dataset, train_loader
+from s2fpn_lib.data import open_dataset, train_loader
 from s2fpn_lib.data.cache import cached
+from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import keep_freed_memory
@@ -64,19 +64,11 @@ def measure_training(
             run = partial(stack.enter_context(pool).submit, _run_step, step, name, size, batch, device)
             calls[step] = lambda run=run, waits=waits[step]: waits.append(run().result())
         timings = time_in_turns(calls, CPU, **stopwatch)
+    protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
     for step, timing in timings.items():
-        yield {
-            "network": name,
-            "height": size[0],
-            "width": size[1],
-            "batch": batch,
-            "way": step,
-            **timing.row(),
-            "images_per_s": round(batch / timing.p50, 3),
-            **ratio_row(timings["published"], timing),
-            "data_ms": round(1e3 * float(np.median(waits[step][-sum(map(len, timing.repeats)) :])), 3),
-            **session(torch.device(device)),
-        }
+        row = {**protocol, "way": step, **timing.row(), "images_per_s": round(batch / timing.p50, 3)}
+        row["data_ms"] = round(1e3 * statistics.median(waits[step][-row["calls"] :]), 3)  # without those of the warm-up
+        yield {**row, **timing.ratio_row(timings["published"]), **session(torch.device(device))}
 
 
 def _start_process(threads: int) -> None:
@@ -90,7 +82,7 @@ def _run_step(*options: Any) -> float:
     return make_step(*options)()
 
 
-@functools.cache
+@cache
 def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: str) -> Callable[[], float]:
     """A function that trains one step of the implementation and returns the seconds that it waited for its batch."""
     config = step_config(step, name, batch, size)
@@ -124,18 +116,10 @@ def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: s
 
 def step_config(step: str, name: str, batch: int, size: tuple[int, int]) -> TrainConfig:
     """The preset of an implementation, on RoadScenes without pretraining: neither changes the time of a step."""
-    return TrainConfig.preset(
-        "modern" if step == "modern" else "published-camvid",
-        dataset="roadscenes",
-        train_split="train",
-        val_split="",
-        checkpoint_rule="last",
-        model=name,
-        crop=size,
-        batch_size=batch,
-        encoder_weights="",
-        epochs=10**6,
-    )
+    preset = "modern" if step == "modern" else "published-camvid"
+    data = {"dataset": "roadscenes", "train_split": "train", "val_split": "", "checkpoint_rule": "last"}
+    network = {"model": name, "encoder_weights": "", "crop": size, "batch_size": batch}
+    return TrainConfig.preset(preset, **data, **network, epochs=10**6)
 
 
 def measure_loader(
@@ -144,7 +128,7 @@ def measure_loader(
     """Rows of training batches from `images` PNG files of `kind` ("camvid" or "cityscapes", see `files_like`).
 
     First the published loader and the workbench's in turns in one process, then the workbench's with each number of
-    `workers` above 0. `cache_correct`: after an image file was overwritten, the loader returned its new pixels.
+    `workers` above 0. `cache_correct`: after an image file was overwritten, the cache returned its new pixels.
 
     Raises ValueError for fewer images than a batch has.
     """
@@ -153,46 +137,25 @@ def measure_loader(
     with tempfile.TemporaryDirectory() as folder:
         root = files_like(kind, Path(folder), images)
         files = open_dataset(kind, root, "train", cache=False)
-        options = {"crop": crop, "batch_size": batch, "seed": 0}
-        data = cached(files, root / "cache")
+        load = partial(train_loader, cached(files, root / "cache"), crop=crop, batch_size=batch, seed=0)
         published = endless(DataLoader(PublishedDataset(files, crop), batch, shuffle=True, drop_last=True))
-        ours = endless(train_loader(data, **options))
-        calls = {("published", 0): partial(next, published), ("workbench", 0): partial(next, ours)}
-        timings: dict[tuple[str, int], Timing] = time_in_turns(calls, CPU, **stopwatch)
+        calls = {("published", 0): partial(next, published), ("workbench", 0): partial(next, endless(load()))}
+        timings = time_in_turns(calls, CPU, **stopwatch)
         for count in filter(None, workers):
-            source = endless(train_loader(data, **options, workers=count))
-            timings["workbench", count] = time_calls(partial(next, source), CPU, **stopwatch)
-            source.close()
-        correct = _cache_follows(kind, root)
+            timings |= time_in_turns(
+                {("workbench", count): partial(next, endless(load(workers=count)))}, CPU, **stopwatch
+            )
+        path = files.samples[0].image
+        changed = 255 - read_image(path)
+        Image.fromarray(changed).save(path)
+        image, _ = cached(files, root / "cache")[0]
+        correct = np.array_equal(image.permute(1, 2, 0), changed)
+    protocol = {"kind": kind, "images": images, "height": crop[0], "width": crop[1], "batch": batch}
     for (implementation, count), timing in timings.items():
         throughput = timing.averaged()  # workers deliver batches in bursts
-        yield {
-            "kind": kind,
-            "images": images,
-            "height": crop[0],
-            "width": crop[1],
-            "batch": batch,
-            "way": implementation,
-            "workers": count,
-            **timing.row(),
-            "samples_per_s": round(batch / throughput.p50, 2),
-            **ratio_row(timings["published", 0].averaged(), throughput),
-            "cache_correct": correct,
-            **session(CPU),
-        }
-
-
-def _cache_follows(kind: str, root: Path) -> bool:
-    """Whether the loader returns the new pixels of an image file after it was overwritten."""
-    files = open_dataset(kind, root, "train", cache=False)
-    path = files.samples[0].image
-    with Image.open(path) as image:
-        changed = 255 - np.array(image.convert("RGB"))
-    Image.fromarray(changed).save(path)
-    options = {"crop": changed.shape[:2], "batch_size": len(files), "seed": 0, "augment": NO_AUGMENT}
-    batch, _ = next(iter(train_loader(cached(files, root / "cache"), **options)))
-    wanted = torch.from_numpy(changed).permute(2, 0, 1)
-    return any(torch.equal(image, wanted) for image in batch)
+        row = {**protocol, "way": implementation, "workers": count, **timing.row(), "cache_correct": correct}
+        row["samples_per_s"] = round(batch / throughput.p50, 2)
+        yield {**row, **throughput.ratio_row(timings["published", 0].averaged()), **session(CPU)}
 
 
 def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: Any) -> Iterator[dict[str, Any]]:
@@ -202,10 +165,10 @@ def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: An
     """
     scenes = RoadScenes("val", size=size, count=2)
     label, pred = scenes[0][1], scenes[1][1].clamp(max=num_classes - 1)
-    calls: dict[str, Callable[[], np.ndarray]] = {
+    calls = {
         "published": lambda: pixel_loop_matrix(pred.numpy(), label.numpy(), num_classes),
-        "bincount": lambda: bincount_matrix(pred, label, num_classes).numpy(),
-        "workbench": lambda: _confusion(pred, label, num_classes),
+        "bincount": lambda: bincount_matrix(pred, label, num_classes),
+        "workbench": lambda: ConfusionMatrix(num_classes, ignore_index=num_classes).update(pred, label)[0],
     }
     expected = calls["published"]()
     for implementation, call in calls.items():
@@ -214,7 +177,7 @@ def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: An
     timings = time_in_turns(calls, CPU, **stopwatch)
     protocol = {"height": size[0], "width": size[1], "classes": num_classes}
     for implementation, timing in timings.items():
-        ratio = ratio_row(timings["published"], timing)
+        ratio = timing.ratio_row(timings["published"])
         yield {**protocol, "way": implementation, **timing.row(), **ratio, "exact": True, **session(CPU)}
 
 
@@ -225,13 +188,6 @@ def bincount_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(code, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def _confusion(pred: Tensor, label: Tensor, num_classes: int) -> np.ndarray:
-    confusion = ConfusionMatrix(num_classes, ignore_index=num_classes)
-    confusion.update(pred, label)
-    return confusion.matrix.numpy()
-
-
 def endless(loader: Iterable[Any]) -> Iterator[Any]:
     """Batches, epoch after epoch."""
-    while True:
-        yield from loader
+    return itertools.chain.from_iterable(itertools.repeat(loader))

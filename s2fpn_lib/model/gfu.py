@@ -1,11 +1,9 @@
 """GFU, global feature upsampling: adds the coarser result to the next finer level. One class per revision."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.blocks import ConvBNAct, check_revision, plain_conv, resize_aligned
+from s2fpn_lib.model.blocks import ConvBNAct, plain_conv, resize_like
 
 
 class GFUv1(nn.Module):
@@ -28,9 +26,8 @@ class GFUv1(nn.Module):
     def context(self, p: Tensor, f: Tensor) -> Tensor:
         """f' = relu(W resize(f)), corners aligned: (B, C, H, W), or (B, C, 1, 1) when pooled."""
         if self.reduce_first and not self.pool:
-            return torch.relu(resize_aligned(self.conv2(f), p.shape[-2:]))
-        f = f.mean(dim=(2, 3), keepdim=True) if self.pool else resize_aligned(f, p.shape[-2:])
-        return torch.relu(self.conv2(f))
+            return torch.relu(resize_like(self.conv2(f), p))
+        return torch.relu(self.conv2(f.mean(dim=(2, 3), keepdim=True) if self.pool else resize_like(f, p)))
 
     def forward(self, p: Tensor, f: Tensor) -> Tensor:
         return self.conv3(self.context(p, f) + self.conv1(p))
@@ -66,9 +63,7 @@ class UpsampleAdd(nn.Module):
         self.conv2 = plain_conv(coarse, channels)
 
     def forward(self, p: Tensor, f: Tensor) -> Tensor:
-        return p + resize_aligned(self.conv2(f), p.shape[-2:])
+        return p + resize_like(self.conv2(f), p)
 
 
-def GFU(coarse: int, channels: int, *, revision: str, pool: bool = False) -> GFUv1 | GFUv2:
-    """The upsampling block of `revision`."""
-    return {"v1": GFUv1, "v2": GFUv2}[check_revision(revision)](coarse, channels, pool=pool)
+GFU = {"v1": GFUv1, "v2": GFUv2}

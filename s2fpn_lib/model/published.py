@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,16 +76,16 @@ def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FP
     if missing or unknown:
         raise KeyError(
             f"this is not a {revision} checkpoint of {model.config['name']}: "
-            + "; ".join(_listed(what, keys) for what, keys in (("missing", missing), ("unknown", unknown)) if keys)
+            f"{len(missing)} missing ({shorten(', '.join(missing), 500)}), "
+            f"{len(unknown)} unknown ({shorten(', '.join(unknown), 500)})"
         )
     loaded = {}
     for key, name in wanted.items():
         tensor = state.get(key, own[name])
         if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"{key} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}"
-                + (f": it was trained for {tensor.shape[0]} classes" if name.startswith(("head", "auxiliary")) else "")
-            )
+            classes = f": it was trained for {tensor.shape[0]} classes" if name.startswith(("head", "aux")) else ""
+            needed = tuple(own[name].shape)
+            raise ValueError(f"{key} has shape {tuple(tensor.shape)}, the model needs {needed}{classes}")
         loaded[name] = tensor
     model.load_state_dict(loaded)
     return model
@@ -101,10 +102,8 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message recommends to run the code in the file
-        raise RuntimeError(
-            f"{path} is damaged, or holds pickled objects besides tensors, which are never executed here: "
-            "save its state dict alone"
-        ) from error
+        advice = "holds pickled objects besides tensors, which are never executed here: save its state dict alone"
+        raise RuntimeError(f"{path} is damaged, or {advice}") from error
     except Exception as error:
         raise RuntimeError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
     if not isinstance(found, Mapping):
@@ -135,8 +134,3 @@ def _is_unused(key: str, wanted: Mapping[str, str]) -> bool:
         return True
     block = re.fullmatch(r"(.*)\.(bn|act)\.\w+", key)
     return block is not None and f"{block[1]}.conv.weight" in wanted and f"{block[1]}.bn.weight" not in wanted
-
-
-def _listed(what: str, keys: list[str], shown: int = 20) -> str:
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return f"{what} {', '.join(keys[:shown])}{more}"

@@ -1,8 +1,7 @@
 """S²-FPN: encoder, pyramid of APFs, top-down path of GFUs, and head (docs/network.md; paper, overview figure)."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.model.apf import APF, FPNLevel
-from s2fpn_lib.model.blocks import DROPOUT, ConvBNAct, check_revision, plain_conv, resize_aligned
+from s2fpn_lib.model.blocks import DROPOUT, REVISIONS, ConvBNAct, plain_conv, resize_like
 from s2fpn_lib.model.encoders import ENCODERS, EncoderSpec
 from s2fpn_lib.model.gfu import GFU, UpsampleAdd
 from s2fpn_lib.validate import as_declared, did_you_mean
@@ -73,15 +72,6 @@ class Pyramid:
     logits: Tensor
 
 
-class AuxiliaryHead(nn.Sequential):
-    """3x3 ConvBNAct, dropout, plain 1x1: (B, C, H, W) -> class logits (B, K, H, W). Run in training only."""
-
-    def __init__(self, channels: int, num_classes: int, *, revision: str, dropout: float) -> None:
-        super().__init__(
-            ConvBNAct(channels, channels, revision=revision), nn.Dropout(dropout), plain_conv(channels, num_classes)
-        )
-
-
 class S2FPN(nn.Module):
     """The network. `forward(x)` maps normalized float images (B, 3, H, W), H and W at least 32, to logits (B, K, H, W).
 
@@ -111,25 +101,19 @@ class S2FPN(nn.Module):
         self.apf3 = apf(p2, c3, p3, revision=revision)
         self.apf4 = apf(p3, c2, p4, revision=revision)
         self.auxiliary = nn.ModuleList(
-            AuxiliaryHead(width, num_classes, revision=revision, dropout=rate)
+            nn.Sequential(ConvBNAct(width, width, revision=revision), nn.Dropout(rate), plain_conv(width, num_classes))
             for width in (spec.pyramid if switches.deep_supervision else ())
         )
-        gfu = partial(GFU, revision=revision, pool=switches.gfu_pool) if switches.gfu else UpsampleAdd
-        self.gfu4 = gfu(p1, p1)
-        self.gfu3 = gfu(p1, p2)
-        self.gfu2 = gfu(p2, p3)
-        self.gfu1 = gfu(p3, p4)
+        gfu = partial(GFU[revision], pool=switches.gfu_pool) if switches.gfu else UpsampleAdd
+        self.gfu4, self.gfu3, self.gfu2, self.gfu1 = gfu(p1, p1), gfu(p1, p2), gfu(p2, p3), gfu(p3, p4)
         self.head = plain_conv(p4, num_classes)
 
         mean, std = NORMALIZATIONS[config["normalization"]]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self._initialize()
 
-    def _initialize(self) -> None:
-        """He initialization of the convolutions outside the encoder, which keeps its own."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):
+            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):  # the encoder keeps its own
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -137,24 +121,20 @@ class S2FPN(nn.Module):
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> the network's float32 input, normalized, on the network's device."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"preprocess needs uint8 RGB images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
-            )
+            raise ValueError(f"expected uint8 RGB images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
         return (images.to(self.mean.device, non_blocking=True).float() - self.mean) / self.std
 
     def pyramid(self, x: Tensor, *, aux: bool = False) -> Pyramid:
         """Run the network without the final resize. The auxiliary heads run only with `aux`."""
         _check_input(x)
         x2, x3, x4, x5 = (project(level) for project, level in zip(self.project, self.encoder(x), strict=True))
-        apf: list[Tensor] = []
-        auxiliary: list[Tensor] = []
+        apf, auxiliary, gfu = [], [], []
         coarse = self.cfgb(x5)
         for index, (level, lateral) in enumerate(zip(self.apf_levels, (x5, x4, x3, x2), strict=True)):
             coarse, fused = level(coarse, lateral)
             apf.append(coarse)
             if aux and self.auxiliary:
                 auxiliary.append(self.auxiliary[index](fused))
-        gfu: list[Tensor] = []
         result = self.fab(x5)
         for level, lateral in zip(self.gfu_levels, apf, strict=True):
             result = level(lateral, result)
@@ -170,8 +150,7 @@ class S2FPN(nn.Module):
         result = self.pyramid(x, aux=aux)
         logits, auxiliary = result.logits, result.auxiliary
         if resize:
-            logits = resize_aligned(logits, x.shape[-2:])
-            auxiliary = [resize_aligned(level, x.shape[-2:]) for level in auxiliary]
+            logits, auxiliary = resize_like(logits, x), [resize_like(level, x) for level in auxiliary]
         return (logits, auxiliary) if aux else logits
 
     @property
@@ -186,10 +165,8 @@ class S2FPN(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the pretrained encoder and of everything else, for two learning rates."""
-        groups: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": []}
-        for name, parameter in self.named_parameters():
-            groups["encoder" if name.startswith("encoder.") else "decoder"].append(parameter)
-        return groups
+        decoder = [parameter for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
+        return {"encoder": list(self.encoder.parameters()), "decoder": decoder}
 
 
 def build_model(
@@ -215,25 +192,27 @@ def build_model(
         TypeError: unknown switch, or a switch of the wrong type.
         FileNotFoundError: there is no file at `encoder_weights`.
     """
-    spec = ENCODERS.get(name)
-    if spec is None:
-        raise ValueError(f"unknown model {name!r}.{did_you_mean(name, ENCODERS)} Known: {', '.join(ENCODERS)}")
+    _check_known(ValueError, "model", name, ENCODERS)
+    _check_known(ValueError, "revision", revision, REVISIONS)
+    spec = ENCODERS[name]
     normalization = normalization or spec.normalization
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"unknown normalization {normalization!r}. Known: {', '.join(NORMALIZATIONS)}")
+    _check_known(ValueError, "normalization", normalization, NORMALIZATIONS)
+    for switch in switches:
+        _check_known(TypeError, "switch", switch, Switches.__dataclass_fields__)
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
-    known = Switches.__dataclass_fields__
-    for switch in switches:
-        if switch not in known:
-            raise TypeError(f"unknown switch {switch!r}.{did_you_mean(switch, known)} Known: {', '.join(known)}")
     if encoder_weights not in (None, "imagenet") and not Path(encoder_weights).is_file():
         raise FileNotFoundError(f'encoder_weights is {encoder_weights!r}: neither "imagenet" nor a state dict\'s path')
-    config = {"name": name, "revision": check_revision(revision), "num_classes": num_classes}
-    model = S2FPN(spec, Switches(**switches), {**config, "normalization": normalization, **switches})
+    config = {"name": name, "revision": revision, "num_classes": num_classes, "normalization": normalization}
+    model = S2FPN(spec, Switches(**switches), {**config, **switches})
     if encoder_weights is not None:
         model.encoder.load_imagenet(None if encoder_weights == "imagenet" else encoder_weights)
     return model
+
+
+def _check_known(error: type[Exception], what: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise error(f"unknown {what} {value!r}.{did_you_mean(value, known)} Known: {', '.join(known)}")
 
 
 def _check_input(x: Tensor) -> None:

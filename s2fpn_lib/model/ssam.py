@@ -4,12 +4,10 @@ A strip is a feature map after pooling over one axis. The published network pool
 one entry per image column; `strip_axis="width"` pools over the width instead (one entry per row).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.blocks import DROPOUT, ConvBNAct, check_revision, plain_conv
+from s2fpn_lib.model.blocks import DROPOUT, ConvBNAct, plain_conv
 
 STRIP_AXES = {"height": 2, "width": 3}
 
@@ -93,12 +91,9 @@ class ColumnAttention(StripGate):
     def attended(self, x: Tensor, query: Tensor, keys: Tensor) -> Tensor:
         """T = augment(v P): the values of the strip, averaged by the distribution of each pixel, (B, C, H, W)."""
         value = self.value(x.mean(self.pooled_dim, keepdim=True))  # (B, C, 1, W)
-        mixed = nn.functional.scaled_dot_product_attention(
-            query.flatten(2).transpose(1, 2)[:, None],  # (B, 1, HW, C): the ONNX export needs the axis of heads
-            keys.flatten(2).transpose(1, 2)[:, None],  # (B, 1, L, C)
-            value.flatten(2).transpose(1, 2)[:, None],  # (B, 1, L, C)
-            scale=1.0,
-        )
+        # (B, 1, HW or L, C): the ONNX export needs the axis of heads
+        operands = [part.flatten(2).transpose(1, 2)[:, None] for part in (query, keys, value)]
+        mixed = nn.functional.scaled_dot_product_attention(*operands, scale=1.0)
         return self.augment(mixed[:, 0].transpose(1, 2).reshape(x.shape))  # (B, HW, C) -> (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,6 +129,4 @@ class SSAMv2(nn.Module):
         return y + self.mlp(y)
 
 
-def SSAM(channels: int, *, revision: str, **options) -> SSAMv1 | SSAMv2:
-    """The strip attention of `revision`; `options` are the arguments of `StripGate`."""
-    return {"v1": SSAMv1, "v2": SSAMv2}[check_revision(revision)](channels, **options)
+SSAM = {"v1": SSAMv1, "v2": SSAMv2}

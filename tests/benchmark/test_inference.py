@@ -32,7 +32,6 @@ def fixed_times(monkeypatch):
         return {method: Timing(((2.0 if method[0] == "published" else 1.0,),)) for method in calls}
 
     monkeypatch.setattr(speed, "time_in_turns", run_once)
-    monkeypatch.setattr(speed, "time_calls", lambda call, device, **_: run_once({("", ""): call}, device)["", ""])
 
 
 def test_rows_name_what_was_measured(fixed_times):

@@ -45,7 +45,7 @@ def test_inference_resizes_five_maps_and_records_a_graph(model, monkeypatch):
 
 
 def test_eval_fps_counts_images_over_the_clock(monkeypatch):
-    calls, clock = [], iter([10.0, 14.0])
+    calls, clock = [], iter([0.0, 10.0, 14.0])
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert eval_fps(calls.append, torch.zeros(2, 3, 4, 4), warmup=3, calls=8) == 8 * 2 / 4.0
     assert len(calls) == 3 + 8

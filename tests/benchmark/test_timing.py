@@ -6,33 +6,35 @@ import pytest
 import torch
 
 from s2fpn_lib.benchmark import timing as module
-from s2fpn_lib.benchmark.timing import Timing, ratio_row, time_calls, time_in_turns
+from s2fpn_lib.benchmark.timing import Timing, time_in_turns
 
 CPU = torch.device("cpu")
+
+
+def timed(device=CPU, **options):
+    return time_in_turns({"call": lambda: None}, device, **options)["call"]
 
 
 def test_percentiles_and_spread():
     timing = Timing(((1.0, 2.0, 9.0), (2.0, 3.0, 4.0), (4.0, 4.0, 5.0)))
     assert timing.p50 == 3.0
-    assert timing.p90 == 9.0
-    assert timing.spread == (4.0 - 2.0) / 3.0
     assert timing.row() == {"p50_ms": 3e3, "p90_ms": 9e3, "spread": 0.6667, "repeats": 3, "calls": 9}
 
 
 def test_ratios_of_the_repeats():
     slow, fast = Timing(((4.0,), (6.0,), (9.0,))), Timing(((2.0,), (2.0,), (3.0,)))
-    assert ratio_row(slow, fast) == {"ratio": 3.0, "ratio_low": 2.0, "ratio_high": 3.0}
-    assert set(ratio_row(None, fast).values()) == {None}
+    assert fast.ratio_row(slow) == {"ratio": 3.0, "ratio_low": 2.0, "ratio_high": 3.0}
+    assert set(fast.ratio_row(None).values()) == {None}
 
 
 def test_bursts_are_compared_by_their_mean():
     bursts = Timing(((0.5, 0.5, 5.0), (1.0, 1.0, 7.0))).averaged()
     assert bursts.repeats == ((2.0,), (3.0,))
-    assert ratio_row(Timing(((8.0, 4.0), (9.0, 9.0))).averaged(), bursts)["ratio"] == 3.0
+    assert bursts.ratio_row(Timing(((8.0, 4.0), (9.0, 9.0))).averaged())["ratio"] == 3.0
 
 
 def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
-    # one call, then 3 calls per median: 0.3, 0.2, 0.2 -> three medians; then the measured calls
+    # One call, then 3 calls per median: 0.3, 0.2, 0.2 -> three medians; then the measured calls
     durations = itertools.chain([9], [0.3] * 3, [0.2] * 6, itertools.repeat(0.7))
     taken = []
 
@@ -41,7 +43,7 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
         return taken[-1]
 
     monkeypatch.setattr(module, "_cpu_seconds", clock)
-    timing = time_calls(lambda: None, CPU, repeats=2, seconds=0, least=4)
+    timing = timed(repeats=2, seconds=0, least=4)
     assert timing.repeats == ((0.7,) * 4,) * 2
     assert len(taken) == 1 + 9 + 8
 
@@ -49,7 +51,7 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
 def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
     taken = []
     monkeypatch.setattr(module, "_cpu_seconds", lambda call: taken.append(2.0) or 2.0)
-    time_calls(lambda: None, CPU, repeats=1, seconds=0, least=1)
+    timed(repeats=1, seconds=0, least=1)
     assert len(taken) == 1 + 2 + 1
 
 
@@ -57,7 +59,7 @@ def test_warm_up_of_unstable_calls_ends(monkeypatch):
     monkeypatch.setattr(module, "WARMUP_SECONDS", 0.0)
     durations = itertools.cycle([1, 1, 1, 2, 2, 2])
     monkeypatch.setattr(module, "_cpu_seconds", lambda call: next(durations))
-    assert len(time_calls(lambda: None, CPU, repeats=1, seconds=0, least=2).repeats[0]) == 2
+    assert len(timed(repeats=1, seconds=0, least=2).repeats[0]) == 2
 
 
 def test_repeats_take_turns(monkeypatch):
@@ -88,5 +90,5 @@ def test_on_cuda_events_are_timed(monkeypatch):
             return other.at - self.at  # milliseconds
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    timing = time_calls(lambda: None, torch.device("cuda"), repeats=1, seconds=0, least=2)
+    timing = timed(torch.device("cuda"), repeats=1, seconds=0, least=2)
     assert timing.p50 == pytest.approx(4e-3)

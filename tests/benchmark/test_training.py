@@ -129,7 +129,6 @@ def run_once(monkeypatch):
         return {name: Timing(((1.0,),)) for name in calls}
 
     monkeypatch.setattr(benchmarks, "time_in_turns", once)
-    monkeypatch.setattr(benchmarks, "time_calls", lambda call, device, **_: once({"": call}, device)[""])
 
 
 def test_rows_of_the_loader(no_camvid, run_once, monkeypatch):
