@@ -4,11 +4,4 @@ from s2fpn_lib.inference.export import export_onnx, export_program, onnx_differe
 from s2fpn_lib.inference.optimize import OptimizedModel, optimize_for_inference
 from s2fpn_lib.inference.simplify import simplify
 
-__all__ = [
-    "OptimizedModel",
-    "export_onnx",
-    "export_program",
-    "onnx_difference",
-    "optimize_for_inference",
-    "simplify",
-]
+__all__ = ["OptimizedModel", "export_onnx", "export_program", "onnx_difference", "optimize_for_inference", "simplify"]

@@ -1,12 +1,8 @@
 """The network as a file for other runtimes: ONNX, in float32 or in 8-bit integers, and a torch.export program."""
 
-from __future__ import annotations
-
-import contextlib
 import copy
 import io
 import json
-import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,13 +61,20 @@ def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
     Raises RuntimeError if it is above `PARITY` times the largest logit (or 1).
     """
     (logits,) = onnx_session(path).run(None, {"image": x.contiguous().numpy()})
+    return logit_difference(model, torch.from_numpy(logits), x, source=path)
+
+
+def logit_difference(model: nn.Module, logits: Tensor, x: Tensor, *, source: str | Path, bounded: bool = True) -> float:
+    """Largest |difference| between `logits` and those of `model` for x (B, 3, H, W).
+
+    Raises RuntimeError with the `source` of the logits if it is above `PARITY` times the largest logit (or 1), unless
+    `bounded` is False.
+    """
     with evaluation_mode(model), torch.inference_mode():
-        expected = model(x)
-    difference = float((torch.from_numpy(logits) - expected).abs().max())
-    if not difference <= PARITY * max(1.0, float(expected.abs().max())):
-        raise RuntimeError(
-            f"{path} gives other logits than the model at {tuple(x.shape)}: they differ by {difference:.1e}"
-        )
+        expected = model(x).float()
+    difference = float((logits - expected).abs().max())
+    if bounded and not difference <= PARITY * max(1.0, float(expected.abs().max())):
+        raise RuntimeError(f"{source} gives other logits than the model at {tuple(x.shape)}, by up to {difference:.1e}")
     return difference
 
 
@@ -105,15 +108,14 @@ def _has_same_padding(network: nn.Module) -> bool:
     return any(isinstance(module, SameConv2d) for module in network.modules())
 
 
-def onnx_session(model: bytes | str | Path, *, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU. threads: 0 uses all cores."""
+def onnx_session(model: bytes | str | Path) -> Any:
+    """An onnxruntime session on the CPU, with as many threads as torch uses."""
     require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    model = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -142,40 +144,19 @@ def quantize_onnx(model: bytes, examples: Iterable[Tensor]) -> bytes:
         ImportError: the extra [onnx] is not installed.
     """
     require_onnx()
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Examples(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.remaining = iter(examples)
+        inputs = iter([{"image": example.contiguous().numpy()} for example in examples])
 
         def get_next(self) -> dict | None:
-            example = next(self.remaining, None)
-            return None if example is None else {"image": example.contiguous().numpy()}
+            return next(self.inputs, None)
 
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    with tempfile.TemporaryDirectory() as folder:
         source, inferred, target = (Path(folder) / f"{name}.onnx" for name in ("float", "inferred", "int8"))
         source.write_bytes(model)
         quant_pre_process(source, inferred, skip_symbolic_shape=True)
-        quantize_static(
-            inferred,
-            target,
-            Examples(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        quantize_static(inferred, target, Examples(), per_channel=True, **types)
         return target.read_bytes()
-
-
-@contextlib.contextmanager
-def _silent():
-    """Hide the advice that onnxruntime logs and prints even for models that it has just preprocessed."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)

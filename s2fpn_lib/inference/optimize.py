@@ -7,24 +7,21 @@ Each change is exact in real arithmetic. The effect of rounding is measured on t
 Precisions below float32 are not exact, and are only used on request.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.distributed import AMP_DTYPES
+from s2fpn_lib.inference.export import logit_difference
 from s2fpn_lib.inference.runtimes import RUNTIMES, runtime_runner
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN
-from s2fpn_lib.model.modes import evaluation_mode
 
 TORCH_PRECISIONS = {"float32": None, **AMP_DTYPES}
 BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions
-PRECISIONS = (*TORCH_PRECISIONS, "int8")
-TOLERANCE = 1e-3  # of float32 logits, guaranteed by optimize_for_inference
 
 
 class OptimizedModel(nn.Module):
@@ -34,7 +31,7 @@ class OptimizedModel(nn.Module):
         backend, precision: as requested.
         device: the original's; inputs must be on it.
         max_difference: largest |difference| between its logits and the original's, on the example.
-        config, num_classes: the original's.
+        config, num_classes, preprocess: the original's.
     """
 
     def __init__(self, model: S2FPN, run: Callable[[Tensor], Tensor], backend: str, precision: str):
@@ -43,15 +40,11 @@ class OptimizedModel(nn.Module):
         self.device = next(model.parameters()).device
         self.backend, self.precision = backend, precision
         self.max_difference = float("nan")
-        self._preprocess, self._run = model.preprocess, run
+        self.preprocess, self._run = model.preprocess, run
 
     def __repr__(self) -> str:
         name = f"{self.config['name']} {self.config['revision']}"
         return f"OptimizedModel({name}, {self.backend}, {self.precision}, differs by {self.max_difference:.1e})"
-
-    def preprocess(self, images: Tensor) -> Tensor:
-        """The original's: uint8 RGB (B, 3, H, W) -> the float32 input."""
-        return self._preprocess(images)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H, W), float32. Any size works; the first input of a size may start a compilation."""
@@ -78,7 +71,7 @@ def optimize_for_inference(
         TypeError: `model` is not made by `build_model`.
         ValueError: unknown backend or precision, or one that the device lacks.
         ImportError: the package of the backend is missing; the message names the extra.
-        RuntimeError: the float32 result differs from the model's by more than `TOLERANCE` (relative to the largest
+        RuntimeError: the float32 result differs from the model's by more than `export.PARITY` (relative to the largest
             logit if that is above 1).
     """
     if not isinstance(model, S2FPN):
@@ -98,7 +91,9 @@ def optimize_for_inference(
         if device.type == "cuda":
             run = cuda_graphs(run)
     optimized = OptimizedModel(model, run, backend, precision)
-    optimized.max_difference = _check(model, optimized, example)
+    optimized.max_difference = logit_difference(
+        model, optimized(example), example, source=backend, bounded=precision == "float32"
+    )
     if verbose:
         print(f"{optimized}: largest difference of a logit on {tuple(example.shape)}")
     return optimized
@@ -106,25 +101,21 @@ def optimize_for_inference(
 
 def _torch_runner(network: S2FPN, dtype: torch.dtype | None, *, compiled: bool) -> Callable[[Tensor], Tensor]:
     device = next(network.parameters()).device
+    freezing = contextlib.nullcontext
     if compiled:
+        from torch._inductor import config  # takes seconds to import
+
+        # Freezing makes weights constants of the graph: on the CPU they are packed for oneDNN once, with the activation
+        # fused. It has to be active while tracing; an option of torch.compile only reaches the stages after it.
+        freezing = partial(config.patch, freezing=True)
         network = torch.compile(network, dynamic=False)
 
     def run(x: Tensor) -> Tensor:
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None), _freezing(compiled):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None), freezing():
             return network(x).float()
 
     return run
-
-
-def _freezing(compiled: bool) -> contextlib.AbstractContextManager:
-    """Makes weights constants of the compiled graph: on the CPU they are packed for oneDNN once, with the activation
-    fused. It has to be active while tracing; an option of torch.compile only reaches the stages after it."""
-    if not compiled:
-        return contextlib.nullcontext()
-    from torch._inductor import config  # takes seconds to import
-
-    return config.patch(freezing=True)
 
 
 def cuda_graphs(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -140,15 +131,3 @@ def cuda_graphs(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return graphs[x.shape](x).clone()
 
     return replay
-
-
-def _check(model: S2FPN, optimized: OptimizedModel, example: Tensor) -> float:
-    with evaluation_mode(model), torch.inference_mode():
-        expected = model(example).float()
-    difference = float((optimized(example) - expected).abs().max())
-    if optimized.precision == "float32" and difference > TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise RuntimeError(
-            f"{optimized.backend} gives other logits than the model (largest difference {difference:.1e}): "
-            "please report this with the model's config and the input size"
-        )
-    return difference

@@ -1,7 +1,5 @@
 """The runtimes that run an exported network on the CPU: onnxruntime and OpenVINO, one session per input size."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import sys
@@ -49,14 +47,8 @@ def _batches(examples: Tensor, shape: torch.Size) -> list[Tensor]:
 
 
 def _onnxruntime(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
-    session = onnx_session(model, threads=torch.get_num_threads())
+    session = onnx_session(model)
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
-
-
-class _Stack(ctypes.Structure):
-    """glibc's stack_t of <signal.h>."""
-
-    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
 
 
 @contextmanager
@@ -71,13 +63,13 @@ def kept_signal_stack() -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
-    sigaltstack = ctypes.CDLL(None, use_errno=True).sigaltstack
-    before = _Stack()
-    sigaltstack(None, ctypes.byref(before))
+    sigaltstack = ctypes.CDLL(None).sigaltstack
+    before = ctypes.create_string_buffer(64)  # larger than a stack_t
+    sigaltstack(None, before)
     try:
         yield
     finally:
-        sigaltstack(ctypes.byref(before), None)
+        sigaltstack(before, None)
 
 
 @kept_signal_stack()

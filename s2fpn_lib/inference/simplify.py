@@ -1,18 +1,18 @@
 """The same function with less arithmetic: folded batch norms, no auxiliary heads, 1x1 convolutions before resizes."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.apf import APF, FRB
-from s2fpn_lib.model.blocks import plain_conv, resize_like
+from s2fpn_lib.model.blocks import resize_like
 from s2fpn_lib.model.gfu import GFUv1
+from s2fpn_lib.model.ssam import StripGate
 
 
 def simplify(model: S2FPN) -> S2FPN:
@@ -33,27 +33,20 @@ def simplify(model: S2FPN) -> S2FPN:
     return simple.to(memory_format=torch.channels_last)
 
 
-def fold_batch_norms(module: nn.Module) -> int:
-    """Fold each batch norm that directly follows a convolution into it, in place; return how many were folded.
+def fold_batch_norms(module: nn.Module) -> None:
+    """Fold each batch norm that directly follows a convolution into it, in place.
 
-    conv: W' = W g / sqrt(v + eps), b' = beta - m g / sqrt(v + eps). Pairs are consecutive entries of a Sequential, and
-    torchvision's conv<i>, bn<i>. The shared convolution of strip attention has two norms and keeps both. torch fuses
-    one pair; its `torch.fx` pass over a whole module needs static control flow.
+    conv: W' = W g / sqrt(v + eps), b' = beta - m g / sqrt(v + eps). Pairs are consecutive children of a module. The
+    shared convolution of strip attention has two norms and keeps both. torch fuses one pair; its `torch.fx` pass over a
+    whole module needs static control flow.
     """
-    folded = 0
     for parent in module.modules():
-        children = dict(parent.named_children())
-        if isinstance(parent, nn.Sequential):
-            pairs = list(itertools.pairwise(children))
-        else:
-            pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
-        for conv_name, norm_name in pairs:
-            conv, norm = children.get(conv_name), children.get(norm_name)
+        if isinstance(parent, StripGate):
+            continue
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
-                folded += 1
-    return folded
 
 
 class SplitFRB(nn.Module):
@@ -65,19 +58,10 @@ class SplitFRB(nn.Module):
     def __init__(self, frb: FRB) -> None:
         super().__init__()
         first, self.rest = frb
-        self.low = _on_inputs(first.conv, slice(0, first.conv.in_channels // 2), bias=first.conv.bias)
-        self.high = _on_inputs(first.conv, slice(first.conv.in_channels // 2, None), bias=None)
-        self.act = first.act
+        low, high = (half.detach().contiguous() for half in first.conv.weight.chunk(2, dim=1))
+        self.low, self.high = nn.Buffer(low), nn.Buffer(high)
+        self.bias, self.act = nn.Buffer(first.conv.bias.detach()), first.act
 
     def forward(self, lateral: Tensor, high: Tensor, upsampled: Tensor) -> Tensor:
-        return self.rest(self.act(self.low(lateral) + resize_like(self.high(high), lateral, align_corners=False)))
-
-
-def _on_inputs(conv: nn.Conv2d, channels: slice, *, bias: Tensor | None) -> nn.Conv2d:
-    """The part of the 1x1 convolution `conv` that reads the input channels `channels`."""
-    weight = conv.weight[:, channels]
-    part = plain_conv(weight.shape[1], conv.out_channels, bias=bias is not None).to(weight).requires_grad_(False)
-    part.weight.copy_(weight)
-    if bias is not None:
-        part.bias.copy_(bias)
-    return part
+        coarse = resize_like(F.conv2d(high, self.high), lateral, align_corners=False)
+        return self.rest(self.act(F.conv2d(lateral, self.low, self.bias) + coarse))

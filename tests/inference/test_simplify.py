@@ -29,7 +29,6 @@ def test_folding_keeps_the_two_norms_of_each_strip_attention():
     left = [name for name, module in simple.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(left) == 8
     assert all(".ssam.bn_" in name for name in left)
-    assert fold_batch_norms(simple) == 0
 
 
 def test_folded_norm_equals_the_formula():
@@ -40,7 +39,7 @@ def test_folded_norm_equals_the_formula():
     weight = conv.weight * scale[:, None, None, None]
     bias = norm.bias - norm.running_mean * scale
     sequence = nn.Sequential(conv, norm).eval()
-    assert fold_batch_norms(sequence) == 1
+    fold_batch_norms(sequence)
     torch.testing.assert_close(sequence[0].weight, weight)
     torch.testing.assert_close(sequence[0].bias, bias)
 
