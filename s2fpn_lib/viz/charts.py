@@ -1,7 +1,5 @@
 """Charts: training curves, scores per class, confusion, cost, and accuracy against speed. Each returns a Figure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,52 +14,36 @@ from s2fpn_lib.data import Protocol
 from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.viz.style import COLORS, INK, MARKERS, MUTED, styled
 
-# Panel title -> words; a metric is drawn in the first panel that has a word of its name
-CURVE_PANELS = {
-    "loss": ("loss",),
-    "mIoU": ("miou",),
-    "pixel accuracy": ("accuracy",),
-    "learning rate": ("lr", "learning_rate"),
-}
+CURVE_PANELS = {"loss": "loss", "mIoU": "miou", "pixel accuracy": "accuracy", "learning rate": "lr"}  # title: metrics
 
 
 @styled
 def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Loss, mIoU, accuracy, and learning rate over epochs.
+    """Loss, mIoU, accuracy, and learning rate over epochs; other metrics are not drawn.
 
-    Args:
-        rows: the rows of one metrics.jsonl, or {run name: rows} to compare several runs. Each row has `epoch`.
-            Metrics that belong to no panel are not drawn.
+    rows: those of one metrics.jsonl, or {run name: rows} to compare several runs. Each row has `epoch`.
 
-    Raises:
-        ValueError: no run has a row.
+    Raises ValueError if no run has a row.
     """
     runs = rows if isinstance(rows, Mapping) else {"": rows}
     frames = {name: pd.DataFrame(list(run)) for name, run in runs.items() if len(run)}
     if not frames:
         raise ValueError("no rows to draw: the run has not finished an epoch yet")
-    panels: dict[str, list[str]] = {}
-    for column in dict.fromkeys(c for frame in frames.values() for c in frame.columns):
-        title = next((t for t, words in CURVE_PANELS.items() if any(w in column for w in words)), None)
-        if title:
-            panels.setdefault(title, []).append(column)
-    titles = [title for title in CURVE_PANELS if title in panels]
-    figure, axes = plt.subplots(1, len(titles), figsize=(3.9 * len(titles), 3.1), layout="constrained", squeeze=False)
+    several = len(frames) > 1
+    metrics = list(dict.fromkeys(column for frame in frames.values() for column in frame))
+    panels = {title: [metric for metric in metrics if word in metric] for title, word in CURVE_PANELS.items()}
+    panels = {title: columns for title, columns in panels.items() if columns}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.1), layout="constrained", squeeze=False)
     last = max(frame["epoch"].max() for frame in frames.values())
-    for axis, title in zip(axes[0], titles, strict=True):
+    for axis, (title, columns) in zip(axes[0], panels.items(), strict=True):
         for i, (name, frame) in enumerate(frames.items()):
-            for j, column in enumerate(c for c in panels[title] if c in frame):
-                series = frame[["epoch", column]].dropna()
-                words = (name, column.replace("_", " ") if len(panels[title]) > 1 else "")
-                axis.plot(
-                    series["epoch"],
-                    series[column],
-                    color=COLORS[(i if len(frames) > 1 else j) % len(COLORS)],
-                    linestyle=("-", "--", ":")[(j + i // len(COLORS)) % 3] if len(frames) > 1 else "-",
-                    marker=MARKERS[j % len(MARKERS)] if len(series) < 15 else None,
-                    markersize=4,
-                    label=" ".join(filter(None, words)) or None,
-                )
+            for j, column in enumerate(c for c in columns if c in frame):
+                values = frame.set_index("epoch")[column].dropna()
+                words = (name, column.replace("_", " ") if len(columns) > 1 else "")
+                look = {"color": COLORS[(i if several else j) % len(COLORS)], "markersize": 4}
+                look["linestyle"] = ("-", "--", ":")[(j + i // len(COLORS)) % 3] if several else "-"
+                look["marker"] = MARKERS[j % len(MARKERS)] if len(values) < 15 else None
+                axis.plot(values, label=" ".join(filter(None, words)) or None, **look)
         axis.set(title=title, xlabel="epoch", xlim=(0.5, last + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.yaxis.set_major_formatter("{x:.4g}")
@@ -71,10 +53,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
 
 
 @styled
-def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], column: str = "iou") -> Figure:
-    """Horizontal bars of one `Evaluation.per_class()` column in percent; several tables side by side per class."""
+def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Figure:
+    """Bars of the IoU per class in percent. tables: one of `Evaluation.per_class()`, or {name: table} to compare."""
     named = {"": tables} if isinstance(tables, pd.DataFrame) else tables
-    values = pd.DataFrame({name: 100 * table[column] for name, table in named.items()}, dtype=float)
+    values = pd.DataFrame({name: 100 * table["iou"] for name, table in named.items()}, dtype=float)
     values = values.reindex(next(iter(named.values())).index)
     height = 0.7 + len(values) * max(0.26, 0.21 * len(named))
     figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
@@ -83,7 +65,7 @@ def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], column: st
         texts = ["does not occur" if np.isnan(value) else f"{value:.1f}" for value in values[name]]
         axis.bar_label(bars, texts, padding=3, fontsize=8 if len(named) == 1 else 7.2, color=INK)
     axis.invert_yaxis()
-    axis.set(xlim=(0, 108), xlabel=f"{column.replace('_', ' ').replace('iou', 'IoU')} in %")
+    axis.set(xlim=(0, 108), xlabel="IoU in %")
     axis.grid(axis="y", visible=False)
     if len(named) > 1:
         columns = max(1, min(4, 90 // (6 + max(map(len, named)))))  # as many as fit into the figure's width
@@ -106,21 +88,12 @@ def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Fig
     counts = confusion.matrix.cpu().double().numpy()
     with np.errstate(invalid="ignore"):
         share = 100 * counts / counts.sum(1, keepdims=True)
+    cells = np.where(np.isnan(share), "", np.where(share < 0.5, "·", np.char.mod("%.0f", share)))
     size = 2.2 + 0.5 * len(classes)
     figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
-    heatmap(
-        axis,
-        pd.DataFrame(share, index=list(classes), columns=list(classes)),
-        annot=np.where(np.isnan(share), "", np.where(share < 0.5, "·", np.char.mod("%.0f", share))),
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=100,
-        square=True,
-        linewidths=0.6,
-        linecolor="white",
-        cbar_kws={"label": "% of the class's labeled pixels", "shrink": 0.75},
-    )
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "square": True, "linewidths": 0.6, "linecolor": "white"}
+    look["cbar_kws"] = {"label": "% of the class's labeled pixels", "shrink": 0.75}
+    heatmap(axis, pd.DataFrame(share, list(classes), list(classes)), annot=cells, fmt="", **look)
     axis.set(xlabel="prediction", ylabel="label", facecolor="#eef1f4")
     return figure
 
@@ -136,9 +109,9 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
     y = np.arange(protocol.num_classes)
     low = min(percent[percent > 0].min().min(), 100) / 2
     figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.27 * len(y)), layout="constrained")
-    widths = (percent[first] - low).clip(lower=0)
-    axis.barh(y, widths, left=low, height=0.7, color=np.array(protocol.palette) / 255, edgecolor=MUTED)
-    for position, (value, rightmost) in enumerate(zip(percent[first], percent.max(axis=1), strict=True)):
+    look = {"left": low, "height": 0.7, "color": np.array(protocol.palette) / 255, "edgecolor": MUTED}
+    axis.barh(y, (percent[first] - low).clip(lower=0), **look)
+    for position, value, rightmost in zip(y, percent[first], percent.max(axis=1), strict=True):
         axis.text(max(low, rightmost) * 1.12, position, f"{value:.2g} %", va="center", fontsize=8)
     for i, name in enumerate(others, 1):
         axis.scatter(percent[name], y, marker=MARKERS[i], color=COLORS[i], zorder=3, s=28, label=name)
@@ -178,53 +151,43 @@ def speed_growth(rows: pd.DataFrame) -> Figure:
 
 
 @styled
-def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame | None = None, *, dataset: str = "cityscapes") -> Figure:
+def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str = "cityscapes") -> Figure:
     """mIoU against frames per second, one color and marker per device.
 
-    Speeds on different devices and at different input sizes cannot be compared by position, so each point names its
-    input.
+    Each point names its input, because speeds at different input sizes cannot be compared by position.
 
-    Args:
-        published: rows of `load_published()`.
-        ours: rows of `measured_points()`, drawn as stars, black for the first device.
-        dataset: which published rows are drawn.
+    published: rows of `load_published()`, of which those of `dataset` are drawn. ours: rows of `measured_points()`,
+    drawn as stars, black for the first device.
 
-    Raises:
-        ValueError: there is nothing to draw.
+    Raises ValueError if there is nothing to draw.
     """
     rows = published[(published["dataset"] == dataset) & published["fps"].notna() & published["miou_percent"].notna()]
-    has_ours = ours is not None and len(ours) > 0
-    if rows.empty and not has_ours:
+    if rows.empty and ours.empty:
         raise ValueError(f"no published row of {dataset!r} has both mIoU and speed")
+    repeated = rows.duplicated(["model", "revision"], keep=False)
+    names = (rows["model"] + " " + rows["revision"]).str.strip() + ", " + rows["input"]
+    rows = rows.assign(text=names + (" (" + rows["protocol"] + ")").where(repeated, ""))
+    texts = ours["model"] + " " + ours["revision"] + ", " + ours["split"] + ", " + ours["input"]
+    ours = ours.assign(text=texts + " (" + ours["method"] + ")", device=ours["device"] + " (measured here)")
     figure, axis = plt.subplots(figsize=(9.2, 5.4))
-    points: list[tuple[float, float, str]] = []
-
-    for i, (device, group) in enumerate(rows.groupby("device")):
-        style = {"s": 46, "color": COLORS[i % 6], "marker": MARKERS[i % 6], "zorder": 3}
-        axis.scatter(group["fps"], group["miou_percent"], label=device, **style)
-        for row in group.drop_duplicates(["fps", "miou_percent", "model"]).itertuples():
-            revision = f" {row.revision}" if isinstance(row.revision, str) and row.revision else ""
-            repeated = ((rows["model"] == row.model) & (rows["revision"] == row.revision)).sum() > 1
-            source = f" ({row.protocol})" if repeated else ""
-            points.append((row.fps, row.miou_percent, f"{row.model}{revision}, {row.input}{source}"))
-    for i, (device, group) in enumerate(ours.groupby("device") if has_ours else []):
-        style = {"s": 130, "color": (INK, *COLORS)[i % len(COLORS)], "marker": "*", "zorder": 4}
-        axis.scatter(group["fps"], group["miou_percent"], label=f"{device} (measured here)", **style)
-        for row in group.itertuples():
-            text = f"{row.model} {row.revision}, {row.split}, {row.input} ({row.method})"
-            points.append((row.fps, row.miou_percent, text))
+    for frame, size, colors, markers in ((rows, 46, COLORS, MARKERS), (ours, 130, (INK, *COLORS), "*" * len(MARKERS))):
+        for i, (device, group) in enumerate(frame.groupby("device")):
+            style = {"s": size, "color": colors[i % 6], "marker": markers[i % 6], "zorder": 3}
+            axis.scatter(group["fps"], group["miou_percent"], label=device, **style)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")
     axis.tick_params(axis="x", which="both", labelsize=8.5)
     axis.margins(x=0.14, y=0.12)
-    speeds = f"frames per second{'' if has_ours else ' as published'} (log scale)"
+    speeds = f"frames per second{' as published' if ours.empty else ''} (log scale)"
     axis.set(xlabel=speeds, ylabel="mIoU in %", title=f"{dataset}: accuracy and speed")
-    columns = 2 if has_ours else 4  # the name of a processor is long
-    devices = len(axis.get_legend_handles_labels()[0])
+    columns = 4 if ours.empty else 2  # the name of a processor is long
+    lines = -(-len(axis.get_legend_handles_labels()[0]) // columns)
     figure.legend(loc="lower center", ncols=columns, fontsize=8.5, title="device the speed was measured on")
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.93, bottom=0.18 + 0.036 * -(-devices // columns))
-    _label_points(axis, points)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.93, bottom=0.18 + 0.036 * lines)
+    points = pd.concat([rows, ours])[["fps", "miou_percent", "model", "text"]]
+    points = points.drop_duplicates(["fps", "miou_percent", "model"]).drop(columns="model")
+    _label_points(axis, list(points.itertuples(index=False)))
     return figure
 
 
@@ -237,21 +200,21 @@ def _label_points(axis: Axes, points: list[tuple[float, float, str]]) -> None:
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     frame = axis.get_window_extent(renderer)
-    dots = [axis.transData.transform(point[:2]) for point in points]
+    dots = axis.transData.transform([point[:2] for point in points])
     directions = ((1, 0), (-1, 0), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7), (0, 1), (0, -1))
     offsets = [(radius * c, radius * s) for radius in (9, 16, 24, 34, 46, 60, 78) for c, s in directions]
     line = {"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
+    look = {"textcoords": "offset points", "va": "center", "fontsize": 7.6, "arrowprops": line}
     taken = []
-    for (x, y, text), dot in sorted(zip(points, dots, strict=True), key=lambda pair: -pair[0][1]):
-        note = axis.annotate(
-            text, (x, y), (0, 0), textcoords="offset points", va="center", fontsize=7.6, arrowprops=line
-        )
+    for i in np.argsort(-dots[:, 1], kind="stable"):
+        x, y, text = points[i]
+        note = axis.annotate(text, (x, y), (0, 0), **look)
+        others = np.delete(dots, i, axis=0)
         for dx, dy in offsets:
             note.set(position=(dx, dy), ha="left" if dx > 2 else "right" if dx < -2 else "center")
             note.update_positions(renderer)
             box = plt.Text.get_window_extent(note, renderer).padded(2)  # of the text alone, without its line
-            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-            free = not any(box.overlaps(other) for other in taken)
-            if inside and free and not any(box.padded(3).contains(*other) for other in dots if other is not dot):
+            inside = frame.count_contains(box.corners()) == 4
+            if inside and not box.count_overlaps(taken) and not box.padded(3).count_contains(others):
                 break
         taken.append(box)

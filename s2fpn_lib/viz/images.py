@@ -1,25 +1,21 @@
 """Label maps as images: class colors, overlays, errors, and grids of images with the class legend."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
-from s2fpn_lib.data import Protocol, SegmentationDataset, evenly_spaced
-from s2fpn_lib.evaluate import Evaluation, at_size, predict_logits
+from s2fpn_lib.data import Protocol, SegmentationDataset
+from s2fpn_lib.evaluate import Evaluation, at_size, predict_logits, resize_bilinear
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.viz.style import MUTED, styled
 
 ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image
-IGNORED_COLOR = (255, 255, 255)
 
 
 def colorize(ids: Tensor, protocol: Protocol) -> np.ndarray:
@@ -48,19 +44,16 @@ def error_image(image: Tensor, label: Tensor, pred: Tensor, protocol: Protocol) 
     out = np.broadcast_to(110 + 0.5 * gray, (*gray.shape[:2], 3)).copy()
     label, pred = label.cpu().numpy(), pred.cpu().numpy()
     out[label != pred] = ERROR_COLOR
-    out[label == protocol.ignore_id] = IGNORED_COLOR
+    out[label == protocol.ignore_id] = 255
     return out.round().astype(np.uint8)
 
 
 def legend_patches(protocol: Protocol, *, ignored: bool = True) -> list[Patch]:
     """One colored patch per class in id order, for matplotlib legends."""
-    colors = dict(zip(protocol.classes, protocol.palette, strict=True))
+    colors = dict(zip(protocol.classes, np.array(protocol.palette) / 255, strict=True))
     if ignored:
-        colors["ignored"] = protocol.ignore_color
-    return [
-        Patch(facecolor=np.array(color) / 255, edgecolor=MUTED, linewidth=0.6, label=name)
-        for name, color in colors.items()
-    ]
+        colors["ignored"] = np.array(protocol.ignore_color) / 255
+    return [Patch(fc=color, ec=MUTED, linewidth=0.6, label=name) for name, color in colors.items()]
 
 
 @styled
@@ -69,43 +62,30 @@ def class_legend(protocol: Protocol) -> Figure:
     patches = legend_patches(protocol)
     for patch, number in zip(patches, (*range(protocol.num_classes), protocol.ignore_id), strict=True):
         patch.set_label(f"{number:>3}  {patch.get_label()}")
-    columns = 4
-    figure = plt.figure(figsize=(7.6, 0.45 + 0.27 * -(-len(patches) // columns)))
+    figure = plt.figure(figsize=(7.6, 0.45 + 0.27 * -(-len(patches) // 4)))
     title = f"{protocol.name}: {protocol.num_classes} classes"
-    figure.legend(handles=patches, ncols=columns, loc="center", title=title, title_fontproperties={"weight": "bold"})
+    figure.legend(handles=patches, ncols=4, loc="center", title=title, title_fontproperties={"weight": "bold"})
     return figure
 
 
-@styled
-def show_samples(dataset: SegmentationDataset, indices: Sequence[int] | None = None, *, width: float = 9.0) -> Figure:
-    """Image | label | overlay, one sample per row. indices: None shows three, evenly spaced over the split."""
-    rows, names = [], []
-    for index in evenly_spaced(len(dataset), 3) if indices is None else indices:
-        image, label = dataset[index]
+def show_samples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
+    """Image | label | overlay, one sample per row."""
+    rows = []
+    for image, label in (dataset[i] for i in indices):
         rows.append([as_array(image), colorize(label, dataset.protocol), overlay(image, label, dataset.protocol)])
-        names.append(dataset.names[index])
-    return image_grid(rows, ["image", "label", "overlay"], names, dataset.protocol, width)
+    return image_grid(rows, ["image", "label", "overlay"], [dataset.names[i] for i in indices], dataset.protocol, 9.0)
 
 
 def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], **views: Any) -> Tensor:
     """(H, W) uint8 ids at the image's own size, predicted as `evaluate` does it. views: see `predict_logits`."""
     scores = predict_logits(model, at_size(image, protocol_size)[None], **views)
-    if scores.shape[-2:] != image.shape[-2:]:
-        scores = F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=False)
-    return class_ids(scores)[0].to("cpu", torch.uint8)
+    return class_ids(resize_bilinear(scores, image.shape[-2:]))[0].to("cpu", torch.uint8)
 
 
-@styled
 def prediction_grid(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    indices: Sequence[int],
-    *,
-    captions: Sequence[str] | None = None,
-    width: float = 11.0,
-    **views: Any,
+    model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], captions: Sequence[str] = (), **views: Any
 ) -> Figure:
-    """Image | label | prediction | error, one sample per row. captions: None takes the sample ids."""
+    """Image | label | prediction | error, one sample per row. Without captions, the sample ids are drawn."""
     protocol = dataset.protocol
     rows = []
     for image, label in (dataset[i] for i in indices):
@@ -113,7 +93,7 @@ def prediction_grid(
         error = error_image(image, label, pred, protocol)
         rows.append([as_array(image), colorize(label, protocol), colorize(pred, protocol), error])
     titles = ["image", "label", "prediction", "error (ignored: white)"]
-    return image_grid(rows, titles, captions or [dataset.names[i] for i in indices], protocol, width)
+    return image_grid(rows, titles, captions or [dataset.names[i] for i in indices], protocol, 11.0)
 
 
 def worst_images(
@@ -133,12 +113,10 @@ def worst_images(
     if not indices:
         raise ValueError(f"no scored image has enough pixels of the class {class_name!r} to be ranked")
     iou = evaluation.image_iou()
-    captions = []
-    for index in indices:
-        image_iou = iou[evaluation.indices.index(index)]
-        score = image_iou.nanmean() if class_name is None else image_iou[evaluation.classes.index(class_name)]
-        what = "mean IoU of this image" if class_name is None else f"{class_name} IoU in this image"
-        captions.append(f"{dataset.names[index]}: {what} {100 * score:.1f} %")
+    column = iou.nanmean(1) if class_name is None else iou[:, evaluation.classes.index(class_name)]
+    scores = dict(zip(evaluation.indices, 100 * column, strict=True))
+    what = f"{class_name or 'mean'} IoU in this image"
+    captions = [f"{dataset.names[i]}: {what} {scores[i]:.1f} %" for i in indices]
     return prediction_grid(model, dataset, indices, captions=captions, **views)
 
 
@@ -148,33 +126,24 @@ def weakest_classes(evaluation: Evaluation, count: int = 3) -> list[str]:
     return list(table[table["label_share"] > 0].sort_values("iou").index[:count])
 
 
+@styled
 def image_grid(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    names: Sequence[str],
-    protocol: Protocol,
-    width: float,
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str], protocol: Protocol, width: float
 ) -> Figure:
     """Images side by side under column titles, with a caption below each row and the class legend at the bottom.
 
-    Args:
-        rows: one list of (H, W, 3) uint8 arrays per row.
-        titles: one per column.
-        names: one caption per row.
-        width: of the figure, in inches.
+    rows: (H, W, 3) uint8 arrays; titles: one per column; names: one caption per row; width: of the figure in inches.
 
-    Raises:
-        ValueError: `rows` is empty.
+    Raises ValueError if `rows` is empty.
     """
     if not rows:
         raise ValueError("no images to show: the list of samples is empty")
     per_line = max(4, int(width / 1.35))
     legend_height = 0.12 + 0.21 * -(-(protocol.num_classes + 1) // per_line)
     heights = [width / len(titles) * row[0].shape[0] / row[0].shape[1] for row in rows]
-    height = sum(heights) + 0.19 * len(rows) + 0.25 + legend_height
-    figure, axes = plt.subplots(
-        len(rows), len(titles), figsize=(width, height), height_ratios=heights, squeeze=False, layout="constrained"
-    )
+    size = (width, sum(heights) + 0.19 * len(rows) + 0.25 + legend_height)
+    layout = {"figsize": size, "height_ratios": heights, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(rows), len(titles), **layout)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0, hspace=0)
     for row_axes, row, name in zip(axes, rows, names, strict=True):
         for axis, image in zip(row_axes, row, strict=True):
@@ -183,7 +152,6 @@ def image_grid(
         row_axes[0].text(0, -0.02, name, transform=row_axes[0].transAxes, va="top", fontsize=8, color=MUTED)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, pad=4)
-    figure.legend(
-        handles=legend_patches(protocol), ncols=per_line, loc="outside lower center", fontsize=8.5, handlelength=1.3
-    )
+    legend = {"ncols": per_line, "loc": "outside lower center", "fontsize": 8.5, "handlelength": 1.3}
+    figure.legend(handles=legend_patches(protocol), **legend)
     return figure

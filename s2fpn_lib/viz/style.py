@@ -1,7 +1,5 @@
 """The style of every figure: colors that stay distinct for color-blind readers, and unobtrusive axes."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +14,11 @@ INK, MUTED, RULE = "#1f2933", "#66727f", "#dde3e9"
 GOOD, BAD = COLORS[0], COLORS[1]
 
 STYLE: dict[str, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
     "figure.dpi": 110,
     "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "font.size": 9.5,
-    "font.family": ["DejaVu Sans"],
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -34,16 +29,11 @@ STYLE: dict[str, Any] = {
     "axes.prop_cycle": plt.cycler(color=COLORS),
     "grid.color": RULE,
     "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "image.interpolation": "nearest",
-    "svg.fonttype": "none",
 }
 
 
