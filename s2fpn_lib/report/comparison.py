@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from s2fpn_lib.data import SegmentationDataset, get_protocol
 from s2fpn_lib.runs import atomic_file
 from s2fpn_lib.viz.images import as_array, colorize, image_grid, predicted
-from s2fpn_lib.viz.style import styled
 
 SAMPLES = "samples.npz"
 SHOWN = 3  # images per comparison
@@ -67,7 +66,6 @@ def load_samples(folder: str | Path) -> dict[str, Sample]:
     return samples
 
 
-@styled
 def compare_evaluations(names: Mapping[str, str], root: str | Path) -> Figure | None:
     """Image | label | one prediction per network, for the first `SHOWN` images that all evaluations with samples kept.
 
