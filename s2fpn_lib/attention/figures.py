@@ -1,9 +1,8 @@
 """Figures of a recorded forward pass, all levels side by side, for notebooks and papers."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from s2fpn_lib.viz.style import BAD, COLORS, INK, MARKERS, MUTED, styled
 DIVERGING = "RdBu_r"  # red above 0, blue below: distinct for color-blind readers
 SEQUENTIAL = "viridis"
 PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))  # (y, x) in 0..1 whose attention over the columns is drawn
+WIDTH = 11.0  # of attention_figure, in inches
 STRIP_HEIGHT = 0.42  # of a row that draws strips, in widths of a cell
 EXTENT = (0, 1, 1, 0)  # axes count in image widths and heights
 SMALL: dict[str, Any] = {"fontsize": 8.2, "fontweight": "normal", "color": MUTED, "pad": 3}
@@ -34,7 +34,7 @@ NOTES = {
     "v2": "Each pixel attends over the {entry}s; the\nresult gives two gates per pixel, which weigh\n"
     "its query q and the maximum strip m.",
 }
-BLEND_NOTE = "\n\nγ blends the strips in. “strips” is their share\nof the blend; below 1 % it is negligible."
+BLEND_NOTE = "γ blends the strips in. “strips” is their share\nof the blend; below 1 % it is negligible."
 
 
 @styled
@@ -47,7 +47,6 @@ def attention_figure(
     label: Tensor | None = None,
     pixels: Sequence[tuple[float, float]] = PIXELS,
     warning: str = "",
-    width: float = 11.0,
 ) -> Figure:
     """One image of a recorded batch; below it the auxiliary predictions, gates, strips, and GFU shares of each level.
 
@@ -59,29 +58,49 @@ def attention_figure(
         label: (H, W) ids, drawn beside the prediction.
         pixels: (y, x) in 0..1 whose distributions over the columns are drawn (v2 only).
         warning: drawn in red above the figure.
-        width: in inches.
     """
-    rows = _rows(capture)
+    levels = [_of_image(level, index) for level in capture.levels]
+    entry = "row" if levels[0].strip_axis == "width" else "column"  # of a strip
+    rows = _rows(capture, entry)
     aspect = image.shape[-2] / image.shape[-1]
     flat = {"strips", "columns"} | ({"gate1", "gate2"} if capture.revision == "v1" else set())
     ratios = [aspect, *(STRIP_HEIGHT if row in flat else aspect for row in rows)]
-    size = (width, (width - 1.5) / 4 * sum(ratios) + 0.3 * len(ratios) + 0.7)
+    size = (WIDTH, (WIDTH - 1.5) / 4 * sum(ratios) + 0.3 * len(ratios) + 0.7)
     figure, axes = plt.subplots(len(ratios), 4, figsize=size, height_ratios=ratios, squeeze=False, layout="constrained")
     if warning:
         figure.suptitle(textwrap.fill(warning, 110), color=BAD, weight="bold", fontsize=9)
-    _draw_images(axes[0], image, capture, protocol, index, label)
+    images = {"image": as_array(image), "prediction": colorize(class_ids(capture.logits)[index], protocol)}
+    if label is not None:
+        images["label"] = colorize(label, protocol)
+    for axis, (title, shown) in zip(axes[0], images.items(), strict=False):
+        _show(axis, shown)
+        axis.set_title(title)
+    for axis in axes[0, len(images) :]:
+        axis.set_axis_off()
+    if "strips" in rows:
+        note = f"revision {capture.revision}\n{NOTES[capture.revision].format(entry=entry)}\n\n{BLEND_NOTE}"
+        axes[0, -1].text(0, 1, note, va="top", fontsize=7.2, color=MUTED)
     for i, (y, x) in enumerate(pixels if "columns" in rows else ()):
         axes[0, 0].plot(x, y, MARKERS[i % 7], color=COLORS[i % 7], ms=9, mec="white", mew=1.4)
+    offset = {"xycoords": "axes fraction", "xytext": (-32, 0), "textcoords": "offset points"}
     for row_axes, (row, title) in zip(axes[1:], rows.items(), strict=True):
-        offset = {"xycoords": "axes fraction", "xytext": (-32, 0), "textcoords": "offset points"}
         row_axes[0].annotate(title, (0, 0.5), ha="right", va="center", fontsize=8.8, color=INK, **offset)
-        for column, axis in enumerate(row_axes):
-            _draw(axis, row, capture, column, index, protocol, pixels)
-    for axis, level in zip(axes[1] if rows else (), capture.levels, strict=False):
+        for column, (axis, level) in enumerate(zip(row_axes, levels, strict=True)):
+            if row == "auxiliary":
+                _show(axis, colorize(class_ids(level.auxiliary)[0], protocol))
+            elif row == "gfu":
+                share = coarse_share(capture.gfu[column])[index].cpu().numpy()
+                _show(axis, share, cmap=SEQUENTIAL, vmin=0, vmax=1)
+                axis.set_title(f"{capture.gfu[column].name}: {share.min():.2f} to {share.max():.2f}", **SMALL)
+            elif row in ("gate1", "gate2"):
+                _draw_gate(axis, level, level.gates[0, int(row == "gate2")].numpy())
+            else:
+                _draw_curves(axis, row, level, pixels)
+    for axis, level in zip(axes[1] if rows else (), levels, strict=False):
         axis.set_title("\n".join(filter(None, (level.name, axis.get_title(loc="left")))))
         facts = f"{level.size[0]}x{level.size[1]}"
         if level.gamma is not None:
-            facts += f", γ {level.gamma:.3f}, strips {level.attended_share[index]:.1%}".replace("-", "−")
+            facts += f", γ {level.gamma:.3f}, strips {level.attended_share.item():.1%}".replace("-", "−")
         axis.set_title(facts, loc="right", **{**SMALL, "fontsize": 7.2})
     figure.legend(handles=legend_patches(protocol, ignored=False), ncols=8, loc="outside lower center", fontsize=8.5)
     return figure
@@ -142,7 +161,7 @@ def statistics_figure(statistics: AttentionStatistics) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> list[Path]:
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     """Writes `path`.pdf (vector text with embedded fonts) and `path`.png atomically; equal figures give equal bytes."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # constrained layout would move the axes a little with each drawing
@@ -150,85 +169,35 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> list[Pat
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
         written.append(Path(f"{path}.{suffix}"))
         with plt.rc_context({"pdf.fonttype": 42}), atomic_file(written[-1]) as file:
-            figure.savefig(file, format=suffix, dpi=dpi, metadata=metadata)
+            figure.savefig(file, format=suffix, dpi=150, metadata=metadata)
     return written
 
 
-def _rows(capture: Capture) -> dict[str, str]:
+def _of_image(level: LevelCapture, index: int) -> LevelCapture:
+    """The level of one image of the batch, as a batch of one on the CPU."""
+    tensors = {name: value for name, value in vars(level).items() if isinstance(value, Tensor)}
+    return replace(level, **{name: value[index : index + 1].cpu() for name, value in tensors.items()})
+
+
+def _rows(capture: Capture, entry: str) -> dict[str, str]:
     """{row: its title} of the parts that the network has."""
-    rows = {}
-    if any(level.auxiliary is not None for level in capture.levels):
+    level, rows = capture.levels[0], {}
+    if level.auxiliary is not None:
         rows["auxiliary"] = "auxiliary\nprediction"
-    if any(level.gates is not None for level in capture.levels):
+    if level.gates is not None:
         rows["gate1"] = f"gate 1\n(weighs {'a' if capture.revision == 'v1' else 'q'})"
         rows |= {"gate2": "gate 2\n(weighs m)", "strips": "strips,\nRMS over C"}
-    if any(level.query is not None for level in capture.levels):
-        rows["columns"] = f"attention\nover {_entry(capture)}s"
+    if level.query is not None:
+        rows["columns"] = f"attention\nover {entry}s"
     if capture.gfu is not None:
         rows["gfu"] = "share of the\ncoarser level"
     return rows
-
-
-def _entry(capture: Capture) -> str:
-    """The meaning of a strip's entries: columns or rows of the image."""
-    return "row" if any(level.strip_axis == "width" for level in capture.levels) else "column"
-
-
-def _draw_images(
-    axes: Sequence[Axes], image: Tensor, capture: Capture, protocol: Protocol, index: int, label: Tensor | None
-) -> None:
-    prediction = class_ids(capture.logits[index : index + 1])[0]
-    images = {"image": as_array(image), "prediction": colorize(prediction, protocol)}
-    if label is not None:
-        images["label"] = colorize(label, protocol)
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, (title, pixels) in zip(axes, images.items(), strict=False):
-        _show(axis, pixels)
-        axis.set_title(title)
-    if any(level.gates is not None for level in capture.levels):
-        note = f"revision {capture.revision}\n" + NOTES[capture.revision].format(entry=_entry(capture)) + BLEND_NOTE
-        axes[-1].text(0, 1, note, va="top", fontsize=7.2, color=MUTED)
 
 
 def _show(axis: Axes, values: np.ndarray, **options: Any) -> None:
     """Draws an image or a map over the whole cell, so that columns of all levels lie under the image's columns."""
     axis.imshow(values, aspect="auto", extent=EXTENT, **options)
     axis.set_axis_off()
-
-
-def _draw(
-    axis: Axes,
-    row: str,
-    capture: Capture,
-    column: int,
-    index: int,
-    protocol: Protocol,
-    pixels: Sequence[tuple[float, float]],
-) -> None:
-    level = capture.levels[column]
-    if row == "gfu":
-        gfu = capture.gfu[column]
-        share = coarse_share(gfu)[index].cpu().numpy()
-        _show(axis, share, cmap=SEQUENTIAL, vmin=0, vmax=1)
-        axis.set_title(f"{gfu.name}: {share.min():.2f} to {share.max():.2f}", **SMALL)
-    elif row == "auxiliary":
-        _show(axis, colorize(class_ids(level.auxiliary[index : index + 1])[0], protocol))
-    elif level.gates is None:
-        axis.text(0.5, 0.5, "off", ha="center", va="center", color=MUTED)
-        axis.set_axis_off()
-    elif row in ("gate1", "gate2"):
-        _draw_gate(axis, level, level.gates[index, int(row == "gate2")].cpu().numpy())
-    elif row == "strips":
-        names = ("m (maximum)", "a (average)" if level.query is None else "average")
-        for strip, name, color in zip((level.strip_max, level.strip_avg), names, COLORS, strict=False):
-            rms = strip[index].square().mean(0).sqrt().cpu().numpy()  # (L,)
-            axis.plot(_positions(rms), rms, color=color, lw=1.3, label=name)
-        _label_positions(axis, level)
-        if column == 0:
-            axis.legend(fontsize=7.5, loc="lower left", handlelength=1.2, borderaxespad=0.2, ncols=2, columnspacing=1)
-    else:
-        _draw_columns(axis, level, index, pixels)
 
 
 def _draw_gate(axis: Axes, level: LevelCapture, values: np.ndarray) -> None:
@@ -242,24 +211,22 @@ def _draw_gate(axis: Axes, level: LevelCapture, values: np.ndarray) -> None:
     axis.set_title(f"{values.min():.2g} to {values.max():.2g}{uniform}".replace("-", "−"), **SMALL)
 
 
-def _draw_columns(axis: Axes, level: LevelCapture, index: int, pixels: Sequence[tuple[float, float]]) -> None:
-    h, w = level.size
-    for i, (y, x) in enumerate(pixels):
-        p = level.column_attention(min(int(y * h), h - 1), min(int(x * w), w - 1))[index].cpu().numpy()
-        color = COLORS[i % 7]
-        axis.plot(_positions(p), p, color=color, lw=1.3)
-        axis.axvline(x if level.strip_axis == "height" else y, color=color, lw=0.9, ls=":")
-        axis.plot(_positions(p)[p.argmax()], p.max(), MARKERS[i % 7], color=color, ms=4)
-    _label_positions(axis, level)
-
-
-def _positions(strip: np.ndarray) -> np.ndarray:
-    """Centers of a strip's entries in 0..1."""
-    return (np.arange(len(strip)) + 0.5) / len(strip)
-
-
-def _label_positions(axis: Axes, level: LevelCapture) -> None:
-    """Positions along the strip in the coordinates of the image above."""
+def _draw_curves(axis: Axes, row: str, level: LevelCapture, pixels: Sequence[tuple[float, float]]) -> None:
+    """The strips, or the distributions of `pixels`, over the positions in the image above."""
+    x = (np.arange(level.strip_max.shape[2]) + 0.5) / level.strip_max.shape[2]  # centers of the entries
+    if row == "strips":
+        names = ("m (maximum)", "a (average)" if level.query is None else "average")
+        for strip, name, color in zip((level.strip_max, level.strip_avg), names, COLORS, strict=False):
+            axis.plot(x, strip[0].square().mean(0).sqrt(), color=color, lw=1.3, label=name)
+        if level.name == "apf1":
+            axis.legend(fontsize=7.5, loc="lower left", handlelength=1.2, borderaxespad=0.2, ncols=2, columnspacing=1)
+    else:
+        h, w = level.size
+        for i, (down, right) in enumerate(pixels):
+            p = level.column_attention(min(int(down * h), h - 1), min(int(right * w), w - 1))[0].numpy()
+            axis.plot(x, p, color=COLORS[i % 7], lw=1.3)
+            axis.axvline(right if level.strip_axis == "height" else down, color=COLORS[i % 7], lw=0.9, ls=":")
+            axis.plot(x[p.argmax()], p.max(), MARKERS[i % 7], color=COLORS[i % 7], ms=4)
     ends = ("left", "right") if level.strip_axis == "height" else ("top", "bottom")
     axis.set(xlim=(0, 1), ylim=(0, axis.get_ylim()[1] * 1.08))
     axis.set_xticks([0, 0.5, 1], [ends[0], "", ends[1]], fontsize=7.5)

@@ -10,68 +10,55 @@ In both revisions the attention uses strips: feature maps after pooling over the
 each pixel has a distribution over the columns and two gates. docs/network.md has the equations.
 """
 
-from __future__ import annotations
-
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.model import S2FPN
-from s2fpn_lib.model.apf import APF
 from s2fpn_lib.model.blocks import resize_like
 from s2fpn_lib.model.gfu import GFUv1
 from s2fpn_lib.model.modes import evaluation_mode
-from s2fpn_lib.model.ssam import STRIP_AXES, ColumnAttention, SSAMv1, StripGate
+from s2fpn_lib.model.ssam import ColumnAttention, SSAMv1, StripGate
+
+# The modules whose outputs are kept, as far as the model has them; v2 has its strip gate in ssam.attention
+RECORDED = re.compile(
+    r"auxiliary\.\d|gfu\d\.(conv1|conv2|s1|s2)|"
+    r"apf\d(\.frb|\.crb\.expand|\.ssam(\.attention)?\.(bn_max|bn_avg|bn_query|augment|fuse))?"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class LevelCapture:
-    """One pyramid level, apf1 (coarsest) to apf4 (finest), for B images, C channels, level size (h, w), and K classes.
+    """One pyramid level of size (h, w) for B images, C channels, and K classes; strips have L entries.
 
-    L is the length of a strip: w, or h for strip_axis="width". Tensors are float32 on the model's device. Values of
-    parts that are switched off are None.
-
-    Attributes:
-        name: apf1 to apf4.
-        size: (h, w).
-        strip_axis: the axis that SSAM pools over, "height" or "width".
-        gamma: the learned scalar g of the blend g * fuse(S) + (1 - g) * R. At 0 the strips have no influence.
-        refined: (B, C, h, w) R, the input of SSAM and CRB.
-        strip_max: (B, C, L) m = BN1(W maxpool(R)); in v2 the keys of the attention.
-        strip_avg: (B, C, L) in v1 a = BN2(W avgpool(R)); in v2 avgpool(R), from which the values are computed.
-        gates: in v1 (B, 2, L), the two used channels of A = softmax over channels of m * a, the weights of a and m; in
-            v2 (B, 2, h, w), T[:, :2], the weights of q and m.
-        query: (B, C, h, w) q = BN2(W R) in v2; None in v1.
-        attended_share: (B,) mean |g fuse(S)| / (mean |g fuse(S)| + mean |(1 - g) R|), the share of the strips in the
-            blend. gamma alone is not enough to tell it, because the scale of fuse(S) is free.
-        crb: (B, C) CRB's channel weights in (0, 1).
-        auxiliary: (B, K, h, w) logits of the level's auxiliary head; None in a model without deep supervision.
+    L is w, or h for strip_axis="width". Tensors are float32 on the model's device. Values of parts that are switched
+    off are None. The gates weigh a and m in v1 (the two used channels of A = softmax over channels of m * a) and q and
+    m in v2 (T[:, :2]). `attended_share` is mean |g fuse(S)| / (mean |g fuse(S)| + mean |(1 - g) R|), the share of the
+    strips in the blend g * fuse(S) + (1 - g) * R. gamma alone does not tell it, because the scale of fuse(S) is free.
     """
 
-    name: str
+    name: str  # apf1 (coarsest) to apf4 (finest)
     size: tuple[int, int]
-    strip_axis: str | None = None
-    gamma: float | None = None
-    refined: Tensor | None = None
-    strip_max: Tensor | None = None
-    strip_avg: Tensor | None = None
-    gates: Tensor | None = None
-    query: Tensor | None = None
-    attended_share: Tensor | None = None
-    crb: Tensor | None = None
-    auxiliary: Tensor | None = None
+    strip_axis: str | None = None  # the axis that SSAM pools over, "height" or "width"
+    gamma: float | None = None  # the learned scalar g of the blend; at 0 the strips have no influence
+    refined: Tensor | None = None  # (B, C, h, w) R, the input of SSAM and CRB
+    strip_max: Tensor | None = None  # (B, C, L) m = BN1(W maxpool(R)); in v2 the keys of the attention
+    strip_avg: Tensor | None = None  # (B, C, L) v1: a = BN2(W avgpool(R)); v2: avgpool(R), which gives the values
+    gates: Tensor | None = None  # (B, 2, L) in v1, (B, 2, h, w) in v2
+    query: Tensor | None = None  # (B, C, h, w) q = BN2(W R) in v2; None in v1
+    attended_share: Tensor | None = None  # (B,)
+    crb: Tensor | None = None  # (B, C) CRB's channel weights in (0, 1)
+    auxiliary: Tensor | None = None  # (B, K, h, w) logits of the auxiliary head
 
     def column_attention(self, y: int, x: int) -> Tensor:
         """The distribution P of pixel (y, x) of the level over strip entries, (B, L); v2 only.
 
-        Raises:
-            IndexError: the pixel is outside the level.
-            LookupError: there is no such distribution, in v1 or with SSAM off.
+        Raises IndexError for a pixel outside the level, and LookupError in v1 and with SSAM off.
         """
         if self.query is None:
             why = "SSAM is off" if self.gates is None else "revision v1 has two gates per column instead"
@@ -81,37 +68,23 @@ class LevelCapture:
 
 @dataclass(frozen=True, eq=False)
 class GFUCapture:
-    """One upsampling block, gfu4 (coarsest) to gfu1: its two terms, and the gates that weigh them in v2.
+    """One upsampling block: its two terms, and the gates that weigh them in v2."""
 
-    Attributes:
-        name: gfu4 to gfu1.
-        context: (B, C, h, w) f', from the coarser level; (B, C, 1, 1) with gfu_pool.
-        fine: (B, C, h, w) p', from the level itself.
-        s1, s2: (B, C, h, w) the gates of v2: s1 on f' (no sigmoid) and s2 in (0, 1) on p'; None in v1.
-    """
-
-    name: str
-    context: Tensor
-    fine: Tensor
-    s1: Tensor | None = None
-    s2: Tensor | None = None
+    name: str  # gfu4 (coarsest) to gfu1
+    context: Tensor  # (B, C, h, w) f', from the coarser level; (B, C, 1, 1) with gfu_pool
+    fine: Tensor  # (B, C, h, w) p', from the level itself
+    s1: Tensor | None = None  # (B, C, h, w) the gate on f' (no sigmoid); None in v1
+    s2: Tensor | None = None  # (B, C, h, w) the gate on p', in (0, 1); None in v1
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """One forward pass.
+    """One forward pass. Levels and blocks are in the order of computation, the coarsest first."""
 
-    Attributes:
-        logits: (B, K, H, W), as the model returned them.
-        revision: "v1" or "v2".
-        levels: apf1 (coarsest) to apf4 (finest).
-        gfu: gfu4 (coarsest) to gfu1; None when the model was built with gfu=False.
-    """
-
-    logits: Tensor
-    revision: str
+    logits: Tensor  # (B, K, H, W), as the model returned them
+    revision: str  # "v1" or "v2"
     levels: list[LevelCapture]
-    gfu: list[GFUCapture] | None
+    gfu: list[GFUCapture] | None  # None when the model was built with gfu=False
 
 
 class AttentionRecorder:
@@ -135,28 +108,25 @@ class AttentionRecorder:
     def capture(self) -> Capture:
         """The last forward pass. Raises LookupError if none was recorded."""
         if self._capture is None:
-            raise LookupError(
-                "no forward pass was recorded: call the model itself, model(x), inside `with AttentionRecorder(model)`"
-            )
+            raise LookupError("nothing was recorded: call the model itself inside `with AttentionRecorder(model)`")
         return self._capture
 
-    def __enter__(self) -> AttentionRecorder:
+    def __enter__(self) -> Self:
         if self._hooks is not None:
             raise RuntimeError("this recorder is recording already: create another one for a nested block")
         with ExitStack() as hooks:  # a hook's handle is a context manager that removes the hook
             hooks.enter_context(self.model.register_forward_pre_hook(lambda *_: self._seen.clear()))
-            for name, module in _recorded_modules(self.model).items():
-                hooks.enter_context(module.register_forward_hook(partial(self._keep, name)))
+            for name, module in self.model.named_modules():
+                if RECORDED.fullmatch(name):
+                    keep = partial(self._keep, name.replace(".attention", ""))
+                    hooks.enter_context(module.register_forward_hook(keep))
             hooks.enter_context(self.model.register_forward_hook(self._finish))
             self._hooks = hooks.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._hooks.close()
         self._hooks = None
-        self._seen.clear()
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         # A level returns its output and the fused map, which the auxiliary head reads
@@ -164,73 +134,52 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def _finish(self, model: nn.Module, args: tuple, output: Tensor | tuple[Tensor, list[Tensor]]) -> None:
-        for index, head in enumerate(self.model.auxiliary, 1):
-            if f"apf{index}.auxiliary" not in self._seen:
+        for index, head in enumerate(self.model.auxiliary):
+            if f"auxiliary.{index}" not in self._seen:
                 with evaluation_mode(head):
-                    head(self._seen[f"apf{index}.fused"])  # the head's own hook keeps the result
+                    head(self._seen[f"apf{index + 1}"])  # the head's own hook keeps the result
         seen = {name: tensor.float() for name, tensor in self._seen.items()}
-        levels = [_level(f"apf{i}", level, seen) for i, level in enumerate(self.model.apf_levels, 1)]
+        blocks = zip(("gfu4", "gfu3", "gfu2", "gfu1"), self.model.gfu_levels, strict=True)
         self._capture = Capture(
             logits=(output[0] if isinstance(output, tuple) else output).detach().float(),
             revision=self.model.config["revision"],
-            levels=levels,
-            gfu=[_gfu(name, block, seen) for name, block in _gfu_blocks(self.model).items()] or None,
+            levels=[_level(index, level, seen) for index, level in enumerate(self.model.apf_levels)],
+            gfu=[_gfu(name, block, seen) for name, block in blocks if isinstance(block, GFUv1)] or None,
         )
         self._seen.clear()
 
 
-def _recorded_modules(model: S2FPN) -> dict[str, nn.Module]:
-    """The modules whose outputs are kept, such as "apf1.refined" and "gfu4.conv1", as far as the model has them."""
-    found: dict[str, nn.Module] = {}
-    for i, level in enumerate(model.apf_levels):
-        name = f"apf{i + 1}"
-        found[f"{name}.fused"] = level
-        if model.auxiliary:
-            found[f"{name}.auxiliary"] = model.auxiliary[i]
-        if isinstance(level, APF):
-            found[f"{name}.refined"] = level.frb
-            if level.crb is not None:
-                found[f"{name}.crb"] = level.crb.expand
-            found |= _children(name, _strip_gate(level), ("bn_max", "bn_avg", "bn_query", "augment", "fuse"))
-    for name, block in _gfu_blocks(model).items():
-        found |= _children(name, block, ("conv1", "conv2", "s1", "s2"))
-    return found
-
-
-def _children(name: str, module: nn.Module | None, parts: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {f"{name}.{part}": getattr(module, part) for part in parts if hasattr(module, part)}
-
-
-def _level(name: str, level: nn.Module, seen: dict[str, Tensor]) -> LevelCapture:
-    crb = seen.get(f"{name}.crb")
+def _level(index: int, level: nn.Module, seen: dict[str, Tensor]) -> LevelCapture:
+    name = f"apf{index + 1}"
+    crb, refined = seen.get(f"{name}.crb.expand"), seen.get(f"{name}.frb")
     capture = LevelCapture(
         name,
-        size=tuple(seen[f"{name}.fused"].shape[-2:]),
-        refined=seen.get(f"{name}.refined"),
+        size=tuple(seen[name].shape[-2:]),
+        refined=refined,
         crb=None if crb is None else torch.sigmoid(crb).flatten(1),  # (B, C, 1, 1) -> (B, C)
-        auxiliary=seen.get(f"{name}.auxiliary"),
+        auxiliary=seen.get(f"auxiliary.{index}"),
     )
-    gate = _strip_gate(level)
+    gate = next((module for module in level.modules() if isinstance(module, StripGate)), None)
     if gate is None:
         return capture
-    maximum = seen[f"{name}.bn_max"]
+    maximum = seen[f"{name}.ssam.bn_max"]
     if isinstance(gate, ColumnAttention):
-        average = capture.refined.mean(gate.pooled_dim, keepdim=True)
-        gates = seen[f"{name}.augment"][:, :2]  # (B, 2, h, w)
+        average = refined.mean(gate.pooled_dim, keepdim=True)
+        gates = seen[f"{name}.ssam.augment"][:, :2]  # (B, 2, h, w)
     else:
-        average = seen[f"{name}.bn_avg"]
+        average = seen[f"{name}.ssam.bn_avg"]
         gates = SSAMv1.gates(maximum, average)[:, :2].flatten(2)  # (B, 2, 1, w) or (B, 2, h, 1) -> (B, 2, L)
     gamma = gate.gamma.item()
-    strips = (gamma * seen[f"{name}.fuse"]).abs().mean(dim=(1, 2, 3))  # broadcast in the blend, which keeps the mean
-    features = ((1 - gamma) * capture.refined).abs().mean(dim=(1, 2, 3))
+    strips = (gamma * seen[f"{name}.ssam.fuse"]).abs().mean((1, 2, 3))  # broadcast in the blend, which keeps the mean
+    features = ((1 - gamma) * refined).abs().mean((1, 2, 3))
     return replace(
         capture,
-        strip_axis={dim: axis for axis, dim in STRIP_AXES.items()}[gate.pooled_dim],
+        strip_axis="height" if gate.pooled_dim == 2 else "width",
         gamma=gamma,
         strip_max=maximum.flatten(2),
         strip_avg=average.flatten(2),
         gates=gates,
-        query=seen.get(f"{name}.bn_query"),
+        query=seen.get(f"{name}.ssam.bn_query"),
         attended_share=strips / (strips + features).clamp_min(torch.finfo(torch.float32).tiny),
     )
 
@@ -242,31 +191,13 @@ def _gfu(name: str, block: GFUv1, seen: dict[str, Tensor]) -> GFUCapture:
     return GFUCapture(name, context, fine, seen.get(f"{name}.s1"), None if s2 is None else torch.sigmoid(s2))
 
 
-def _gfu_blocks(model: S2FPN) -> dict[str, GFUv1]:
-    """The blocks gfu4 to gfu1; empty when the model was built with gfu=False."""
-    blocks = zip(("gfu4", "gfu3", "gfu2", "gfu1"), model.gfu_levels, strict=True)
-    return {name: block for name, block in blocks if isinstance(block, GFUv1)}
-
-
-def _strip_gate(level: nn.Module) -> StripGate | None:
-    """The module that holds the strips, gates, and gamma of a level; None where SSAM is off."""
-    ssam = getattr(level, "ssam", None)
-    ssam = getattr(ssam, "attention", ssam)  # v2 has it beside its "mlp"
-    return ssam if isinstance(ssam, StripGate) else None
-
-
 def _network(model: Any) -> S2FPN:
     """The S2FPN to hook. Raises TypeError for other models; the message says which model to pass instead."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise TypeError(
-            "a compiled model does not call its submodules, so its attention cannot be recorded: pass the network as it"
-            " was before torch.compile, and call that inside the block"
-        )
+        raise TypeError("a compiled model cannot be recorded: pass and call the network as it was before torch.compile")
     if not isinstance(model, S2FPN):
-        raise TypeError(
-            f"AttentionRecorder takes a model of build_model or load_model, not {type(model).__name__}. For an "
-            "optimized or exported model pass the one that was given to optimize_for_inference or export"
-        )
+        advice = "for an optimized or exported one pass the one that was given to optimize_for_inference or export"
+        raise TypeError(f"pass a model of build_model or load_model, not {type(model).__name__}; {advice}")
     return model

@@ -8,8 +8,6 @@ give the trained network with a part switched off, which tells what the part con
 ablation: a network that is trained without a part learns to do without it.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass
@@ -35,10 +33,9 @@ PIXELS_AT_ONCE = 16384  # pixels whose distributions over columns are in memory 
 class AttentionStatistics:
     """Statistics of each image and level.
 
-    Attributes:
-        images: one row per image and level: image, level, gamma, and the columns of `level_statistics`.
-        crb_by_class: levels x classes, the mean CRB weight in the regions of a class, with channels weighted by their
-            mean activation |R| there: the share of a class's features that passes CRB. NaN where the class is absent.
+    images: one row per image and level: image, level, gamma, and the columns of `level_statistics`. crb_by_class:
+    levels x classes, the mean CRB weight in the regions of a class, with channels weighted by their mean activation |R|
+    there, which is the share of a class's features that passes CRB; NaN where the class is absent.
     """
 
     images: pd.DataFrame
@@ -47,9 +44,8 @@ class AttentionStatistics:
     def summary(self) -> pd.DataFrame:
         """One row per level: mean and standard deviation over the images, columns (statistic, mean or std)."""
         numbers = self.images.set_index("level").drop(columns="image").dropna(axis="columns", how="all")
-        if numbers.empty:
-            return pd.DataFrame(index=numbers.index.unique())
-        return numbers.groupby("level", sort=False).agg(["mean", "std"])
+        levels = numbers.groupby("level", sort=False)
+        return levels.agg(["mean", "std"]) if len(numbers.columns) else pd.DataFrame(index=numbers.index.unique())
 
 
 def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
@@ -65,12 +61,10 @@ def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if level.gates is not None:
         found["attended_share"] = level.attended_share
-        for k in (0, 1):
-            gate = level.gates[:, k].flatten(1)
-            found[f"gate{k + 1}_mean"] = gate.mean(1)
-            found[f"gate{k + 1}_std"] = gate.std(1, correction=0)
+        for k, gate in enumerate(level.gates.flatten(2).unbind(1), 1):
+            found |= {f"gate{k}_mean": gate.mean(1), f"gate{k}_std": gate.std(1, correction=0)}
             if level.query is None:
-                found[f"gate{k + 1}_concentration"] = 1 - _normalized_entropy(gate / gate.sum(1, keepdim=True))
+                found[f"gate{k}_concentration"] = 1 - _normalized_entropy(gate / gate.sum(1, keepdim=True))
     if level.query is not None:
         found["entropy"], found["reach"] = column_statistics(level)
     if level.crb is not None:
@@ -85,20 +79,17 @@ def column_statistics(level: LevelCapture) -> tuple[Tensor, Tensor]:
     from the pixel's column to the attended one, in image widths (rows and image heights for strip_axis="width"); the
     uniform distribution has (L^2 - 1) / (3 L^2), about a third.
     """
-    h, w = level.size
-    keys = level.strip_max
-    length = keys.shape[2]
-    position = torch.arange(length, device=keys.device)
-    distance = (position[:, None] - position[None, :]).abs() / length  # (L, L): pixel's column, attended column
-    entropy = keys.new_zeros(len(keys))
-    reach = keys.new_zeros(len(keys))
-    rows = max(1, PIXELS_AT_ONCE // w)
-    for top in range(0, h, rows):
-        query = level.query[:, :, top : top + rows]
-        p = ColumnAttention.distribution(query, keys).unflatten(1, query.shape[-2:])  # (B, rows, w, L)
-        far = distance if level.strip_axis == "height" else distance[top : top + rows, None]  # (w, L) or (rows, 1, L)
-        entropy += _normalized_entropy(p).sum((1, 2))
-        reach += (p * far).sum((1, 2, 3))
+    (h, w), keys = level.size, level.strip_max
+    entries = torch.arange(keys.shape[2], device=keys.device)
+    pixels = torch.arange(h * w, device=keys.device)
+    own = pixels % w if level.strip_axis == "height" else pixels // w  # the entry of each pixel
+    entropy, reach = keys.new_zeros(2, len(keys))
+    queries = level.query.flatten(2)  # (B, C, HW)
+    for query, position in zip(queries.split(PIXELS_AT_ONCE, 2), own.split(PIXELS_AT_ONCE), strict=True):
+        p = ColumnAttention.distribution(query, keys)  # (B, pixels, L)
+        distance = (position[:, None] - entries).abs() / len(entries)  # (pixels, L)
+        entropy += _normalized_entropy(p).sum(1)
+        reach += (p * distance).sum((1, 2))
     return entropy / (h * w), reach / (h * w)
 
 
@@ -110,32 +101,25 @@ def coarse_share(gfu: GFUCapture) -> Tensor:
     context, fine = gfu.context, gfu.fine
     if gfu.s1 is not None:
         context, fine = gfu.s1 * context, gfu.s2 * fine
-    context, fine = context.abs().mean(1).expand(fine.shape[0], *fine.shape[-2:]), fine.abs().mean(1)
+    context, fine = context.abs().mean(1), fine.abs().mean(1)  # context is (B, 1, 1) with gfu_pool
     return context / (context + fine).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums of w |R| and of |R| over all channels and the pixels of each class, w CRB's weights: (num_classes,) float64.
+def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> Tensor:
+    """Sums of w |R| and of |R| over all channels and the pixels of each class, w CRB's weights: (2, num_classes).
 
     label: (B, H, W) ids of any size, read at the center of each pixel of the level; ids of no class are left out.
     """
     ids = F.interpolate(label[:, None].float(), size=level.size, mode="nearest-exact")[:, 0].long()  # (B, h, w)
+    of_class = F.one_hot(ids.clamp(max=num_classes), num_classes + 1)[..., :num_classes].double()  # (B, h, w, K)
     activation = level.refined.abs().double()
     weighted = (activation * level.crb[:, :, None, None]).sum(1)
-    known = ids < num_classes
-    return tuple(
-        torch.zeros(num_classes, dtype=torch.float64, device=ids.device).index_add_(0, ids[known], values[known])
-        for values in (weighted, activation.sum(1))
-    )
+    return torch.einsum("nbhw,bhwk->nk", torch.stack([weighted, activation.sum(1)]), of_class)
 
 
 @torch.inference_mode()
 def attention_statistics(
-    model: S2FPN,
-    dataset: SegmentationDataset,
-    *,
-    limit: int | None = None,
-    device: torch.device | str | None = None,
+    model: S2FPN, dataset: SegmentationDataset, *, limit: int | None = None, device: torch.device | str | None = None
 ) -> AttentionStatistics:
     """Runs the model over a split, images at the protocol's size, and computes the statistics of each image and level.
 
@@ -145,7 +129,7 @@ def attention_statistics(
         model = model.to(device)
     protocol = dataset.protocol
     rows: list[dict[str, Any]] = []
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, Tensor] = {}
     with evaluation_mode(model), AttentionRecorder(model) as recorder:
         for index in evenly_spaced(len(dataset), limit):
             image, label = dataset[index]
@@ -156,12 +140,10 @@ def attention_statistics(
                 rows.append({"image": dataset.names[index], "level": level.name, "gamma": level.gamma, **numbers})
                 if level.crb is not None:
                     both = crb_passes(level, label[None].to(x.device), protocol.num_classes)
-                    sums[level.name] = [a + b for a, b in zip(sums.get(level.name, (0, 0)), both, strict=True)]
+                    sums[level.name] = sums.get(level.name, 0) + both
     passes = {name: (passed / total).cpu().numpy() for name, (passed, total) in sums.items()}
-    return AttentionStatistics(
-        images=pd.DataFrame(rows),
-        crb_by_class=pd.DataFrame.from_dict(passes, orient="index", columns=list(protocol.classes)),
-    )
+    by_class = pd.DataFrame.from_dict(passes, orient="index", columns=list(protocol.classes))
+    return AttentionStatistics(pd.DataFrame(rows), by_class)
 
 
 def gamma_statement(capture: Capture) -> pd.DataFrame:
@@ -170,7 +152,12 @@ def gamma_statement(capture: Capture) -> pd.DataFrame:
     for level in capture.levels:
         if level.gamma is not None:
             share = level.attended_share.mean().item()
-            rows[level.name] = {"gamma": level.gamma, "attended_share": share, "influence": _influence(level, share)}
+            verdict = f"the strips make up {share:.1%} of the blend"
+            if level.gamma == 0:
+                verdict = "none: gamma is 0, so the strips do not reach the prediction"
+            elif share < NEGLIGIBLE_SHARE:
+                verdict = f"negligible: the strips make up less than {NEGLIGIBLE_SHARE:.0%} of the blend"
+            rows[level.name] = (level.gamma, share, verdict)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["gamma", "attended_share", "influence"])
 
 
@@ -214,14 +201,6 @@ def without_strips(model: S2FPN) -> S2FPN:
         if isinstance(module, StripGate):
             module.gamma.data.zero_()
     return silent
-
-
-def _influence(level: LevelCapture, share: float) -> str:
-    if level.gamma == 0:
-        return "none: gamma is 0, so the strips do not reach the prediction"
-    if share < NEGLIGIBLE_SHARE:
-        return f"negligible: the strips make up less than {NEGLIGIBLE_SHARE:.0%} of the blend"
-    return f"the strips make up {share:.1%} of the blend"
 
 
 def _normalized_entropy(p: Tensor) -> Tensor:
