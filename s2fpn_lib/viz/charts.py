@@ -167,8 +167,9 @@ def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str 
     repeated = rows.duplicated(["model", "revision"], keep=False)
     names = (rows["model"] + " " + rows["revision"]).str.strip() + ", " + rows["input"]
     rows = rows.assign(text=names + (" (" + rows["protocol"] + ")").where(repeated, ""))
-    texts = ours["model"] + " " + ours["revision"] + ", " + ours["split"] + ", " + ours["input"]
-    ours = ours.assign(text=texts + " (" + ours["method"] + ")", device=ours["device"] + " (measured here)")
+    words = ours[["model", "revision", "split", "input", "method", "device"]].astype(str)  # empty columns have no type
+    texts = words["model"] + " " + words["revision"] + ", " + words["split"] + ", " + words["input"]
+    ours = ours.assign(text=texts + " (" + words["method"] + ")", device=words["device"] + " (measured here)")
     figure, axis = plt.subplots(figsize=(9.2, 5.4))
     for frame, size, colors, markers in ((rows, 46, COLORS, MARKERS), (ours, 130, (INK, *COLORS), "*" * len(MARKERS))):
         for i, (device, group) in enumerate(frame.groupby("device")):
