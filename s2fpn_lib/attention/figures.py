@@ -22,11 +22,9 @@ from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, COLORS, INK, MARKERS, MUTED, styled
 
 DIVERGING = "RdBu_r"  # red above 0, blue below: distinct for color-blind readers
-SEQUENTIAL = "viridis"
 PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))  # (y, x) in 0..1 whose attention over the columns is drawn
 WIDTH = 11.0  # of attention_figure, in inches
 STRIP_HEIGHT = 0.42  # of a row that draws strips, in widths of a cell
-EXTENT = (0, 1, 1, 0)  # axes count in image widths and heights
 SMALL: dict[str, Any] = {"fontsize": 8.2, "fontweight": "normal", "color": MUTED, "pad": 3}
 NOTES = {
     "v1": "Two gates per {entry} weigh the average\nstrip a and the maximum strip m. They are\n"
@@ -54,8 +52,7 @@ def attention_figure(
 
     Args:
         image: (3, H, W) uint8, the input of the network.
-        index: of the image in the batch.
-        label: (H, W) ids, drawn beside the prediction.
+        index: of the image in the batch; label: its (H, W) ids, drawn beside the prediction.
         pixels: (y, x) in 0..1 whose distributions over the columns are drawn (v2 only).
         warning: drawn in red above the figure.
     """
@@ -90,7 +87,7 @@ def attention_figure(
                 _show(axis, colorize(class_ids(level.auxiliary)[0], protocol))
             elif row == "gfu":
                 share = coarse_share(capture.gfu[column])[index].cpu().numpy()
-                _show(axis, share, cmap=SEQUENTIAL, vmin=0, vmax=1)
+                _show(axis, share, cmap="viridis", vmin=0, vmax=1)
                 axis.set_title(f"{capture.gfu[column].name}: {share.min():.2f} to {share.max():.2f}", **SMALL)
             elif row in ("gate1", "gate2"):
                 _draw_gate(axis, level, level.gates[0, int(row == "gate2")].numpy())
@@ -113,8 +110,7 @@ def crb_figure(statistics: AttentionStatistics, capture: Capture, *, index: int 
     for level, color in zip(capture.levels, COLORS, strict=False):
         if level.crb is not None:
             weights = np.sort(level.crb[index].cpu().numpy())[::-1]
-            name = f"{level.name} ({len(weights)})"
-            left.plot(np.linspace(0, 100, len(weights)), weights, label=name, color=color)
+            left.plot(np.linspace(0, 100, len(weights)), weights, label=f"{level.name} ({len(weights)})", color=color)
     left.axhline(0.5, color=MUTED, lw=0.8, ls=":")
     left.set(title="channel weights of one image, sorted", xlabel="% of the channels", ylabel="weight", ylim=(0, 1))
     left.legend(fontsize=8.5, title="level (channels)")
@@ -196,7 +192,7 @@ def _rows(capture: Capture, entry: str) -> dict[str, str]:
 
 def _show(axis: Axes, values: np.ndarray, **options: Any) -> None:
     """Draws an image or a map over the whole cell, so that columns of all levels lie under the image's columns."""
-    axis.imshow(values, aspect="auto", extent=EXTENT, **options)
+    axis.imshow(values, aspect="auto", extent=(0, 1, 1, 0), **options)
     axis.set_axis_off()
 
 

@@ -90,12 +90,11 @@ class Capture:
 class AttentionRecorder:
     """Context manager that records each forward pass of a model inside it; `capture` is the last one.
 
-    It works for every model of `build_model`, in training and evaluation mode, with and without gradients. Recorded
-    tensors keep no graph, and no hook is left afterwards, also after an error. Several recorders may record the same
-    model. Auxiliary heads that the pass does not run are run by the recorder, in evaluation mode.
+    It works for every model of `build_model`, in training and evaluation mode, with and without gradients, also wrapped
+    in DistributedDataParallel. Recorded tensors keep no graph, and no hook is left afterwards, also after an error.
+    Auxiliary heads that the pass does not run are run by the recorder, in evaluation mode.
 
-    Raises TypeError for any other model: optimized, exported, and compiled models do not call their submodules. A model
-    in DistributedDataParallel is unwrapped.
+    Raises TypeError for any other model: optimized, exported, and compiled models do not call their submodules.
     """
 
     def __init__(self, model: nn.Module) -> None:

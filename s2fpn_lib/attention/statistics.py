@@ -183,10 +183,7 @@ def switched(model: S2FPN, **switches: Any) -> S2FPN:
     lacking = [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]
     if lacking:
         what = ", ".join(f"{name}={value}" for name, value in switches.items())
-        raise ValueError(
-            f"{what} needs weights that this network does not have ({lacking[0]} and {len(lacking) - 1} more): train a "
-            "network with this switch and compare the two checkpoints"
-        )
+        raise ValueError(f"{what} needs weights this network lacks ({lacking[0]}): train a network with this switch")
     other.load_state_dict({name: state[name] for name in wanted})
     return other.to(next(model.parameters()).device).eval()
 

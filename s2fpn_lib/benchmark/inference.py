@@ -31,6 +31,7 @@ BASELINES = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50") 
 PUBLISHED, NO_GRAD = "published", "published no_grad"  # the second records no graph for a backward pass
 STAGES = ("network", "end to end")
 CALIBRATION_IMAGES = 8
+CPU = torch.device("cpu")
 
 Run = Callable[[Tensor], Tensor]
 Method = tuple[str, str]  # backend, precision
@@ -48,7 +49,7 @@ def measure_rows(
     stages: Sequence[str] = STAGES,
     num_classes: int = 19,
     eval_fps_calls: int = 0,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
     **stopwatch: Any,
 ) -> Iterator[dict[str, Any]]:
     """One row per network, revision, size, batch size, stage, backend, and precision.
@@ -59,18 +60,16 @@ def measure_rows(
     what a backend imports at its first use), max_difference (of the logits, from the optimization).
 
     Args:
-        names: of `build_model` (untrained), of a released weight, or of `BASELINES`, which have no revision and one
-            method.
+        names: of `build_model` (untrained), a released weight, or `BASELINES`, which have no revision and one method.
         sizes: (height, width) of the input.
-        backends: "published" (`PublishedInference`), "published no_grad" (the same without a recorded graph), and those
-            of `optimize_for_inference`.
+        backends: "published" (`PublishedInference`), "published no_grad" (without a recorded graph), and those of
+            `optimize_for_inference`.
         eval_fps_calls: above 0, "published" is also timed as eval_fps.py does it, with this number of calls; only their
             mean is known, given as p50 and p90 of the stage "eval_fps".
         stopwatch: options of `time_in_turns`.
 
     Raises ValueError for an unknown network, stage, or backend.
     """
-    device = device or torch.device("cpu")
     _check("network", names, (*ENCODERS, *released_names(), *BASELINES))
     _check("stage", stages, STAGES)
     _check("backend", backends, (PUBLISHED, NO_GRAD, *BACKENDS))
@@ -136,9 +135,9 @@ def _measure(
         }
         timings = time_in_turns(calls, device, **stopwatch)
         for method, timing in timings.items():
-            cost = {"peak_mb": added[method], "max_difference": getattr(running[method], "max_difference", None)}
-            ratio = timing.ratio_row(timings.get(REFERENCE))
-            yield {**_timed(stage, method, timing, len(images)), **ratio, **cost}
+            row = _timed(stage, method, timing, len(images)) | timing.ratio_row(timings.get(REFERENCE))
+            difference = getattr(running[method], "max_difference", None)  # of an optimized network
+            yield {**row, "peak_mb": added[method], "max_difference": difference}
     if fps_calls and REFERENCE in running:
         fps = eval_fps(running[REFERENCE], x, warmup=fps_calls // 2, calls=fps_calls)
         yield _timed("eval_fps", REFERENCE, Timing(((len(images) / fps,),)), len(images)) | {"calls": fps_calls}
@@ -220,7 +219,6 @@ def measure_speed_and_accuracy(
     examples, image = torch.stack(examples).to(device), at_size(scored[0][0], size)[None].to(device)
     with torch.inference_mode():
         expected = _class_ids(model, model.preprocess, image)
-    network = {"network": model.config["name"], "revision": model.config["revision"]}
     for method in _methods(backends, precisions):
         backend, precision = method
         example = model.preprocess(examples if precision == "int8" else image)
@@ -229,7 +227,7 @@ def measure_speed_and_accuracy(
         timing = time_in_turns({method: call}, device, **stopwatch)[method]
         score = evaluate(fast, scored, batch_size=1, limit=limit, progress=False).row()
         yield {
-            **network,
+            **{"network": model.config["name"], "revision": model.config["revision"]},
             **{"height": size[0], "width": size[1], "batch": 1},
             **_timed("end to end", method, timing, 1),
             **{key: score[key] for key in ("protocol", "split", "images", "convention", "miou")},

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2fpn_lib.benchmark.data import files_like
-from s2fpn_lib.benchmark.inference import session
+from s2fpn_lib.benchmark.inference import CPU, session
 from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep, pixel_loop_matrix
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.config import TrainConfig
@@ -40,7 +40,6 @@ from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
 
-CPU = torch.device("cpu")
 STEPS = ("published", "same loss", "modern")
 SCENES = 32  # images of the training steps
 
@@ -55,12 +54,12 @@ def measure_training(
     malloc is configured per process: as the published code and as `train` leave it. data_ms: median time that the step
     waited for its batch.
     """
-    context = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     waits: dict[str, list[float]] = {step: [] for step in STEPS}
     with ExitStack() as stack:
         calls = {}
         for step in STEPS:
-            pool = ProcessPoolExecutor(1, context, initializer=_start_process, initargs=(torch.get_num_threads(),))
+            pool = ProcessPoolExecutor(1, spawn, initializer=_start_process, initargs=(torch.get_num_threads(),))
             run = partial(stack.enter_context(pool).submit, _run_step, step, name, size, batch, device)
             calls[step] = lambda run=run, waits=waits[step]: waits.append(run().result())
         timings = time_in_turns(calls, CPU, **stopwatch)
@@ -142,9 +141,9 @@ def measure_loader(
         calls = {("published", 0): partial(next, published), ("workbench", 0): partial(next, endless(load()))}
         timings = time_in_turns(calls, CPU, **stopwatch)
         for count in filter(None, workers):
-            timings |= time_in_turns(
-                {("workbench", count): partial(next, endless(load(workers=count)))}, CPU, **stopwatch
-            )
+            several = {("workbench", count): partial(next, endless(load(workers=count)))}
+            timings |= time_in_turns(several, CPU, **stopwatch)
+            several.clear()  # ends the worker processes
         path = files.samples[0].image
         changed = 255 - read_image(path)
         Image.fromarray(changed).save(path)
@@ -175,10 +174,9 @@ def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: An
         if not np.array_equal(call(), expected):
             raise RuntimeError(f"{implementation}: the counts differ from those of the published loop")
     timings = time_in_turns(calls, CPU, **stopwatch)
-    protocol = {"height": size[0], "width": size[1], "classes": num_classes}
     for implementation, timing in timings.items():
-        ratio = timing.ratio_row(timings["published"])
-        yield {**protocol, "way": implementation, **timing.row(), **ratio, "exact": True, **session(CPU)}
+        row = {"height": size[0], "width": size[1], "classes": num_classes, "way": implementation, "exact": True}
+        yield {**row, **timing.row(), **timing.ratio_row(timings["published"]), **session(CPU)}
 
 
 def bincount_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
