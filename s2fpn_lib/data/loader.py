@@ -81,16 +81,18 @@ class TrainLoader(DataLoader):
 
     def batch(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels of one batch of all processes together, by its position."""
-        return default_collate([self.dataset[key] for key in self._global_batch(epoch, index)])
+        return default_collate([self.dataset[key] for key in self._global_batches(epoch)[index]])
 
     def batch_names(self, epoch: int, index: int) -> list[str]:
         """Sample names of one batch of all processes together."""
-        return [self.dataset.dataset.names[sample] for _, _, sample in self._global_batch(epoch, index)]
+        return [self.dataset.dataset.names[sample] for _, _, sample in self._global_batches(epoch)[index]]
 
-    def _global_batch(self, epoch: int, index: int) -> list[Key]:
+    def _global_batches(self, epoch: int) -> list[list[Key]]:
+        """The keys of each batch of an epoch, of all processes together."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset.dataset))
-        positions = range(index * self._global_size, (index + 1) * self._global_size)
-        return [(epoch, position, int(order[position % len(order)])) for position in positions]
+        positions = range(len(self) * self._global_size)
+        keys = [(epoch, position, int(order[position % len(order)])) for position in positions]
+        return [keys[first : first + self._global_size] for first in range(0, len(keys), self._global_size)]
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.next_batch}
@@ -102,8 +104,8 @@ class TrainLoader(DataLoader):
         self.epoch, self.next_batch = epoch, batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        rest = range(self.next_batch, len(self))
-        self._remaining[:] = [self._global_batch(self.epoch, batch)[self._part] for batch in rest]
+        rest = self._global_batches(self.epoch)[self.next_batch :]
+        self._remaining[:] = [keys[self._part] for keys in rest]
         for images, labels in super().__iter__():
             # advanced before the batch is handed out: a state saved while it is used names the batch after it
             self.next_batch += 1

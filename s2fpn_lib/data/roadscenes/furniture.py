@@ -133,9 +133,6 @@ def shop_sign(canvas, rng, key, x, y, side: int) -> None:
     )
 
 
-FENCE_STYLES = ("railing", "mesh", "picket", "guard", "rail", "panel")
-
-
 def fence_style(rng: Generator, kind: str):
     """(color, height, bars or None for closed boards) of one kind of fence."""
     if kind == "panel":
