@@ -3,7 +3,7 @@
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset, Subset, evenly_spaced
 from s2fpn_lib.data.loader import train_loader
 from s2fpn_lib.data.open import open_dataset
-from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol
+from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol, register
 from s2fpn_lib.data.statistics import check_dataset, drive_overlap
 from s2fpn_lib.data.transforms import NO_AUGMENT, Augment
 
@@ -21,5 +21,6 @@ __all__ = [
     "evenly_spaced",
     "get_protocol",
     "open_dataset",
+    "register",
     "train_loader",
 ]

@@ -2,8 +2,8 @@
 
 The cache folder holds one folder per dataset and split::
 
-    camvid-train-<paths>/index.json      size, times, and SHA-256 of every source file
-    camvid-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
+    <protocol>-train-<paths>/index.json      size, times, and SHA-256 of every source file
+    <protocol>-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
 
 Every file appears complete or not at all, so processes may build the same cache at once, and an interrupted build
 continues where it stopped. A changed source file leads to another ``<content>``; files out of use are removed.
@@ -51,7 +51,7 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
     warning, where the folder is not writable or a file cannot be decoded. Raises CacheSpaceError if the disk is full.
     """
     root = root or cache_root()
-    prefix = f"{dataset.name}-{dataset.split}"
+    prefix = f"{dataset.protocol.name}-{dataset.split}"  # the protocol decides how labels are decoded
     try:
         if isinstance(dataset, FileDataset):
             paths = [path.absolute() for sample in dataset.samples for path in sample]
@@ -89,15 +89,19 @@ class CachedDataset(Subset):
         self._verified = np.zeros(len(files), dtype=bool)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        (height, width), _, pixels = self._sample(index)
+        (height, width), _, _, pixels = self._sample(index)
         area = height * width
         return pixels[: area * 3].reshape(height, width, 3), pixels[area * 3 :].reshape(height, width)
 
     def label_summary(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
         return self._sample(index, verify=False)[:2]
 
-    def _sample(self, index: int, verify: bool = True) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-        """Size, label counts (256,), and flat pixels; ``verify=False`` checks only the header and the file's size."""
+    def checksum(self, index: int) -> int:
+        return self._sample(index, verify=False)[2]
+
+    def _sample(self, index: int, verify: bool = True) -> tuple[tuple[int, int], np.ndarray, int, np.ndarray]:
+        """Size, label counts (256,), checksum of the pixels, and flat pixels; ``verify=False`` checks only the header
+        and the file's size."""
         verify = verify and not self._verified[index]
         try:
             sample = _read(self.files[index], verify)
@@ -113,7 +117,7 @@ class CachedDataset(Subset):
         return sample
 
 
-def _read(file: Path, verify: bool) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+def _read(file: Path, verify: bool) -> tuple[tuple[int, int], np.ndarray, int, np.ndarray]:
     # a plain array over the mapping, as slicing a memmap is slower; copy-on-write, as torch wants writable arrays
     content = np.memmap(file, dtype=np.uint8, mode="c").view(np.ndarray)
     header, pixels = content[: _HEADER * 8], content[_HEADER * 8 :]
@@ -123,7 +127,7 @@ def _read(file: Path, verify: bool) -> tuple[tuple[int, int], np.ndarray, np.nda
     checksum, height, width = values[1:4].tolist()
     if pixels.size != height * width * 4 or (verify and zlib.crc32(pixels) != checksum):
         raise ValueError("the pixels do not match their checksum")
-    return (height, width), values[4:], pixels
+    return (height, width), values[4:], checksum, pixels
 
 
 def _write(dataset: SegmentationDataset, index: int, file: Path) -> None:

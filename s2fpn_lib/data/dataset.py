@@ -1,6 +1,9 @@
 """The form of every dataset: pairs of a uint8 image and a uint8 label under an evaluation protocol."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+import zlib
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ class SegmentationDataset:
     """``dataset[i]`` is ``(image (3, H, W), label (H, W))``, both uint8 tensors on the CPU; the image is RGB.
 
     Attributes:
-        name: ``camvid``, ``cityscapes``, or ``roadscenes``.
+        name: ``camvid``, ``cityscapes``, ``roadscenes``, or the name of the user's own dataset.
         protocol: classes, palette, ignored id, and evaluation size.
         split: the split as requested, including a choice of drives.
         names: one stable id per sample, e.g. ``0016E5_07959``.
@@ -54,6 +57,24 @@ class SegmentationDataset:
         """The name of a label in error messages: its file where there is one."""
         return self.names[index]
 
+    def checksum(self, index: int) -> int:
+        """CRC-32 of the pixels of image and label, in this order."""
+        image, label = self.arrays(index)
+        return zlib.crc32(np.ascontiguousarray(label), zlib.crc32(np.ascontiguousarray(image)))
+
+    def digest(self) -> str:
+        """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample.
+
+        A score belongs to the data with this digest: a repaired file or another folder of the same name changes it.
+        """
+        rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
+        samples = [[name, *self.label_summary(i)[0], self.checksum(i)] for i, name in enumerate(self.names)]
+        return hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
+
+    def class_problems(self, occurring: Collection[int]) -> list[str]:
+        """Further errors for the audit, given the ids of the classes that occur in this split."""
+        return []
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, label = self.arrays(index)
         # (H, W, 3) -> (3, H, W); a copy, which the caller may change
@@ -85,6 +106,13 @@ class Subset(SegmentationDataset):
     def label_source(self, index: int) -> str:
         dataset, inner = self.items[index]
         return dataset.label_source(inner)
+
+    def checksum(self, index: int) -> int:
+        dataset, inner = self.items[index]
+        return dataset.checksum(inner)
+
+    def class_problems(self, occurring: Collection[int]) -> list[str]:
+        return self.items[0][0].class_problems(occurring) if self.items else []
 
 
 def evenly_spaced(length: int, limit: int | None) -> list[int]:

@@ -1,11 +1,14 @@
 """Evaluation protocols. A mIoU is meaningful only with its protocol: every dataset and every result row names one."""
 
-from dataclasses import dataclass, replace
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torchvision.datasets import Cityscapes
 
 from s2fpn_lib.model import NORMALIZATIONS
-from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.validate import as_declared, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Protocol:
     def label_ids(self) -> tuple[int, ...]:
         """Every value a label may hold: 0..K-1 and ``ignore_id``."""
         return (*range(self.num_classes), self.ignore_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Protocol":
+        """The protocol of `to_dict`; TypeError where a field is missing or of another type."""
+        declared = typing.get_type_hints(cls)
+        return cls(**{name: as_declared(value, declared[name]) for name, value in fields.items()})
 
 
 # SegNet's merge of the 32 classes of CamVid into 11, with the colors of SegNet's demo scripts.
@@ -93,10 +106,22 @@ _ROADSCENES_PROTOCOL = replace(
     _CAMVID_PROTOCOL, name="roadscenes", dataset="roadscenes", size=(240, 320), source=_DRAWN
 )
 PROTOCOLS = {each.name: each for each in (_CAMVID_PROTOCOL, _CITYSCAPES_PROTOCOL, _ROADSCENES_PROTOCOL)}
+_own: dict[str, Protocol] = {}
+
+
+def register(protocol: Protocol) -> Protocol:
+    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it.
+
+    Evaluations and checkpoints contain the protocol of such a dataset and register it when they are loaded.
+    """
+    if protocol.name not in PROTOCOLS:
+        _own[protocol.name] = protocol
+    return protocol
 
 
 def get_protocol(name: str) -> Protocol:
     """The protocol with that name; KeyError with the nearest known name if there is none."""
-    if name not in PROTOCOLS:
-        raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, PROTOCOLS)} Known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    known = {**PROTOCOLS, **_own}
+    if name not in known:
+        raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
+    return known[name]
