@@ -8,7 +8,7 @@ import numpy as np
 from torchvision import datasets
 
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset
-from s2fpn_lib.data.images import read_ids, read_image, read_label
+from s2fpn_lib.data.images import ids_of_colors, read_colors, read_ids, read_image
 from s2fpn_lib.data.protocols import PROTOCOLS
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -135,10 +135,9 @@ _LABELS = datasets.Cityscapes.classes
 _TRAIN_IDS = np.array([label.train_id for label in _LABELS if label.id >= 0], dtype=np.uint8)
 _LABEL_IDS = np.zeros(256, dtype=np.uint8)  # 0 is "unlabeled", for 255 and every other id that is no class
 _LABEL_IDS[:19] = np.flatnonzero(_TRAIN_IDS < 19)
-_COLOR_CODE = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
 # unscored labels first: where a scored class has the same color (pole and car), the class counts
-_TRAIN_ID_OF_COLOR = dict.fromkeys((int(_COLOR_CODE @ label.color) for label in _LABELS), _CITYSCAPES.ignore_id)
-_TRAIN_ID_OF_COLOR.update((int(_COLOR_CODE @ color), index) for index, color in enumerate(_CITYSCAPES.palette))
+_TRAIN_ID_OF_COLOR = {label.color: _CITYSCAPES.ignore_id for label in _LABELS}
+_TRAIN_ID_OF_COLOR.update((color, index) for index, color in enumerate(_CITYSCAPES.palette))
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
@@ -169,12 +168,6 @@ class Cityscapes(FileDataset):
             if label_ids.max() >= len(_TRAIN_IDS):
                 raise ValueError(f"{path}: holds the id {label_ids.max()}, but label ids end at {len(_TRAIN_IDS) - 1}")
             return _TRAIN_IDS[label_ids]
-        pixels = read_label(path)
-        if pixels.ndim != 3 or not path.name.endswith("_color.png"):
+        if not path.name.endswith("_color.png"):
             raise ValueError(f"{path}: expected ids in *_labelIds.png or *_labelTrainIds.png, or colors in *_color.png")
-        codes = pixels.astype(np.uint32) @ _COLOR_CODE  # (H, W, 3) -> (H, W)
-        colors, inverse = np.unique(codes, return_inverse=True)
-        train_ids = [_TRAIN_ID_OF_COLOR.get(color) for color in colors.tolist()]
-        if None in train_ids:
-            raise ValueError(f"{path}: the color #{colors[train_ids.index(None)]:06x} belongs to no Cityscapes label")
-        return np.array(train_ids, dtype=np.uint8)[inverse].reshape(codes.shape)
+        return ids_of_colors(read_colors(path), _TRAIN_ID_OF_COLOR, path, _CITYSCAPES.classes)

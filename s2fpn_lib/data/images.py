@@ -1,9 +1,14 @@
 """Reading image and label files, for datasets, prediction, and the inspector alike."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+# A color this close to a known one, in each channel, is that color after lossy compression or palette reduction
+NEAR = 16
+_PACK = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # (R, G, B) -> 24-bit code
 
 
 class ImageError(ValueError):
@@ -24,7 +29,7 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_label(path: str | Path) -> np.ndarray:
+def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarray:
     """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other.
 
     Raises ImageError as `read_image` does, and if the ids of a 16-bit file do not fit into 8 bits.
@@ -46,6 +51,72 @@ def read_ids(path: str | Path) -> np.ndarray:
     if pixels.ndim != 2:
         raise ImageError(f"{path}: expected one channel of class ids, found a color image")
     return pixels
+
+
+def read_colors(path: str | Path) -> np.ndarray:
+    """The colors (H, W, 3) of a label file, RGB or with a palette; ImageError for one channel of ids."""
+    image = _open(path)
+    if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+        raise ImageError(f"{path}: expected a label in colors, found one channel of class ids")
+    return np.array(image.convert("RGB"))
+
+
+def ids_of_colors(
+    pixels: np.ndarray,
+    ids: Mapping[tuple[int, int, int], int],
+    path: str | Path,
+    classes: Sequence[str] = (),
+    unknown: int | None = None,
+) -> np.ndarray:
+    """The ids of a label in colors, by exact comparison.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        ids: (R, G, B) in 0..255 -> id in 0..255.
+        path: the file, for the error message.
+        classes: names of the ids 0, 1, ..., for the error message.
+        unknown: the id of every other color; None: other colors are an error.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises ImageError for colors that are not in `ids`; it names the most frequent ones, their pixels, and, where one is
+    within `NEAR` levels of a known color, that color.
+    """
+    known = {int(_PACK @ np.array(color, dtype=np.uint32)): value for color, value in ids.items()}
+    table = np.array(sorted(known), dtype=np.uint32)
+    codes = pixels.astype(np.uint32) @ _PACK  # (H, W, 3) -> (H, W)
+    places = np.searchsorted(table, codes).clip(max=len(table) - 1)
+    other = table[places] != codes
+    if unknown is None and other.any():
+        raise ImageError(f"{path}: {_unknown_colors(codes[other], ids, classes)}")
+    decoded = np.array([known[code] for code in table.tolist()], dtype=np.uint8)[places]
+    return np.where(other, np.uint8(unknown or 0), decoded)
+
+
+def _unknown_colors(codes: np.ndarray, ids: Mapping[tuple[int, int, int], int], classes: Sequence[str]) -> str:
+    """What an error message says about the packed colors (n,) of a label that are in no table."""
+    values, counts = np.unique(codes, return_counts=True)
+    colors = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.int64)  # (n, 3)
+    known = np.array(list(ids), dtype=np.int64)  # (m, 3)
+    described, near = [], 0
+    for place in np.argsort(-counts, kind="stable")[:5]:
+        distances = np.abs(known - colors[place]).max(axis=1)
+        text = f"{tuple(colors[place].tolist())} in {counts[place]} px"
+        if distances.min() <= NEAR:
+            near += 1
+            color = tuple(known[distances.argmin()].tolist())
+            name = classes[ids[color]] if ids[color] < len(classes) else f"id {ids[color]}"
+            text += f", near {color} ({name})"
+        described.append(text)
+    fix = (
+        "Colors near a class color come from JPEG compression, interpolation, or a reduced palette: export the label "
+        "again as RGB PNG, resized by nearest neighbor if at all."
+        if near
+        else "Correct these pixels, or give the color a class or the ignored id in the dataset's description."
+    )
+    more = f" and {len(values) - 5} more colors" if len(values) > 5 else ""
+    return f"holds colors of no class: {'; '.join(described)}{more}. {fix}"
 
 
 def _open(path: str | Path) -> Image.Image:

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from s2fpn_lib.data import DatasetError, open_dataset
-from s2fpn_lib.data.images import ImageError, read_ids, read_image, read_label
+from s2fpn_lib.data.images import ImageError, ids_of_colors, read_colors, read_ids, read_image, read_label
 
 
 @pytest.fixture
@@ -94,3 +94,42 @@ def test_a_dataset_reads_rotated_and_16_bit_files(camvid_tree):
     Image.fromarray(label.astype(np.uint16) + 300).save(folder / "valannot" / deep.label.name)
     with pytest.raises(DatasetError, match=rf"{deep.label.name}: class ids run"):
         open_dataset("camvid", camvid_tree, "val", cache=False).arrays(1)
+
+
+COLORS = {(128, 64, 128): 3, (0, 0, 192): 4, (0, 0, 0): 11}
+
+
+def test_colors_become_ids():
+    ids = np.random.default_rng(0).choice([3, 4, 11], (12, 20)).astype(np.uint8)
+    color_of = {value: color for color, value in COLORS.items()}
+    pixels = np.array([[color_of[value] for value in row] for row in ids.tolist()], dtype=np.uint8)
+    found = ids_of_colors(pixels, COLORS, "a.png")
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, ids)
+
+
+def test_unknown_colors_are_counted_and_compared_with_the_known_ones():
+    pixels = np.zeros((12, 20, 3), dtype=np.uint8)
+    pixels[0, :7] = (126, 66, 129)
+    pixels[1, 0] = (1, 250, 3)
+    classes = ("Sky", "Building", "Pole", "Road")
+    message = (
+        r"a_L.png: holds colors of no class: \(126, 66, 129\) in 7 px, near \(128, 64, 128\) \(Road\); "
+        r"\(1, 250, 3\) in 1 px\. .*JPEG compression.*export the label again"
+    )
+    with pytest.raises(ImageError, match=message):
+        ids_of_colors(pixels, COLORS, "a_L.png", classes)
+    pixels[0, :7] = 0
+    with pytest.raises(ImageError, match=r"\(1, 250, 3\) in 1 px\. Correct these pixels"):
+        ids_of_colors(pixels, COLORS, "a_L.png", classes)
+
+
+def test_colors_of_a_palette_are_read_and_ids_are_not_colors(tmp_path, pixels):
+    palette = Image.fromarray(pixels[..., 0] % 3, mode="P")
+    palette.putpalette([128, 64, 128, 0, 0, 192, 0, 0, 0])
+    palette.save(tmp_path / "palette.png")
+    found = ids_of_colors(read_colors(tmp_path / "palette.png"), COLORS, "palette.png")
+    assert np.array_equal(found, np.array([3, 4, 11])[pixels[..., 0] % 3])
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
+    with pytest.raises(ImageError, match=r"gray.png: expected a label in colors"):
+        read_colors(tmp_path / "gray.png")
