@@ -32,12 +32,15 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarray:
     """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other.
 
+    `palette_as_colors` gives the colors of a palette image instead of its indices.
+
     Raises ImageError as `read_image` does, and if the ids of a 16-bit file do not fit into 8 bits.
     """
     image = _open(path)
     if image.mode == "LA":
         image = image.convert("L")
-    elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+    ids = ("1", "L") if palette_as_colors else ("1", "L", "P")
+    if image.mode not in ids and not image.mode.startswith("I"):
         image = image.convert("RGB")
     pixels = np.array(image)
     if pixels.min() < 0 or pixels.max() > 255:
@@ -55,10 +58,10 @@ def read_ids(path: str | Path) -> np.ndarray:
 
 def read_colors(path: str | Path) -> np.ndarray:
     """The colors (H, W, 3) of a label file, RGB or with a palette; ImageError for one channel of ids."""
-    image = _open(path)
-    if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+    pixels = read_label(path, palette_as_colors=True)
+    if pixels.ndim != 3:
         raise ImageError(f"{path}: expected a label in colors, found one channel of class ids")
-    return np.array(image.convert("RGB"))
+    return pixels
 
 
 def ids_of_colors(
