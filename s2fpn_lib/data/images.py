@@ -78,47 +78,57 @@ def ids_of_colors(
         ids: (R, G, B) in 0..255 -> id in 0..255.
         path: the file, for the error message.
         classes: names of the ids 0, 1, ..., for the error message.
-        unknown: the id of every other color; None: other colors are an error.
+        unknown: the id of colors that are not in `ids`; None: they are an error.
 
     Returns:
         (H, W) uint8.
 
     Raises ImageError for colors that are not in `ids`; it names the most frequent ones, their pixels, and, where one is
-    within `NEAR` levels of a known color, that color.
+    within `NEAR` levels of a known color, that color. `unknown` accepts no color that close: it is a damaged one.
     """
     known = {int(_PACK @ np.array(color, dtype=np.uint32)): value for color, value in ids.items()}
     table = np.array(sorted(known), dtype=np.uint32)
     codes = pixels.astype(np.uint32) @ _PACK  # (H, W, 3) -> (H, W)
     places = np.searchsorted(table, codes).clip(max=len(table) - 1)
-    other = table[places] != codes
-    if unknown is None and other.any():
-        raise ImageError(f"{path}: {_unknown_colors(codes[other], ids, classes)}")
-    decoded = np.array([known[code] for code in table.tolist()], dtype=np.uint8)[places]
-    return np.where(other, np.uint8(unknown or 0), decoded)
+    found = np.array([known[code] for code in table.tolist()], dtype=np.uint8)[places]
+    wrong = table[places] != codes
+    if wrong.any():
+        if message := _unknown_colors(codes[wrong], ids, classes, only_near=unknown is not None):
+            raise ImageError(f"{path}: {message}")
+        found[wrong] = unknown
+    return found
 
 
-def _unknown_colors(codes: np.ndarray, ids: Mapping[tuple[int, int, int], int], classes: Sequence[str]) -> str:
-    """What an error message says about the packed colors (n,) of a label that are in no table."""
+def _unknown_colors(
+    codes: np.ndarray, ids: Mapping[tuple[int, int, int], int], classes: Sequence[str], only_near: bool
+) -> str:
+    """What an error says about the packed colors (n,) of a label that are in no table, or about those near a known one.
+
+    Empty if there are none.
+    """
     values, counts = np.unique(codes, return_counts=True)
     colors = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.int64)  # (n, 3)
     known = np.array(list(ids), dtype=np.int64)  # (m, 3)
-    described, near = [], 0
-    for place in np.argsort(-counts, kind="stable")[:5]:
-        distances = np.abs(known - colors[place]).max(axis=1)
+    distances = np.stack([np.abs(colors - color).max(axis=1) for color in known], axis=1)  # (n, m)
+    near = distances.min(axis=1) <= NEAR
+    shown = [place for place in np.argsort(-counts, kind="stable") if near[place] or not only_near]
+    described = []
+    for place in shown[:5]:
         text = f"{tuple(colors[place].tolist())} in {counts[place]} px"
-        if distances.min() <= NEAR:
-            near += 1
-            color = tuple(known[distances.argmin()].tolist())
-            name = classes[ids[color]] if ids[color] < len(classes) else f"id {ids[color]}"
-            text += f", near {color} ({name})"
+        if near[place]:
+            nearest = tuple(known[distances[place].argmin()].tolist())
+            name = classes[ids[nearest]] if ids[nearest] < len(classes) else f"id {ids[nearest]}"
+            text += f", near {nearest} ({name})"
         described.append(text)
+    if not described:
+        return ""
     fix = (
         "Colors near a class color come from JPEG compression, interpolation, or a reduced palette: export the label "
         "again as RGB PNG, resized by nearest neighbor if at all."
-        if near
+        if near.any()
         else "Correct these pixels, or give the color a class or the ignored id in the dataset's description."
     )
-    more = f" and {len(values) - 5} more colors" if len(values) > 5 else ""
+    more = f" and {len(shown) - 5} more colors" if len(shown) > 5 else ""
     return f"holds colors of no class: {'; '.join(described)}{more}. {fix}"
 
 

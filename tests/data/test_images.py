@@ -119,7 +119,10 @@ def test_unknown_colors_are_counted_and_compared_with_the_known_ones():
     )
     with pytest.raises(ImageError, match=message):
         ids_of_colors(pixels, COLORS, "a_L.png", classes)
+    with pytest.raises(ImageError, match=r"no class: \(126, 66, 129\) in 7 px, near \(128, 64, 128\) \(Road\)\. "):
+        ids_of_colors(pixels, COLORS, "a_L.png", classes, unknown=11)  # a damaged color is not just another one
     pixels[0, :7] = 0
+    assert ids_of_colors(pixels, COLORS, "a_L.png", unknown=7)[1, 0] == 7
     with pytest.raises(ImageError, match=r"\(1, 250, 3\) in 1 px\. Correct these pixels"):
         ids_of_colors(pixels, COLORS, "a_L.png", classes)
 
