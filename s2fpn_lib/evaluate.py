@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2fpn_lib.data import SegmentationDataset, evenly_spaced, get_protocol
+from s2fpn_lib.data import PROTOCOLS, Protocol, SegmentationDataset, evenly_spaced, get_protocol, register
 from s2fpn_lib.distributed import AMP_DTYPES, rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.model.modes import evaluation_mode
@@ -45,7 +45,7 @@ class Evaluation:
         boundary_mean: mean boundary F-score over images.
         indices: the N dataset indices that were scored.
         names: their sample ids.
-        settings: how the split was scored (protocol, split, images, device, amp, scales, flip, window, ...).
+        settings: how the split was scored (protocol, split, data (the dataset's digest), images, device, amp, ...).
         seconds: wall time of the pass, loading included; not a speed measurement.
         provenance: where the model came from (checkpoint, model, seed, ...), given by the caller; part of every row.
     """
@@ -113,9 +113,12 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Writes everything to a JSON file, atomically; `load` restores it exactly."""
+        protocol = get_protocol(self.settings["protocol"])
         fields = {
             "provenance": self.provenance,
             "settings": self.settings,
+            # a name is enough for a protocol of this library; others are known from their files alone
+            "protocol": None if protocol.name in PROTOCOLS else protocol.to_dict(),
             "seconds": self.seconds,
             "ignore_index": self.confusion.ignore_index,
             "matrix": self.confusion.matrix.tolist(),
@@ -131,16 +134,13 @@ class Evaluation:
     def load(cls, path: str | Path) -> Evaluation:
         """The evaluation in a file that `save` wrote, on the CPU."""
         fields = json.loads(Path(path).read_text())
+        if own := fields.pop("protocol", None):
+            register(Protocol.from_dict(own))
         confusion = ConfusionMatrix.from_matrix(torch.tensor(fields.pop("matrix")), fields.pop("ignore_index"))
-        boundary_f = [math.nan if value is None else value for value in fields.pop("boundary_f")]
-        boundary_mean = fields.pop("boundary_mean")
-        return cls(
-            confusion=confusion,
-            per_image=torch.tensor(fields.pop("per_image"), dtype=torch.int64),
-            boundary_f=torch.tensor(boundary_f, dtype=torch.float64),
-            boundary_mean=math.nan if boundary_mean is None else boundary_mean,
-            **fields,
-        )
+        *boundary_f, mean = [math.nan if f is None else f for f in (*fields.pop("boundary_f"), fields["boundary_mean"])]
+        fields["per_image"] = torch.tensor(fields["per_image"], dtype=torch.int64)
+        fields["boundary_mean"] = mean
+        return cls(confusion=confusion, boundary_f=torch.tensor(boundary_f, dtype=torch.float64), **fields)
 
 
 def evaluate(
@@ -225,6 +225,7 @@ def evaluate(
         settings={
             "protocol": protocol.name,
             "split": split,
+            **({"data": dataset.digest()} if hasattr(dataset, "digest") else {}),
             "images": len(indices),
             "images_in_split": len(dataset),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -36,6 +36,7 @@ class SegmentationDataset:
     names: list[str]
     drives: list[str]
     problems: tuple[str, ...] = ()
+    _digest = ""  # computed once: a dataset object stands for the data at the time when it was opened
 
     @property
     def name(self) -> str:
@@ -67,9 +68,12 @@ class SegmentationDataset:
 
         A score belongs to the data with this digest: a repaired file or another folder of the same name changes it.
         """
+        if self._digest:
+            return self._digest
         rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
         samples = [[name, *self.label_summary(i)[0], self.checksum(i)] for i, name in enumerate(self.names)]
-        return hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
+        self._digest = hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
+        return self._digest
 
     def class_problems(self, occurring: Collection[int]) -> list[str]:
         """Further errors for the audit, given the ids of the classes that occur in this split."""

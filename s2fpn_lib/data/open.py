@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from s2fpn_lib.data.cache import cached
+from s2fpn_lib.data.custom import CustomDataset, is_description
 from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, Subset
 from s2fpn_lib.data.files import CamVid, Cityscapes, FileDataset
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
@@ -22,10 +23,12 @@ def open_dataset(
     """A dataset by name.
 
     Args:
-        name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), or ``auto``: CamVid if found, else
-            RoadScenes, with a warning if ``root`` or ``S2FPN_DATA`` names a folder or CamVid lacks the split.
+        name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), the path of a YAML file that describes
+            the user's own dataset (docs/own-data.md), or ``auto``: CamVid if found, else RoadScenes, with a warning if
+            ``root`` or ``S2FPN_DATA`` names a folder or CamVid lacks the split.
         root: the folder that holds ``camvid/`` or ``cityscapes/``, or that folder itself. None: the environment
-            variable ``S2FPN_DATA``, else the project's ``data/``.
+            variable ``S2FPN_DATA``, else the project's ``data/``. For a YAML file: the folder that its paths are
+            relative to; None: its own.
         split: ``train``, ``val``, ``trainval``, or ``test``, with an optional choice of drives:
             ``trainval:drive=0006R0+0001TP`` keeps these, ``trainval:drive!=0016E5`` leaves this one out.
         cache: read through the memory-mapped cache (see :mod:`s2fpn_lib.data.cache`), made on first use.
@@ -45,7 +48,10 @@ def open_dataset(
             if base != PROJECT_DATA or _find(CamVid, base):
                 warnings.warn(f"RoadScenes is used instead of CamVid: {missing}", stacklevel=2)
             return open_dataset("roadscenes", None, split, cache=cache)
-    parts = [_open_part(name, base, each) for each in SPLITS[part]]
+    if is_description(name):
+        parts = [CustomDataset(name, each, root) for each in SPLITS[part]]
+    else:
+        parts = [_open_part(name, base, each) for each in SPLITS[part]]
     if cache:
         parts = [cached(dataset) for dataset in parts]
     if len(parts) == 1 and not choice:
@@ -77,7 +83,8 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
         return RoadScenes(split)
     if name not in READERS:
         known = ("auto", *READERS, "roadscenes")
-        raise ValueError(f"dataset={name!r} is unknown; choose one of {', '.join(known)}.{did_you_mean(name, known)}")
+        hint = did_you_mean(name, known)
+        raise ValueError(f"dataset={name!r} is unknown; choose {', '.join(known)}, or give a .yaml file.{hint}")
     reader = READERS[name]
     folder = _find(reader, base)
     if folder is None:

@@ -88,6 +88,8 @@ def check_dataset(dataset: SegmentationDataset) -> AuditReport:
                 found = ", ".join(f"{value} ({counts[index, value]} px)" for value in undeclared[:5])
                 declared = f"0..{protocol.num_classes - 1} and {protocol.ignore_id} (ignored)"
                 errors.append(f"{dataset.label_source(index)}: label holds {found}; {protocol.name} has {declared}")
+    if all(sizes):  # otherwise a class may be in a label that cannot be read
+        errors += dataset.class_problems(np.flatnonzero(counts.sum(axis=0)).tolist())
     return AuditReport(dataset, sizes, counts, errors)
 
 

@@ -1,0 +1,321 @@
+"""A dataset of the user's own images and masks, described by a YAML file (docs/own-data.md has the fields).
+
+    open_dataset("warehouse/data.yaml", split="train")
+
+Image and label are resized to the `size` of the description, so that training, evaluation, and inspection see one
+scale. The aspect ratio is kept; the border that remains is ignored.
+"""
+
+import colorsys
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+from PIL import Image
+
+from s2fpn_lib.data.cache import cached
+from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
+from s2fpn_lib.data.files import FileDataset, Sample
+from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
+from s2fpn_lib.data.protocols import Protocol, register
+from s2fpn_lib.data.transforms import nearest
+from s2fpn_lib.model import NORMALIZATIONS
+from s2fpn_lib.validate import as_declared, did_you_mean
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IGNORE_ID = 255  # of the training ids, unless the description gives one
+IGNORE = "ignore"  # in a label map, and as the value of `unknown`
+SPLIT_HELP = (
+    "give {images: folder, labels: folder} with an optional label_suffix, {list: file} with `image label` on each "
+    "line, or, for one split other than train, {every: n} with n of at least 2, which takes every n-th pair of train"
+)
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Description:
+    """The fields of the YAML file; docs/own-data.md explains them."""
+
+    name: str
+    classes: list[str] | dict[str, Color]
+    size: tuple[int, int]
+    splits: dict[str, dict[str, Any]]
+    ignore: int | Color | None = None
+    label_map: dict[int, str] = field(default_factory=dict)
+    unknown: str = "error"
+    recording: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise ValueError(f"name {self.name!r}: use lower-case letters, digits, - and _, which make a folder name")
+        names = list(self.classes)
+        if not 1 <= len(names) <= 253 or len(set(names)) < len(names) or IGNORE in names:
+            raise ValueError(f"classes {names}: give 1 to 253 different names; {IGNORE!r} is reserved")
+        if min(self.size) < 32:
+            raise ValueError(f"size {list(self.size)}: give [height, width] of at least 32 pixels each")
+        if self.unknown not in ("error", IGNORE):
+            raise ValueError(f'unknown is {self.unknown!r}; use "error" or "ignore"')
+        for value, name in self.label_map.items():
+            if name not in (*names, IGNORE):
+                hint = did_you_mean(name, (*names, IGNORE))
+                raise ValueError(f"label_map gives {value} the class {name!r}, which `classes` does not name.{hint}")
+        if isinstance(self.ignore, int) and self.ids().get(self.ignore, self.ignore_id) != self.ignore_id:
+            meant = names[self.ids()[self.ignore]]
+            raise ValueError(
+                f"ignore is {self.ignore}, which is also the id of {meant}: without a label_map, the ids of the "
+                f"classes are 0 to {len(names) - 1} in their order; give a label_map, such as {{1: {names[0]}, ...}}"
+            )
+
+    @property
+    def ignore_id(self) -> int:
+        """The training id of ignored pixels: the given one where it is no training id of a class."""
+        given = self.ignore if isinstance(self.ignore, int) else IGNORE_ID
+        return given if len(self.classes) <= given <= 255 else IGNORE_ID
+
+    def ids(self) -> dict[int, int]:
+        """{value in a label file: training id}."""
+        numbers = {name: number for number, name in enumerate(self.classes)} | {IGNORE: self.ignore_id}
+        values = self.label_map or dict(enumerate(self.classes))
+        return {value: numbers[name] for value, name in values.items()}
+
+    def colors(self) -> dict[Color, int]:
+        """{color in a label file: training id}; empty if the classes have no colors."""
+        if not isinstance(self.classes, dict):
+            return {}
+        ignored = {self.ignore: self.ignore_id} if isinstance(self.ignore, tuple) else {}
+        return ignored | {color: number for number, color in enumerate(self.classes.values())}
+
+    def protocol(self, path: Path) -> Protocol:
+        """The evaluation protocol. Its name ends in 4 hex digits of the label rules: other rules, other numbers."""
+        rules = [list(self.classes), list(self.ids().items()), list(self.colors().items()), self.ignore, self.unknown]
+        mark = hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:4]
+        palette = list(self.classes.values()) if isinstance(self.classes, dict) else _palette(len(self.classes))
+        return Protocol(
+            name=f"{self.name}-{self.size[0]}x{self.size[1]}-{mark}",
+            dataset=self.name,
+            size=self.size,
+            classes=tuple(self.classes),
+            palette=tuple(palette),
+            ignore_id=self.ignore_id,
+            mean_published=NORMALIZATIONS["imagenet"][0],
+            source=self.source or f"described by {path.name}",
+            ignore_color=self.ignore if isinstance(self.ignore, tuple) else (0, 0, 0),
+        )
+
+
+def is_description(name: str) -> bool:
+    """Whether a dataset's name is the path of a YAML file."""
+    return str(name).lower().endswith((".yaml", ".yml"))
+
+
+def read_description(path: str | Path) -> Description:
+    """The description in a YAML file.
+
+    Raises DatasetNotFound if there is no such file, and DatasetError, naming the field, if it describes no dataset.
+    """
+    import yaml  # the core works without it
+
+    path = Path(path).expanduser()
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetNotFound(f"{path}: there is no such file; docs/own-data.md shows how to write one") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
+    declared = get_type_hints(Description)
+    try:
+        if not isinstance(given, dict):
+            raise ValueError(f"it holds no fields; a dataset has {', '.join(declared)}")
+        for name in given:
+            if name not in declared:
+                raise ValueError(f"unknown field {name!r}.{did_you_mean(name, declared)} Known: {', '.join(declared)}")
+        if missing := [each for each in ("name", "classes", "size", "splits") if each not in given]:
+            raise ValueError(f"{', '.join(missing)} missing")
+        values = {}
+        for each in fields(Description):
+            if each.name in given:
+                try:
+                    values[each.name] = as_declared(given[each.name], declared[each.name])
+                except TypeError as error:
+                    raise ValueError(f"{each.name} is {error} (put text such as yes, no, or 12 in quotes)") from None
+        return Description(**values)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
+
+
+class CustomDataset(FileDataset):
+    """One split of the dataset that a YAML file describes.
+
+    Args:
+        path: the YAML file.
+        split: one of its splits.
+        root: folder that the paths in the file are relative to; None: the folder of the file.
+
+    Raises:
+        DatasetNotFound: the file or the split is missing, or a split has no images or no labels.
+        DatasetError: the file describes no dataset, or a list cannot be read.
+    """
+
+    def __init__(self, path: str | Path, split: str, root: str | Path | None = None) -> None:
+        self.path, self.split = Path(path).expanduser(), split
+        self.root = Path(root).expanduser() if root else self.path.parent
+        self.description = read_description(self.path)
+        self.protocol = register(self.description.protocol(self.path))
+        self.table = np.full(256, self.protocol.ignore_id if self.description.unknown == IGNORE else -1, dtype=np.int16)
+        for value, number in {self.description.ignore: self.protocol.ignore_id, **self.description.ids()}.items():
+            if isinstance(value, int):
+                if not 0 <= value <= 255:
+                    raise DatasetError(f"{self.path}: the id {value} does not fit into 8 bits (0 to 255)")
+                self.table[value] = number
+        named, problems = self._pairs(split)
+        self.names, self.samples = list(named), list(named.values())
+        self.problems = tuple(problems)
+        found = [re.search(self.description.recording, name) for name in self.names]
+        if self.description.recording and not all(found):
+            missed = self.names[found.index(None)]
+            raise DatasetError(f"{self.path}: recording {self.description.recording!r} does not match {missed!r}")
+        self.drives = [match[match.re.groups and 1] or name for match, name in zip(found, self.names, strict=True)]
+
+    def read_label(self, path: Path) -> np.ndarray:
+        colors = {} if self.description.label_map else self.description.colors()
+        pixels = read_label(path, palette_as_colors=bool(colors))
+        if pixels.ndim == 3 and not colors and (pixels == pixels[..., :1]).all():
+            pixels = pixels[..., 0]  # ids, written three times
+        if pixels.ndim == 3:
+            if not colors:
+                advice = "give `classes` as `name: [r, g, b]`, without a label_map"
+                raise ImageError(f"{path}: a color image, but {self.path.name} maps ids to classes; {advice}")
+            unknown = self.protocol.ignore_id if self.description.unknown == IGNORE else None
+            return ids_of_colors(pixels, colors, path, self.protocol.classes, unknown)
+        ids = self.table[pixels]
+        if (undeclared := pixels[ids < 0]).size:
+            counts = np.bincount(undeclared)
+            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in np.flatnonzero(counts)[:5])
+            value = int(undeclared[0])
+            raise ImageError(
+                f"{path}: holds the id {found}, which {self.path.name} does not name: add `{value}: <class>` or "
+                f"`{value}: {IGNORE}` to its label_map, or set `unknown: {IGNORE}`"
+            )
+        return ids.astype(np.uint8)
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and label at the protocol's size; ignored borders where the aspect ratio is another one."""
+        image, label = super().arrays(index)
+        (height, width), own = self.protocol.size, label.shape
+        if own == (height, width):
+            return image, label
+        scale = min(height / own[0], width / own[1])
+        inner = [max(1, round(side * scale)) for side in own]
+        # a rounding difference of one pixel is no border
+        inner = [full if full - side <= 1 else side for side, full in zip(inner, (height, width), strict=True)]
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        area = slice(top, top + inner[0]), slice(left, left + inner[1])
+        framed = np.full((height, width, 3), np.round(self.protocol.mean_published), dtype=np.uint8)
+        framed[area] = np.asarray(Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR))
+        ids = np.full((height, width), self.protocol.ignore_id, dtype=np.uint8)
+        ids[area] = nearest(label, inner)
+        return framed, ids
+
+    def class_problems(self, occurring: Collection[int]) -> list[str]:
+        absent = set(range(self.protocol.num_classes)) - set(occurring)
+        for split in self.description.splits if absent else ():
+            if split != self.split:
+                other = cached(CustomDataset(self.path, split, self.root))
+                for index in range(len(other)):
+                    try:
+                        absent -= set(np.flatnonzero(other.label_summary(index)[1]).tolist())
+                    except DatasetError:
+                        absent.clear()  # unknown: the audit of that split names the file
+        names, splits = [self.protocol.classes[each] for each in sorted(absent)], ", ".join(self.description.splits)
+        advice = "remove it from `classes`, or correct the label_map or the colors"
+        return [f"{self.path}: no label of any split ({splits}) holds the class {name!r}: {advice}" for name in names]
+
+    def _pairs(self, split: str) -> tuple[dict[str, Sample], list[str]]:
+        """{name: image and label} of a split, and the problems found while pairing."""
+        splits = self.description.splits
+        if split not in splits:
+            raise DatasetNotFound(f"{self.path} has no split {split!r}; it has {', '.join(splits)}")
+        held_out = {name: each["every"] for name, each in splits.items() if set(each) == {"every"}}
+        given = splits["train"] if split in held_out and "train" in splits else splits[split]
+        if set(given) == {"list"}:
+            named, problems = self._from_list(self.root / str(given["list"]))
+        elif {"images", "labels"} <= set(given) <= {"images", "labels", "label_suffix"}:
+            folders = [self.root / str(given[kind]) for kind in ("images", "labels")]
+            named, problems = self._from_folders(*folders, str(given.get("label_suffix", "")))
+        else:
+            raise DatasetError(f"{self.path}: the split {split!r} is {given}; {SPLIT_HELP}")
+        if not held_out:
+            return named, problems
+        (part, every), *others = held_out.items()
+        if others or part == "train" or not isinstance(every, int) or every < 2:
+            raise DatasetError(f"{self.path}: {SPLIT_HELP}; it is given as {held_out}")
+        chosen = split == part
+        return {n: pair for i, (n, pair) in enumerate(named.items()) if (i % every == 0) == chosen}, problems
+
+    def _from_list(self, path: Path) -> tuple[dict[str, Sample], list[str]]:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetNotFound(f"{path}: the list of {self.path.name} cannot be read ({error})") from None
+        named: dict[str, Sample] = {}
+        problems = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            line = line.strip().replace("\\", "/")  # as written on Windows
+            words = re.split(r"\s*[\t,]\s*", line) if re.search(r"[\t,]", line) else line.split()
+            if len(words) != 2:
+                advice = "separate paths that contain spaces by a tab or a comma"
+                raise DatasetError(f"{path}, line {number}: expected `image label`, found {line[:80]!r}; {advice}")
+            name = Path(words[0]).with_suffix("").as_posix().lstrip("/")
+            if name in named:
+                problems.append(f"{path}, line {number}: the image {words[0]} is listed twice")
+            named[name] = Sample(self.root / words[0], self.root / words[1])
+        if not named:
+            raise DatasetNotFound(f"{path}: the list of {self.path.name} names no pair")
+        return named, problems
+
+    def _from_folders(self, images: Path, labels: Path, suffix: str) -> tuple[dict[str, Sample], list[str]]:
+        """Pairs with the same path below the two folders, except for `suffix` and the kind of file."""
+        of_label = _stems(labels, suffix)
+        of_image = {path: stem for path, stem in _stems(images).items() if path not in of_label}
+        for kind, folder, stems in (("images", images, of_image), ("labels", labels, of_label)):
+            if not stems:
+                ending = f" whose name ends in {suffix!r}" if suffix and kind == "labels" else ""
+                state = f"holds no image file{ending}" if folder.is_dir() else "does not exist"
+                raise DatasetNotFound(f"{folder}: the {kind} folder of {self.path} {state}")
+        by_stem = {stem: path for path, stem in of_label.items()}
+        expected = next(iter(of_label)).suffix
+        named = {
+            stem: Sample(path, by_stem.get(stem, labels / f"{stem}{suffix}{expected}"))
+            for path, stem in of_image.items()
+        }
+        problems = [
+            f"{folder / stem}: the name occurs {count} times, as different kinds of file"
+            for folder, stems in ((images, of_image), (labels, of_label))
+            for stem, count in Counter(stems.values()).items()
+            if count > 1
+        ]
+        problems += [f"{path}: label without an image in {images}" for s, path in by_stem.items() if s not in named]
+        return named, problems
+
+
+def _stems(folder: Path, suffix: str = "") -> dict[Path, str]:
+    """{image file below the folder: its path in the folder without `suffix` and kind of file}, sorted by path."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    stems = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
+    return {path: stem.removesuffix(suffix) for path, stem in stems.items() if stem.endswith(suffix)}
+
+
+def _palette(count: int) -> list[Color]:
+    """Colors for classes that have none: hues in steps of the golden ratio, neighbors far apart."""
+    hues = [(number * 0.618034) % 1 for number in range(count)]
+    colors = [colorsys.hsv_to_rgb(hue, 0.65, (0.9, 0.65)[number % 2]) for number, hue in enumerate(hues)]
+    return [tuple(round(255 * channel) for channel in color) for color in colors]
