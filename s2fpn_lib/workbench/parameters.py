@@ -1,4 +1,4 @@
-"""Checks a notebook's parameters before anything is computed with them.
+"""Checks a notebook's parameters before anything is computed with them, and shows them as a table.
 
 papermill injects whatever it is given: `-p epoch 200` in a notebook whose parameter is called `epochs` trains with the
 default, and the results do not show it. `checked_parameters()`, in the cell after the parameters, makes this an error.
@@ -14,15 +14,19 @@ A kernel sees no cell tags either, so the cell is recognized by its form.
 """
 
 import ast
+import html
 import linecache
 import typing
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from IPython import get_ipython
+from IPython.display import display
 
 from s2fpn_lib.validate import as_declared, did_you_mean
 
 INJECTED_HEADING = "# Parameters"  # first line of the cell that papermill inserts below the parameters cell
+TABLE = "parameters"  # key in the metadata of the output that holds the table
 
 
 class ParameterError(ValueError):
@@ -30,10 +34,11 @@ class ParameterError(ValueError):
 
 
 class Declaration(NamedTuple):
-    """The type of a parameter, and its line in the parameters cell: `name: annotation = default  # comment`."""
+    """What the parameters cell says about a parameter: `name: annotation = default  # comment`."""
 
     annotation: str
-    line: str
+    default: str  # as source code
+    comment: str
 
 
 def declarations(source: str) -> dict[str, Declaration]:
@@ -51,7 +56,7 @@ def declarations(source: str) -> dict[str, Declaration]:
             comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().strip("# ")
             if isinstance(statement, ast.AnnAssign) and comment:
                 name, annotation, default = map(ast.unparse, (statement.target, statement.annotation, statement.value))
-                complete[name] = Declaration(annotation, f"{name}: {annotation} = {default}  # {comment}")
+                complete[name] = Declaration(annotation, default, comment)
             else:
                 incomplete.append(ast.unparse(statement))
     except (SyntaxError, TypeError, ValueError):
@@ -68,7 +73,7 @@ def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: current value}, in the order of their declaration.
 
     Call it in the cell after the one tagged `parameters`. It converts the notebook's variables as `as_declared` does
-    (an int to a declared float, a list to a tuple).
+    (an int to a declared float, a list to a tuple), and displays `parameter_table`.
 
     Raises:
         ParameterError: papermill injected a name that is not declared (the message names the nearest declared one), a
@@ -81,12 +86,13 @@ def checked_parameters() -> dict[str, Any]:
             "In a script, pass the values as arguments instead."
         )
     declared, injected = _parameter_cells(_executed_cells(shell))
-    listing = "\n".join(["Its parameters, with their defaults:", *(f"  {line}" for _, line in declared.values())])
+    lines = (f"  {name}: {kind} = {default}  # {comment}" for name, (kind, default, comment) in declared.items())
+    listing = "\n".join(["Its parameters, with their defaults:", *lines])
     for name in injected:
         if name not in declared:
             raise ParameterError(f"This notebook has no parameter {name!r}.{did_you_mean(name, declared)}\n{listing}")
-    values = {}
-    for name, (annotation, _) in declared.items():
+    values, changed = {}, set()
+    for name, (annotation, default, _) in declared.items():
         if name not in shell.user_ns:
             raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
         value, kind = shell.user_ns[name], eval(annotation, {**vars(typing), **shell.user_ns})
@@ -97,8 +103,28 @@ def checked_parameters() -> dict[str, Any]:
                 f"Parameter {name!r} must be {annotation}, but it is {value!r} ({type(value).__name__})."
                 f"{_type_hint(name, value, kind)}\n{listing}"
             ) from None
+        if values[name] != as_declared(ast.literal_eval(default), kind):
+            changed.add(name)
     shell.user_ns.update(values)
+    display({"text/html": parameter_table(values, declared, changed)}, raw=True, metadata={TABLE: True})
     return values
+
+
+def parameter_table(values: Mapping[str, Any], declared: Mapping[str, Declaration], changed: Collection[str]) -> str:
+    """HTML table with name, value, default, and comment of each parameter. The values in `changed` are bold."""
+
+    def row(texts: Iterable[str], tag: str = "td", bold: bool = False) -> str:
+        cells = [html.escape(text, quote=False) for text in texts]
+        if bold:
+            cells[1] = f"<b>{cells[1]}</b>"
+        return "<tr>" + "".join(f'<{tag} style="text-align: left">{cell}</{tag}>' for cell in cells) + "</tr>"
+
+    head = row(("parameter", "value", "default", "meaning"), "th")
+    body = [
+        row((name, repr(values[name]), default, comment), bold=name in changed)
+        for name, (_, default, comment) in declared.items()
+    ]
+    return "\n".join(["<table>", f"<thead>{head}</thead>", "<tbody>", *body, "</tbody>", "</table>"])
 
 
 def _executed_cells(shell: Any) -> list[str]:

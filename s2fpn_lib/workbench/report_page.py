@@ -8,6 +8,7 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from s2fpn_lib.runs import write_atomic
+from s2fpn_lib.workbench import parameters
 
 CSS = Path(__file__).with_name("report_page.css")
 # nbconvert's full templates load scripts from other servers; the page has none and works offline.
@@ -29,11 +30,14 @@ PAGE = """<!DOCTYPE html>
 def export_html(notebook: str | Path, target: str | Path) -> Path:
     """Writes the texts and outputs of an executed notebook as one self-contained page, atomically; returns its path.
 
-    The first cell, which introduces the notebook and not its results, is left out. The page's title is the first
-    heading of what remains.
+    The first cell, which introduces the notebook and not its results, and the table of parameters are left out; the
+    executed notebook has them. The page's title is the first heading of what remains.
     """
     executed = nbformat.read(notebook, as_version=4)
     executed.cells = executed.cells[1:]
+    for cell in executed.cells:
+        if "outputs" in cell:
+            cell.outputs = [each for each in cell.outputs if parameters.TABLE not in each.get("metadata", {})]
     exporter = HTMLExporter(
         template_name="basic",
         exclude_input=True,

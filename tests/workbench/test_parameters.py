@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import nbformat
 import papermill
@@ -24,6 +25,7 @@ crop: tuple[int, int] = (240, 320)  # height, width
 limit: int | None = None  # images to score; None: all
 """
 CALL = "parameters = checked_parameters()"
+PARAMETERS = '<th style="text-align: left">parameter</th>'  # head of the table
 
 
 @pytest.fixture
@@ -70,6 +72,27 @@ def test_unknown_name_without_a_near_match_guesses_nothing(notebook):
     with pytest.raises(ParameterError) as caught:
         notebook(CELL, "# Parameters\nzzz = 7\n", CALL)
     assert "Did you mean" not in str(caught.value)
+
+
+def test_the_table_shows_values_defaults_and_comments_and_marks_what_was_changed(notebook, monkeypatch):
+    shown = []
+    monkeypatch.setattr(parameters, "display", lambda data, **options: shown.append((data, options)))
+    cell = CELL + "name: str = '<b>'  # a < b\n"
+    notebook(cell, "# Parameters\nepochs = 7\ncrop = [240, 320]\nlr = 1\n", CALL)
+    ((data, options),) = shown
+    assert options == {"raw": True, "metadata": {parameters.TABLE: True}}
+    table = ElementTree.fromstring(data["text/html"])
+    assert [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")] == [
+        ["parameter", "value", "default", "meaning"],
+        ["dataset", "'auto'", "'auto'", "camvid, roadscenes or auto"],
+        ["epochs", "7", "3", "passes over the training split"],
+        ["lr", "1.0", "0.0003", "peak learning rate"],
+        ["flip", "True", "True", "mirror half of the images"],
+        ["crop", "(240, 320)", "(240, 320)", "height, width"],
+        ["limit", "None", "None", "images to score; None: all"],
+        ["name", "'<b>'", "'<b>'", "a < b"],
+    ]
+    assert [bold.text for bold in table.iter("b")] == ["7", "1.0"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +218,9 @@ def execute(tiny: Path, **values) -> str:
     executed = papermill.execute_notebook(
         tiny, tiny.with_name("out.ipynb"), parameters=values, progress_bar=False, kernel_name="python3"
     )
-    return executed.cells[-1].outputs[0]["data"]["text/plain"]
+    assert PARAMETERS in executed.cells[-1].outputs[0]["data"]["text/html"]
+    assert "text/plain" not in executed.cells[-1].outputs[0]["data"]
+    return executed.cells[-1].outputs[1]["data"]["text/plain"]
 
 
 def test_papermill_good(tiny):

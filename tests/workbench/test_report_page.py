@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import nbformat
 
+from s2fpn_lib.workbench.parameters import TABLE
 from s2fpn_lib.workbench.report_page import export_html
 
 
@@ -22,8 +23,10 @@ class Loaded(HTMLParser):
 def test_the_page_shows_texts_and_outputs_and_loads_nothing(tmp_path):
     output = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
     shown = nbformat.v4.new_output("display_data", {"text/markdown": "# Runs & scores"})
+    table = nbformat.v4.new_output("display_data", {"text/html": "<table>title</table>"}, metadata={TABLE: True})
     cells = [
         nbformat.v4.new_markdown_cell("# 90 · Report"),
+        nbformat.v4.new_code_cell("checked_parameters()", outputs=[table]),
         nbformat.v4.new_code_cell("secret = 1", outputs=[shown, output]),
         nbformat.v4.new_markdown_cell("[Scores](#Scores)\n\n## Scores"),
     ]
@@ -38,3 +41,4 @@ def test_the_page_shows_texts_and_outputs_and_loads_nothing(tmp_path):
     assert "data:image/png;base64,iVBORw0KGgo=" in text
     assert "secret" not in text
     assert "90 · Report" not in text
+    assert "<table>" not in text, "the page begins with the report, not with the notebook's parameters"
