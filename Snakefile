@@ -120,5 +120,6 @@ onerror:
         print(f"{len(failed)} notebooks of the studies failed; the others are not affected:", file=sys.stderr)
     for each in failed:
         place = f"  {each['folder']}\n    {each['notebook']}, cell: {each['cell']}\n    {each['error']}"
-        print(place, file=sys.stderr)
+        executed = each.get("executed") or "none"
+        print(f"{place}\n    the notebook as far as it ran: {executed}", file=sys.stderr)
     print("The same command tries again; `snakemake report` makes the report of the existing results.", file=sys.stderr)

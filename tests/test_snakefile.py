@@ -164,6 +164,9 @@ def test_failed_variant_is_listed_and_the_others_finish(cluster):
     listing = said[said.index("1 notebooks of the studies failed") :]
     assert f"20_ablation.ipynb, cell: {failure['cell']}" in listing
     assert "DatasetNotFound" in listing
+    assert f"the notebook as far as it ran: {failure['executed']}" in listing
+    assert Path(failure["executed"]) == folder / "20_ablation.ipynb"
+    assert "DatasetNotFound" in Path(failure["executed"]).read_text()
     assert (run_folder(results) / "done.json").exists()
 
 

@@ -2,7 +2,8 @@
 
     python -m s2fpn_lib.workbench.run_notebook 20_ablation results/studies/try/one --parameters '{"seed": 1}'
 
-The folder gets the executed notebook and then done.json, or failure.json, which the next success removes.
+The folder gets the executed notebook and then done.json, or failure.json, which the next success removes. After a
+failure, the executed notebook ends with the outputs of the cell that failed.
 papermill executes the notebook. What it lacks: waiting for another process that works in the same folder, reserving
 GPUs for a notebook, and a record of a failure that survives until the notebook succeeds.
 """
@@ -36,20 +37,23 @@ IDENTITY = ("study", "variant", "dataset", "model", "revision", "seed")
 class NotebookError(RuntimeError):
     """A notebook failed, or it cannot be run as asked. The message is for the person at the shell.
 
-    `cell` is the first line of the cell that failed, and `error` says what it raised; empty where no notebook ran.
+    `cell` is the first line of the cell that failed, `error` says what it raised, and `executed` is the path of the
+    notebook as far as it ran. All three are empty where no notebook ran.
     """
 
-    def __init__(self, message: str, cell: str = "", error: str = ""):
+    def __init__(self, message: str, cell: str = "", error: str = "", executed: str = ""):
         super().__init__(message)
-        self.cell, self.error = cell, error
+        self.cell, self.error, self.executed = cell, error, executed
 
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Runs a notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`.
 
     Raises:
-        NotebookError: a cell failed, or the kernel died, ran out of memory, or did not start.
+        NotebookError: a cell failed, or the kernel died, ran out of memory, or did not start. `target` holds the
+            outputs up to there; it does not exist if papermill could not read the notebook.
     """
+    target.unlink(missing_ok=True)  # an earlier attempt's copy must not be taken for this one's
     try:
         papermill.execute_notebook(
             source,
@@ -64,11 +68,12 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
         if isinstance(failure, papermill.PapermillExecutionError):
             cell, error = failure.source, f"{failure.ename}: {failure.evalue}"
         else:
-            cell, error = _cell_of_dead_kernel(target), f"{type(failure).__name__}: {failure}"
+            cell, error = _last_started_cell(target), f"{type(failure).__name__}: {failure}"
         cell = cell.strip().split("\n")[0]
-        what = f"failed in the cell that begins with\n    {cell}" if cell else "did not finish"
-        message = f"{source.name} {what}\n{error}\nThe notebook as far as it ran: {target}"
-        raise NotebookError(message, cell, error) from failure
+        what = f"failed in the cell that begins with\n    {cell}" if cell else "did not run"
+        executed = str(target) if target.exists() else ""
+        kept = f"The notebook as far as it ran: {executed}" if executed else "There is no executed notebook."
+        raise NotebookError(f"{source.name} {what}\n{error}\n{kept}", cell, error, executed) from failure
 
 
 def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
@@ -89,7 +94,7 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
             execute(source, executed, parameters)
         except NotebookError as error:
             record = {name: parameters[name] for name in IDENTITY if name in parameters}
-            record |= {"notebook": source.name, "executed": str(executed), "cell": error.cell, "error": error.error}
+            record |= {"notebook": source.name, "executed": error.executed, "cell": error.cell, "error": error.error}
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
                 write_json(failure, {**record, "time": utc_now()})
             raise
@@ -137,14 +142,18 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
         yield [gpus[folder] for folder in reserved]
 
 
-def _cell_of_dead_kernel(executed: Path) -> str:
-    """The last cell that papermill marks as completed: there the kernel died. Empty if unknown."""
+def _last_started_cell(executed: Path) -> str:
+    """The last code cell that papermill started: there the kernel died. Empty if unknown.
+
+    papermill marks the cells after it as completed, but gives them no start time.
+    """
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except Exception:  # missing, or damaged by the failure
         return ""
-    completed = [cell.source for cell in cells if cell.metadata.get("papermill", {}).get("status") == "completed"]
-    return completed[-1] if completed else ""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    started = [cell.source for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    return started[-1] if started else ""
 
 
 def main(arguments: list[str] | None = None) -> None:

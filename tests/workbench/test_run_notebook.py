@@ -25,30 +25,54 @@ def notebook(folder: Path, *cells: str) -> Path:
     return path
 
 
+def outputs(path: str | Path) -> list[str]:
+    """The text or the name of the error of every output in an executed notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [each.get("text") or each["ename"] for cell in cells for each in cell.get("outputs", [])]
+
+
 def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path):
-    source = notebook(tmp_path, "fine = 1", "# The division\nif word == 'a':\n    fine / 0")
+    source = notebook(tmp_path, "print('a')", "# The division\nif word == 'a':\n    1 / 0", "print('b')")
     folder = tmp_path / "out"
-    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+    with pytest.raises(SystemExit, match="ZeroDivisionError") as caught:
         main([str(source), str(folder), "--parameters", '{"word": "a"}', "--threads", "1"])
     assert not (folder / "done.json").exists()
     failure = json.loads((folder / "failure.json").read_text())
     assert (failure["notebook"], failure["cell"]) == ("20_try.ipynb", "# The division")
     assert failure["error"] == "ZeroDivisionError: division by zero"
     assert Path(failure["executed"]) == folder / "20_try.ipynb"
-    assert Path(failure["executed"]).is_file()
+    assert f"The notebook as far as it ran: {failure['executed']}" in str(caught.value)
+    assert outputs(failure["executed"]) == ["a\n", "ZeroDivisionError"]
 
     main([str(source), str(folder), "--parameters", '{"word": "b"}', "--threads", "1"])
     assert not (folder / "failure.json").exists()
     assert json.loads((folder / "done.json").read_text())["notebook"] == "20_try"
+    assert outputs(folder / "20_try.ipynb") == ["a\n", "b\n"]
 
 
 def test_a_kernel_that_dies_is_a_failure_with_its_cell(tmp_path):
-    source = notebook(tmp_path, "import os", "os._exit(9)")
-    with pytest.raises(NotebookError, match=r"cell that begins with\n    os\._exit"):
+    last_words = "import os, time\nprint('last words', flush=True)\ntime.sleep(0.2)\nos._exit(9)"
+    source = notebook(tmp_path, "print('a')", last_words, "print('b')", "print('c')")
+    with pytest.raises(NotebookError, match=r"cell that begins with\n    import os, time") as caught:
         run_notebook(source, tmp_path / "out", {"word": "x"})
     failure = json.loads((tmp_path / "out" / "failure.json").read_text())
-    assert failure["cell"] == "os._exit(9)"
+    assert failure["cell"] == "import os, time"
     assert "Dead" in failure["error"]
+    assert failure["executed"] == caught.value.executed == str(tmp_path / "out" / "20_try.ipynb")
+    assert failure["executed"] in str(caught.value)
+    assert outputs(failure["executed"]) == ["a\n", "last words\n"]
+
+
+def test_the_executed_notebook_of_an_earlier_attempt_is_not_named(tmp_path):
+    source, earlier = tmp_path / "20_try.ipynb", tmp_path / "out" / "20_try.ipynb"
+    source.write_text("{")
+    earlier.parent.mkdir()
+    earlier.write_text("of an earlier attempt")
+    with pytest.raises(NotebookError, match="There is no executed notebook") as caught:
+        run_notebook(source, earlier.parent, {})
+    assert str(earlier) not in str(caught.value)
+    assert json.loads((earlier.parent / "failure.json").read_text())["executed"] == ""
+    assert not earlier.exists()
 
 
 def test_threads_and_variant_reach_the_kernel(tmp_path):
