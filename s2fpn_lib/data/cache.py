@@ -54,10 +54,11 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
     prefix = f"{dataset.protocol.name}-{dataset.split}"  # the protocol decides how labels are decoded
     try:
         if isinstance(dataset, FileDataset):
-            paths = [path.absolute() for sample in dataset.samples for path in sample]
+            sources = [[path.absolute() for path in (*sample, *dataset.sources)] for sample in dataset.samples]
+            paths = list(dict.fromkeys(path for each in sources for path in each))
             folder = root / f"{prefix}-{_digest(map(str, paths))}"
             sha256 = _file_digests(paths, folder / "index.json")
-            digests = [{path: sha256[path] for path in map(Path.absolute, sample)} for sample in dataset.samples]
+            digests = [{path: sha256[path] for path in each} for each in sources]
             names = [_digest([FORMAT, *each.values()]) for each in digests]
         else:
             folder = root / f"{prefix}-{_digest([FORMAT, dataset.cache_key()])}"
@@ -96,8 +97,11 @@ class CachedDataset(Subset):
     def label_summary(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
         return self._sample(index, verify=False)[:2]
 
-    def checksum(self, index: int) -> int:
-        return self._sample(index, verify=False)[2]
+    def fingerprint(self, index: int) -> tuple[int, int, int]:
+        if not self.digests[index]:  # no files: the source knows its content
+            return super().fingerprint(index)
+        size, _, checksum, _ = self._sample(index, verify=False)
+        return *size, checksum
 
     def _sample(self, index: int, verify: bool = True) -> tuple[tuple[int, int], np.ndarray, int, np.ndarray]:
         """Size, label counts (256,), checksum of the pixels, and flat pixels; ``verify=False`` checks only the header

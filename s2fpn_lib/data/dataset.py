@@ -58,10 +58,10 @@ class SegmentationDataset:
         """The name of a label in error messages: its file where there is one."""
         return self.names[index]
 
-    def checksum(self, index: int) -> int:
-        """CRC-32 of the pixels of image and label, in this order."""
+    def fingerprint(self, index: int) -> tuple[int, int, int]:
+        """Height, width, and CRC-32 of the pixels of image and label, in this order."""
         image, label = self.arrays(index)
-        return zlib.crc32(np.ascontiguousarray(label), zlib.crc32(np.ascontiguousarray(image)))
+        return *label.shape, zlib.crc32(np.ascontiguousarray(label), zlib.crc32(np.ascontiguousarray(image)))
 
     def digest(self) -> str:
         """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample.
@@ -71,7 +71,7 @@ class SegmentationDataset:
         if self._digest:
             return self._digest
         rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
-        samples = [[name, *self.label_summary(i)[0], self.checksum(i)] for i, name in enumerate(self.names)]
+        samples = [[name, *self.fingerprint(index)] for index, name in enumerate(self.names)]
         self._digest = hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
         return self._digest
 
@@ -111,9 +111,9 @@ class Subset(SegmentationDataset):
         dataset, inner = self.items[index]
         return dataset.label_source(inner)
 
-    def checksum(self, index: int) -> int:
+    def fingerprint(self, index: int) -> tuple[int, int, int]:
         dataset, inner = self.items[index]
-        return dataset.checksum(inner)
+        return dataset.fingerprint(inner)
 
     def class_problems(self, occurring: Collection[int]) -> list[str]:
         return self.items[0][0].class_problems(occurring) if self.items else []

@@ -6,7 +6,8 @@ Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebo
 
     <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/
         variant.json       study, variant, dataset, model, revision, seed, switches, preset, recipe (hash of the whole
-                           recipe), split, limit (images scored, 0: all), hash (the folder's)
+                           recipe), split, limit (images scored, 0: all), data (digests of the training and the scored
+                           split), hash (the folder's)
         run/               the training run: config.json, metrics.jsonl, result.json, ...; last.pt until it is finished
         evaluation.json    the scores; their provenance is that of 11_evaluate plus "study" and "variant"
         predictions.png, 20_ablation.ipynb (as executed)
@@ -17,6 +18,7 @@ The hash covers what determines the scores, so a changed configuration gets a ne
 A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook>-<hash>/, with the same last four.
 """
 
+import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -28,7 +30,7 @@ import torch
 import yaml
 
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import DatasetNotFound, open_dataset
+from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, open_dataset
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
 from s2fpn_lib.validate import did_you_mean
@@ -41,7 +43,7 @@ TRAINING: dict[str, Any] = {
     "device": "auto",  # cpu, cuda, or auto: cuda where there is one
     "preset": None,  # of TrainConfig
     "changes": {},  # other fields of TrainConfig
-    "datasets": ["auto"],  # auto: CamVid where found, else RoadScenes
+    "datasets": ["auto"],  # auto: CamVid where found, else RoadScenes; or the path of an own dataset's YAML file
     "models": ["s2fpn18"],
     "revisions": ["v1"],
     "seeds": [0, 1, 2],
@@ -106,17 +108,30 @@ def make_variant(
     _check_names(f"variant {name}", changes.get("switches", {}), [each.name for each in fields(Switches)], "switch")
     config = TrainConfig.preset(preset, **changes)
     if config.dataset == "auto":
-        try:
-            found = open_dataset("camvid", config.data_root or None, config.train_split, cache=False).name
-        except DatasetNotFound:
-            found = "roadscenes"
-        config = config.replace(dataset=found)
+        found = _opened("camvid", config.data_root, config.train_split)
+        config = config.replace(dataset=found.name if found else "roadscenes")
     recipe, defaults, scored = config.recipe(), TrainConfig().recipe(), {"split": split, "limit": limit}
+    opened = [_opened(config.dataset, config.data_root, each) for each in (config.train_split, split)]
+    # A job whose data are missing or damaged fails when it runs, and says why
+    data = [each.digest() if each else None for each in opened]
+    dataset = opened[0].name if opened[0] else Path(config.dataset).stem
     # The hash covers what differs from the defaults, so that a field added later changes no folder's name
-    changed = {field: value for field, value in recipe.items() if value != defaults[field]}
-    named = {field: getattr(config, field) for field in ("dataset", "model", "revision", "seed", "switches")}
-    record = {"study": study, "variant": name, **named, "preset": preset, "recipe": config_hash(recipe), **scored}
-    return Variant(config, record | {"hash": config_hash(changed | scored)})
+    changed = {field: value for field, value in recipe.items() if value != defaults[field] and field != "dataset"}
+    named = {field: getattr(config, field) for field in ("model", "revision", "seed", "switches")}
+    record = {"study": study, "variant": name, "dataset": dataset, **named, "preset": preset}
+    record |= {"recipe": config_hash(recipe), **scored, "data": data}
+    return Variant(config, record | {"hash": config_hash(changed | scored | {"dataset": dataset, "data": data})})
+
+
+@functools.cache
+def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
+    """The split; None if it is missing or its files are damaged."""
+    try:
+        dataset = open_dataset(name, root or None, split)
+        dataset.digest()
+    except (DatasetNotFound, DatasetError):
+        return None
+    return dataset
 
 
 def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
