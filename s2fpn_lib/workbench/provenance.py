@@ -9,6 +9,8 @@ from typing import Any
 
 from s2fpn_lib.checkpoint import find_weights, read_metadata, released_names
 from s2fpn_lib.config import RENAMED_FIELDS, TrainConfig
+from s2fpn_lib.data import Protocol, get_protocol, register
+from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import ConfigChanged, config_hash, read_json, results_root
 from s2fpn_lib.train import train
@@ -54,6 +56,30 @@ def demo_checkpoint(results: str | Path | None = None, dataset: str = "roadscene
     except ConfigChanged:  # trained by a version with another recipe
         shutil.rmtree(folder)
         return train(config, run_dir=folder).run_dir
+
+
+def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
+    """Classes and colors that a checkpoint predicts; None for a published .pth, which does not record them."""
+    path = find_weights(path_or_name)
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    if own := metadata.get("protocol_definition"):
+        return register(Protocol.from_dict(own))
+    return get_protocol(metadata["protocol"]) if "protocol" in metadata else None
+
+
+def training_dataset(path_or_name: str | Path) -> str:
+    """The dataset that a checkpoint was trained on, as `open_dataset` takes it; "auto" if it is not recorded.
+
+    For the user's own dataset this is the YAML file of the run, or where that is gone the dataset's name, which
+    `open_dataset` refuses with the advice to give the file.
+    """
+    path = find_weights(path_or_name)
+    config = path.parent / "config.json"
+    described = read_json(config).get("dataset", "") if config.exists() else ""
+    if is_description(described) and Path(described).exists():
+        return described
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    return metadata.get("dataset") or "auto"
 
 
 def checkpoint_provenance(
