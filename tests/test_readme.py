@@ -20,7 +20,8 @@ from s2fpn_lib.validate import as_declared
 from s2fpn_lib.workbench.pipeline import declared_types
 
 README = (PROJECT / "README.md").read_text()
-CALLS = re.findall(r"papermill notebooks/[^`\n]+", README)
+TEXTS = README + "".join(path.read_text() for path in sorted((PROJECT / "docs").glob("*.md")))
+CALLS = re.findall(r"papermill notebooks/[^`\n]+", TEXTS)
 PUBLISHED = dict(re.findall(r"^\| `([a-z_]+\.py)[^|]*\| `(papermill [^`]+)`", README, re.MULTILINE))
 
 
@@ -69,7 +70,7 @@ def test_the_calls_on_a_published_checkpoint_run(script, artifact, tmp_path, mon
     torch.save(
         {"epoch": 150, "model": {published_name(k, "v1"): v for k, v in state.items()}}, tmp_path / "model_150.pth"
     )
-    for folder, shape in (("camvid/test", (48, 64, 3)), ("camvid/testannot", (48, 64)), ("pictures", (48, 64, 3))):
+    for folder, shape in (("camvid/test", (360, 480, 3)), ("camvid/testannot", (360, 480)), ("pictures", (48, 64, 3))):
         (tmp_path / folder).mkdir(parents=True)
         pixels = np.random.default_rng(0).integers(0, 11, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / folder / "0001TP_000001.png")

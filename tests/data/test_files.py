@@ -1,12 +1,14 @@
 """CamVid and Cityscapes as trees of files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from s2fpn_lib.data import DatasetError, DatasetNotFound, open_dataset
-from s2fpn_lib.data.files import to_label_ids
+from s2fpn_lib.data.files import Cityscapes, to_label_ids
 
 
 def opened(root, split):
@@ -150,8 +152,9 @@ def stem(city, number):
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path, monkeypatch):
     """Three train pairs of 16x32 pixels, labels of all three kinds; returns the folder and the label ids by name."""
+    monkeypatch.setattr(Cityscapes, "protocol", replace(Cityscapes.protocol, size=(16, 32)))
     folder, truth = tmp_path / "data" / "cityscapes", {}
     for seed, (city, number) in enumerate(SAMPLES):
         rng, name = np.random.default_rng(seed), stem(city, number)

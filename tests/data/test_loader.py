@@ -115,9 +115,10 @@ def test_ranks_share_every_global_batch(dataset):
         assert torch.equal(labels, torch.cat([parts[0][index][1], parts[1][index][1]]))
 
 
-def test_rare_class_crops_show_more_of_rare_classes(tmp_path, write_pair):
+def test_rare_class_crops_show_more_of_rare_classes(tmp_path, write_pair, camvid_of_size):
     from PIL import Image
 
+    camvid_of_size(64, 64)
     for name in "abc":
         image, label = (tmp_path / "camvid" / folder / f"{name}_0.png" for folder in ("train", "trainannot"))
         write_pair(image, label, 0, (64, 64))

@@ -81,5 +81,5 @@ def test_a_missing_dataset_says_where_it_looked_and_what_to_do(tmp_path, name):
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="camvid, cityscapes, roadscenes"):
+    with pytest.raises(ValueError, match="camvid-11-720x960, camvid-11exact-720x960, cityscapes, roadscenes"):
         open_dataset("kitti", tmp_path)

