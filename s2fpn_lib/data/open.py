@@ -104,5 +104,5 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
 def _held(folder: Path) -> str:
     """The first folders in a folder, with the number of their entries; empty if there are none."""
     inner = sorted(path for path in folder.glob("*") if path.is_dir())
-    names = [f"{path.name}/ ({sum(1 for _ in path.iterdir())} files)" for path in inner[:8]]
+    names = [f"{path.name}/ (files: {sum(1 for _ in path.iterdir())})" for path in inner[:8]]
     return ", ".join(names) + (", ..." if len(inner) > 8 else "")
