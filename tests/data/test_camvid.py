@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from s2fpn_lib.data.camvid import FRAMES, CamVid, ExactCamVid, OriginalCamVid
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.model import build_model
 
-# label_colors.txt of CamVid, with the id of each class when 32 classes are merged into 11 (MathWorks' grouping) and when
-# only 11 colors are scored (PIDNet's color_list); 11 is ignored
+# label_colors.txt of CamVid, with the id of each class when 32 classes are merged into 11 (MathWorks' grouping) and
+# when only 11 colors are scored (PIDNet's color_list); 11 is ignored
 TABLE = """
  64 128  64  Animal             9 11
 192   0 128  Archway            1 11
@@ -65,7 +66,7 @@ def classes_of(name):
 
 def write_original(folder, layout):
     """The frames of SMALL in one of the layouts; Kaggle's folders are not the official splits."""
-    for number, name in enumerate(sum(SMALL.values(), [])):
+    for number, name in enumerate(chain(*SMALL.values())):
         group = ("val", "test", "train")[number % 3]
         image, label = {
             "flat": ("701_StillsRaw_full", "LabeledApproved_full"),
@@ -102,7 +103,7 @@ def opened(root, name="camvid", split="train"):
 
 def test_official_lists_against_the_published_counts():
     assert {split: len(names) for split, names in FRAMES.items()} == {"train": 367, "val": 101, "test": 233}
-    assert len(set(sum(FRAMES.values(), []))) == 701
+    assert len(set(chain(*FRAMES.values()))) == 701
     drives = [name.split("_")[0] for name in FRAMES["test"]]
     assert (drives.count("0001TP"), drives.count("Seq05VD")) == (62, 171)
     assert (FRAMES["test"][0], FRAMES["test"][61]) == ("0001TP_008550", "0001TP_010380")
@@ -180,7 +181,7 @@ def test_an_original_without_labels_or_images_says_what_is_missing(tmp_path, sma
 def test_folders_without_their_labels_are_listed(tmp_path):
     (tmp_path / "camvid" / "train").mkdir(parents=True)
     (tmp_path / "camvid" / "train" / "0001TP_006690.png").touch()
-    with pytest.raises(DatasetNotFound, match=r"camvid holds train/ \(1 files\)\..*LabeledApproved_full"):
+    with pytest.raises(DatasetNotFound, match=r"camvid holds train/ \(files: 1\).*LabeledApproved_full"):
         opened(tmp_path)
 
 
