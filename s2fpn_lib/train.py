@@ -24,7 +24,6 @@ from s2fpn_lib import checkpoint, runs
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.distributed import (
-    AMP_DTYPES,
     choose_device,
     from_first,
     keep_freed_memory,
@@ -36,9 +35,10 @@ from s2fpn_lib.distributed import (
 )
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
+from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.state import TrainingState, default_run_dir, open_splits, step_seed
+from s2fpn_lib.state import TrainingState, data_digests, default_run_dir, open_splits, step_seed
 
 STEPS_BETWEEN_CHECKS = 50  # of the loss on CUDA, where each check synchronizes with the device
 
@@ -150,7 +150,7 @@ class TrainResult:
 
     @property
     def checkpoint(self) -> Path:
-        return self.run_dir / self.summary["checkpoint"]
+        return checkpoint.find_weights(self.run_dir)
 
 
 def train(
@@ -158,7 +158,7 @@ def train(
     *,
     run_dir: str | Path | None = None,
     results: str | Path | None = None,
-    on_epoch: Callable[[Row], None] | None = None,
+    on_epoch: Callable[[Row, nn.Module], None] | None = None,
     progress: bool | None = None,
 ) -> TrainResult:
     """Trains, resumes an interrupted run, or returns a finished one without changing it.
@@ -169,32 +169,35 @@ def train(
 
     Args:
         config: the whole recipe.
-        run_dir: folder of the run; default: `default_run_dir(config, results)`.
+        run_dir: folder of the run; default: `default_run_dir`.
         results: folder of all results; default: `runs.results_root()`.
-        on_epoch: called with the row of every epoch after its state is saved, for example to redraw a plot. With
-            several processes, the first one calls it, so it must be a function of an importable module.
+        on_epoch: called after the state of an epoch is saved, with its row and the network that was validated (the
+            averaged one), for example to redraw a plot. With several processes, the first one calls it, so it must be
+            a function of an importable module.
         progress: whether to show a progress bar; None: on a terminal and in a notebook. Each epoch prints one line.
 
     Raises:
         DatasetError: files of a split are broken; the message names all of them, and nothing has been written.
-        ConfigChanged: run_dir holds a run with another recipe.
+        ConfigChanged: run_dir holds a run with another recipe or on other data.
         RunLocked: another process trains in run_dir.
         TrainingDiverged: the loss is NaN or infinite; the last good state stays.
         CheckpointError: a state could not be written (disk full); the last good state stays.
         WorkerFailed: one of several processes was killed or raised an error; the message names it. The last good state
             stays, and the same call continues from there.
-        ValueError: there are fewer devices than requested, or the nodes do not know where to meet.
+        ValueError: the device is not supported, there are fewer than requested, or the nodes do not know where to meet.
     """
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
     first_node = node_rank(config.nodes) == 0
     train_set, val_set = open_splits(config)
-    config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
-    run = RunDirectory(run_dir or default_run_dir(config, results))
+    if config.dataset == "auto":
+        config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
+    data = data_digests(train_set, val_set)
+    run = RunDirectory(run_dir or default_run_dir(config, train_set.name, data, results))
     progress = is_interactive() if progress is None else progress
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])  # leaves the caller's generators alone
     with forked, run.lock() if first_node else nullcontext():
         if first_node:
-            run.claim(config.recipe(), TrainConfig().recipe())
+            run.claim(config.recipe(), TrainConfig().recipe(), data)
         summary = _finished(run, config)
         arguments = (config, train_set, val_set, run, on_epoch, progress)
         if summary is not None:
@@ -223,7 +226,7 @@ def _run(
     train_set: SegmentationDataset,
     val_set: SegmentationDataset | None,
     run: RunDirectory,
-    on_epoch: Callable[[Row], None] | None,
+    on_epoch: Callable[[Row, nn.Module], None] | None,
     progress: bool,
 ) -> Row:
     """The training of this process, alone or with others; returns the summary of the run."""
@@ -237,7 +240,7 @@ def _run(
         return from_first(_write_summary(state) if rank() == 0 else None)
 
 
-def _train_epochs(state: TrainingState, on_epoch: Callable[[Row], None] | None, progress: bool) -> None:
+def _train_epochs(state: TrainingState, on_epoch: Callable[[Row, nn.Module], None] | None, progress: bool) -> None:
     """Trains until the last epoch, or the last one that fits into the time budget of the first process."""
     config, run, first = state.config, state.run, rank() == 0
     if first:
@@ -262,23 +265,31 @@ def _train_epochs(state: TrainingState, on_epoch: Callable[[Row], None] | None, 
         if inside_epoch and 0 < 60 * config.checkpoint_minutes < state.seconds - last_saved:
             save()
 
+    def no_time_left() -> bool:
+        return from_first(longest > 0 and state.seconds + longest > budget)
+
     with bar:
-        while state.epoch < config.epochs and from_first(not longest or state.seconds + longest <= budget):
+        last = state.epoch == config.epochs or no_time_left()
+        if last and config.val_split and state.best is None:  # interrupted before its first validation
+            validate(state)
+        while not last:
             row = train_epoch(state, after_step)
             trained = state.seconds
-            last = state.epoch == config.epochs
+            longest = max(longest, row["seconds"])
+            last = state.epoch == config.epochs or no_time_left()
             if config.val_split and (last or state.epoch % config.eval_every == 0):
                 row["val_miou"] = validate(state)
             row["seconds"] += state.seconds - trained
             longest = max(longest, row["seconds"])
+            last = last or no_time_left()
             if first:
                 runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows its state does not know
-            if last or state.epoch % config.checkpoint_every == 0 or state.seconds + longest > budget:
+            if last or state.epoch % config.checkpoint_every == 0:
                 save()
             if first:
                 bar.write(_epoch_line(row, config.epochs))
                 if on_epoch:
-                    on_epoch(row)
+                    on_epoch(row, state.averaged)
 
 
 def _write_summary(state: TrainingState) -> Row:
@@ -298,6 +309,7 @@ def _write_summary(state: TrainingState) -> Row:
         "max_minutes": config.max_minutes,
         "images_per_s": last_row["images_per_s"],
         **state.provenance,
+        "data": state.data,
         **config.only("model", "revision"),
         "device": str(state.device),
         "amp": state.amp or "off",

@@ -31,10 +31,10 @@ from torch import Tensor
 from s2fpn_lib.checkpoint import RELEASED, find_weights, load_model, read_metadata, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced, open_dataset
-from s2fpn_lib.evaluate import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.progress import progress_bar
 from s2fpn_lib.runs import read_json, read_rows, write_json
 

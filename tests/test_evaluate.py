@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced, get_protocol
-from s2fpn_lib.evaluate import Evaluation, evaluate, predict_logits, window_starts, window_weights
+from s2fpn_lib.evaluate import Evaluation, evaluate
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix
 from s2fpn_lib.model import build_model
+from s2fpn_lib.model.tta import predict_logits, window_starts, window_weights
 from s2fpn_lib.workbench.baselines import majority_baselines
 
 

@@ -21,11 +21,12 @@ from s2fpn_lib.benchmark.published import PublishedInference, eval_fps
 from s2fpn_lib.benchmark.timing import Timing, gpu_state, time_in_turns
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced
-from s2fpn_lib.evaluate import at_size, evaluate
+from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.inference.optimize import BACKENDS, optimize_for_inference
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import ENCODERS, S2FPN, build_model
 from s2fpn_lib.model.complexity import measure_complexity
+from s2fpn_lib.model.tta import at_size
 
 BASELINES = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50")  # of torchvision, untrained
 PUBLISHED, NO_GRAD = "published", "published no_grad"  # the second records no graph for a backward pass

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.distributed import AMP_DTYPES
 from s2fpn_lib.inference.export import logit_difference
 from s2fpn_lib.inference.runtimes import RUNTIMES, runtime_runner
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN
+from s2fpn_lib.model.modes import AMP_DTYPES
 
 TORCH_PRECISIONS = {"float32": None, **AMP_DTYPES}
 BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions

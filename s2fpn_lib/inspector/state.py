@@ -24,10 +24,10 @@ from s2fpn_lib.attention.statistics import untrained_warning
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.data.images import read_image, read_label
-from s2fpn_lib.evaluate import at_size
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.model.tta import at_size
 from s2fpn_lib.workbench.predict import network_size
 from s2fpn_lib.workbench.provenance import checkpoint_provenance
 

@@ -1,9 +1,12 @@
-"""Putting a model into evaluation mode for a while, without losing the mode of any submodule."""
+"""How a model runs: in evaluation mode for a while, and in which precision."""
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.evaluate import Evaluation, at_size, predict_logits, resize_bilinear
+from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.metrics import class_ids
+from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.viz.style import MUTED, styled
 
 ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image

@@ -7,13 +7,14 @@ from torch import nn
 from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.attention.statistics import attention_statistics
 from s2fpn_lib.data import get_protocol, open_dataset
-from s2fpn_lib.evaluate import evaluate, predict_logits
+from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.inference import export_onnx, export_program, onnx_difference, optimize_for_inference, simplify
 from s2fpn_lib.inspector import inspect
 from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import macs_by_part, measure_complexity
 from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.model.tta import predict_logits
 
 PROTOCOL = get_protocol("roadscenes")
 PICTURE = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

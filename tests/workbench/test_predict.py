@@ -13,8 +13,8 @@ from PIL import Image
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import read_image
-from s2fpn_lib.evaluate import predict_logits
 from s2fpn_lib.model import build_model
+from s2fpn_lib.model.tta import predict_logits
 from s2fpn_lib.viz.images import colorize, overlay
 from s2fpn_lib.workbench import predict as module
 from s2fpn_lib.workbench.media import MediaError, write_png, write_video
