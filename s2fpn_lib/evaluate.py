@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -16,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.data import PROTOCOLS, Protocol, SegmentationDataset, evenly_spaced, get_protocol, register
+from s2fpn_lib.checkpoint import images_seen
+from s2fpn_lib.data import (
+    PROTOCOLS,
+    Protocol,
+    SegmentationDataset,
+    Subset,
+    evenly_spaced,
+    get_protocol,
+    register,
+)
+from s2fpn_lib.data.statistics import require_scored
 from s2fpn_lib.distributed import rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
@@ -41,7 +52,8 @@ class Evaluation:
         boundary_mean: mean boundary F-score over images.
         indices: the N dataset indices that were scored.
         names: their sample ids.
-        settings: how the split was scored (protocol, split, data (the dataset's digest), images, device, amp, ...).
+        settings: how the split was scored (protocol, split, images, device, amp, scales, flip, window, ...). `data` is
+            the digest of the dataset, `images_seen` the number of scored images that the weights were trained on.
         seconds: wall time of the pass, loading included; not a speed measurement.
         provenance: where the model came from (checkpoint, model, seed, ...), given by the caller; part of every row.
     """
@@ -60,6 +72,11 @@ class Evaluation:
     def classes(self) -> tuple[str, ...]:
         """The protocol's class names."""
         return get_protocol(self.settings["protocol"]).classes
+
+    @property
+    def caveat(self) -> str:
+        """A sentence to show beside every score of images that the weights were trained on; empty if there are none."""
+        return seen_caveat(self.settings.get("images_seen", 0), len(self.indices))
 
     def row(self) -> dict[str, Any]:
         """One flat row for a table: provenance, settings, scores (0..1, NaN where undefined), and IoU per class."""
@@ -168,14 +185,13 @@ def evaluate(
             whole split's evaluation, with exactly the counts that one process would find.
         progress: show a progress bar on a terminal and in a notebook, and print one line at the end elsewhere.
 
-    Raises ValueError for a model with other classes than the protocol, and for a batch size or limit below 1.
+    Raises ValueError for a model with other classes than the protocol, and for a batch size or limit below 1, and
+    DatasetError for a split without a scored pixel, such as Cityscapes' test.
     """
-    protocol = dataset.protocol
-    if getattr(model, "num_classes", protocol.num_classes) != protocol.num_classes:
-        raise ValueError(
-            f"the model gives {model.num_classes} classes, {protocol.name} has {protocol.num_classes}:"
-            " evaluate it on the dataset it was trained for"
-        )
+    protocol, metadata = dataset.protocol, getattr(model, "metadata", {})
+    require_classes(model, protocol)
+    if isinstance(dataset, SegmentationDataset):
+        require_scored(dataset)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
     if device is not None:
@@ -209,8 +225,10 @@ def evaluate(
         per_image = sum_over_processes(per_image)  # each image's row is 0 in all processes but one
     confusion.counts = confusion.counts.cpu()
     seconds = time.perf_counter() - start
+    seen = count_seen(model, dataset, indices)
     if progress and not is_interactive():
-        print(f"{title}: {len(indices)} images in {seconds:.1f} s, mIoU {100 * confusion.miou():.2f} %")
+        line = f"{title}: {len(indices)} images in {seconds:.1f} s, mIoU {100 * confusion.miou():.2f} %"
+        print(line, seen_caveat(seen, len(indices)), sep="\n" if seen else "")
     return Evaluation(
         confusion=confusion,
         per_image=per_image.cpu(),
@@ -221,9 +239,10 @@ def evaluate(
         settings={
             "protocol": protocol.name,
             "split": split,
-            **({"data": dataset.digest()} if hasattr(dataset, "digest") else {}),
+            **({"data": dataset.digest()} if isinstance(dataset, SegmentationDataset) else {}),
             "images": len(indices),
             "images_in_split": len(dataset),
+            **({"images_seen": seen} if metadata else {}),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "amp": amp or "float32",
             "scales": "+".join(f"{scale:g}" for scale in scales),
@@ -233,3 +252,38 @@ def evaluate(
         },
         seconds=seconds,
     )
+
+
+def require_classes(model: nn.Module, protocol: Protocol) -> None:
+    """Raises ValueError if the model predicts other classes than the protocol's, by their number or recorded names."""
+    number = getattr(model, "num_classes", protocol.num_classes)
+    trained = getattr(model, "metadata", {}).get("protocol")
+    with contextlib.suppress(KeyError):  # a protocol that is not known here: only the number can be compared
+        names = get_protocol(trained).classes if trained else protocol.classes
+        if number == protocol.num_classes and names != protocol.classes:
+            raise ValueError(
+                f"the model predicts {', '.join(names)} ({trained}), and {protocol.name} has "
+                f"{', '.join(protocol.classes)}: evaluate it on data with its own classes"
+            )
+    if number != protocol.num_classes:
+        raise ValueError(
+            f"the model gives {number} classes, {protocol.name} has {protocol.num_classes}:"
+            " evaluate it on the dataset it was trained for"
+        )
+
+
+def count_seen(model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int]) -> int:
+    """Number of the chosen images of a dataset that the weights of `model` were trained on, as far as recorded."""
+    metadata = getattr(model, "metadata", {})
+    if not metadata or not isinstance(dataset, SegmentationDataset):
+        return 0
+    return images_seen(metadata, Subset([(dataset, index) for index in indices], dataset.split, like=dataset))
+
+
+def seen_caveat(seen: int, images: int) -> str:
+    """The sentence for a score or picture of `images` images of which `seen` were trained on; empty for none."""
+    if not seen:
+        return ""
+    these = f"All {images} images were" if seen == images else f"{seen} of {images} images were"
+    these = "This image was" if images == 1 else these
+    return f"{these} trained on, which says little about new images"

@@ -32,6 +32,7 @@ BASELINES = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50") 
 PUBLISHED, NO_GRAD = "published", "published no_grad"  # the second records no graph for a backward pass
 STAGES = ("network", "end to end")
 CALIBRATION_IMAGES = 8
+SCORED = ("protocol", "split", "data", "images", "images_seen", "convention", "miou")
 CPU = torch.device("cpu")
 
 Run = Callable[[Tensor], Tensor]
@@ -231,7 +232,7 @@ def measure_speed_and_accuracy(
             **{"network": model.config["name"], "revision": model.config["revision"]},
             **{"height": size[0], "width": size[1], "batch": 1},
             **_timed("end to end", method, timing, 1),
-            **{key: score[key] for key in ("protocol", "split", "images", "convention", "miou")},
+            **{key: score[key] for key in SCORED if key in score},
             "changed": float((call() != expected).float().mean()),
             **session(device),
         }

@@ -31,12 +31,13 @@ class OptimizedModel(nn.Module):
         backend, precision: as requested.
         device: the original's; inputs must be on it.
         max_difference: largest |difference| between its logits and the original's, on the example.
-        config, num_classes, preprocess: the original's.
+        config, num_classes, metadata, preprocess: the original's.
     """
 
     def __init__(self, model: S2FPN, run: Callable[[Tensor], Tensor], backend: str, precision: str):
         super().__init__()
         self.config, self.num_classes = model.config, model.num_classes
+        self.metadata = getattr(model, "metadata", {})
         self.device = next(model.parameters()).device
         self.backend, self.precision = backend, precision
         self.max_difference = float("nan")

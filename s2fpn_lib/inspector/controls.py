@@ -163,7 +163,7 @@ def _muted(text: str) -> str:
 
 def _readout_html(found: Readout, protocol: Protocol) -> str:
     """The chosen pixel: class, place, true class, and the most probable classes as bars."""
-    truth = escape(found.truth) or "unknown"
+    truth = escape(found.truth_words())
     if found.truth in protocol.classes:
         truth += " (correct)" if found.truth == found.prediction else " (the prediction is wrong)"
     rows = "".join(

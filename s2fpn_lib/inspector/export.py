@@ -133,6 +133,7 @@ def _model_data(state: State, inspection: Inspection) -> dict[str, Any]:
         "name": inspection.model.name,
         "note": revision_note(inspection),
         "warning": inspection.warning,
+        "seen": inspection.seen,
         "ranked": _packed(ranked.numpy().astype(np.uint8)),
         "shares": _packed((shares.numpy() * 65535).round().astype("<u2")),
         "levels": [_level_data(level, found) for level, found in levels],

@@ -73,6 +73,7 @@ class Readout:
         prediction, confidence: the most probable class and its probability.
         others: the next two classes with their probabilities.
         truth: the true class, "not labeled", or empty if the image has no label.
+        seen: whether the model was trained on the image.
         levels: apf1 to apf4.
     """
 
@@ -83,10 +84,15 @@ class Readout:
     others: tuple[tuple[str, float], ...]
     truth: str
     levels: tuple[LevelReadout, ...]
+    seen: bool = False
+
+    def truth_words(self) -> str:
+        """The true class in words, with the remark that the model was trained on it."""
+        return f"{self.truth or 'unknown'}{' (trained on)' if self.truth and self.seen else ''}"
 
     def sentence(self) -> str:
         """The prediction in one sentence, for screen readers."""
-        truth = f", true class {self.truth}" if self.truth else ""
+        truth = f", true class {self.truth_words()}" if self.truth else ""
         return f"Row {self.y}, column {self.x}: {self.prediction}, {self.confidence:.0%} sure{truth}."
 
     def text(self) -> str:
@@ -105,7 +111,7 @@ def readout(state: State, inspection: Inspection) -> Readout:
         true_id = int(label[state.y, state.x])
         truth = classes[true_id] if true_id < len(classes) else "not labeled"
     levels = tuple(_level_readout(state, inspection, level) for level in inspection.levels)
-    return Readout(state.y, state.x, first, confidence, tuple(others), truth, levels)
+    return Readout(state.y, state.x, first, confidence, tuple(others), truth, levels, inspection.seen)
 
 
 def pin_readouts(state: State, inspection: Inspection) -> list[Readout]:

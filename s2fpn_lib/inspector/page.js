@@ -38,7 +38,7 @@ function readoutNodes(model) {
   });
   return [
     element("h4", {}, data.classes[ranked(model)[0][0]]),
-    `row ${state.y}, column ${state.x}`, element("br"), `true class: ${truth() || "unknown"}`,
+    `row ${state.y}, column ${state.x}`, element("br"), `true class: ${truth(model) || "unknown"}`,
     element("table", {}, element("tbody", {}, ...rows)),
   ];
 }

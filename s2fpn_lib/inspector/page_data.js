@@ -77,12 +77,13 @@ function ranked(model) {
   const places = [...Array(model.ranked.length / (h * w)).keys()].map((k) => k * h * w + drawnPixel());
   return places.map((i) => [model.ranked[i], model.shares[i] / 65535]);
 }
-function truth() {
+function truth(model) {
   if (!data.label) return "";
   const id = data.label[drawnPixel()];
-  return id < data.classes.length ? data.classes[id] : "not labeled";
+  const name = id < data.classes.length ? data.classes[id] : "not labeled";
+  return name + (model.seen ? " (trained on)" : "");
 }
 function sentence(model) {
-  const [[id, p]] = ranked(model), known = truth();
+  const [[id, p]] = ranked(model), known = truth(model);
   return `Row ${state.y}, column ${state.x}: ${data.classes[id]}, ${Math.round(100 * p)}% sure${known && `, true class ${known}`}.`;
 }

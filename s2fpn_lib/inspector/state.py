@@ -24,6 +24,7 @@ from s2fpn_lib.attention.statistics import untrained_warning
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.data.images import read_image, read_label
+from s2fpn_lib.evaluate import count_seen, seen_caveat
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import evaluation_mode
@@ -75,12 +76,14 @@ class Picture:
         image: (3, H, W) uint8.
         own_size: (height, width) before scaling.
         label: (H, W) uint8 true ids, or None.
+        sample: the dataset that the image is from, and its index there; None for a file.
     """
 
     name: str
     image: Tensor
     own_size: tuple[int, int]
     label: Tensor | None = None
+    sample: tuple[SegmentationDataset, int] | None = None
 
     @classmethod
     def scaled(cls, name: str, image: Tensor, size: Size, protocol: Protocol) -> Self:
@@ -94,7 +97,7 @@ class Picture:
         if not 0 <= index < len(dataset):
             raise IndexError(f"{dataset.name} {dataset.split} has the images 0 to {len(dataset) - 1}, not {index}")
         image, label = dataset[index]
-        picture = cls.scaled(dataset.names[index], image, size, protocol)
+        picture = replace(cls.scaled(dataset.names[index], image, size, protocol), sample=(dataset, index))
         return picture.labeled(label) if dataset.protocol.classes == protocol.classes else picture
 
     @classmethod
@@ -122,7 +125,9 @@ class Inspection:
         ids: (H, W) uint8, the predicted class ids.
         levels: apf1 to apf4.
         revision: "v1" or "v2".
-        warning: a sentence for an untrained model, whose attention maps mean nothing; empty otherwise.
+        warning: a sentence for an untrained model, whose attention maps mean nothing, and for an image that the model
+            was trained on; empty otherwise.
+        seen: whether the model was trained on the image.
     """
 
     model: NamedModel
@@ -133,6 +138,7 @@ class Inspection:
     levels: list[LevelCapture]
     revision: str
     warning: str
+    seen: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -236,6 +242,7 @@ def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspecti
     with torch.inference_mode(), evaluation_mode(network), AttentionRecorder(network) as recorder:
         network(network.preprocess(image[None].to(device)))
     capture = recorder.capture
+    seen = count_seen(network, picture.sample[0], [picture.sample[1]]) if picture.sample else 0
     if capture.logits.shape[1] != protocol.num_classes:
         raise ValueError(
             f"{model.name} predicts {capture.logits.shape[1]} classes, but {protocol.name} has {protocol.num_classes}: "
@@ -249,7 +256,8 @@ def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspecti
         ids=class_ids(capture.logits)[0].to("cpu", torch.uint8),
         levels=[_on_cpu(level) for level in capture.levels],
         revision=capture.revision,
-        warning=untrained_warning(network),
+        warning=untrained_warning(network) or seen_caveat(seen, 1),
+        seen=bool(seen),
     )
 
 

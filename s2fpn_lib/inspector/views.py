@@ -168,7 +168,7 @@ def _write(axis: Axes, state: State, inspection: Inspection) -> None:
     box = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
     axis.set(xlim=(0, box.width), ylim=(box.height, 0))
     axis.text(0, 0.02, found.prediction, fontsize=17, weight="bold", va="top")
-    where = f"row {found.y}, column {found.x}; true class {found.truth or 'unknown'}; view: {state.view}"
+    where = f"row {found.y}, column {found.x}; true class {found.truth_words()}; view: {state.view}"
     axis.text(0, 0.40, where, va="top", fontsize=9, color=MUTED)
     y = 0.82
     for name, p in ((found.prediction, found.confidence), *found.others):

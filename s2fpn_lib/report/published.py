@@ -6,7 +6,7 @@ import pandas as pd
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.report.collect import METHOD, PLACE, is_demo, latest_speed
-from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, split_by_protocol
+from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, seen_words, split_by_protocol
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
 POINT = ["dataset", "protocol", "model", "revision", "split", "miou_percent", "fps", "device", "input", "method"]
@@ -37,8 +37,11 @@ def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
     protocol = one_protocol(measured)
     cells: dict[str, dict[str, str]] = {}
     for (split, model, revision), rows in measured.groupby(["split", "model", "revision"], sort=False):
-        recipes = over_seeds(rows, ["miou"]).itertuples()
-        text = "; ".join(f"{percent(each.miou, each.miou_std)} (n {each.runs})" for each in recipes)
+        recipes = over_seeds(rows, ["miou"])
+        text = "; ".join(
+            f"{percent(each.miou, each.miou_std)} (n {each.runs}{seen})"
+            for each, seen in zip(recipes.itertuples(), _seen(recipes), strict=True)
+        )
         cells.setdefault(f"measured here: {protocol}, {split}", {})[network_name(model, revision)] = text
     published = load_published()
     for row in published[published["dataset"] == get_protocol(protocol).dataset].itertuples():
@@ -58,12 +61,14 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
     evaluations: of `collect.evaluation_rows`; speed: of `collect.collect_speed`. `method` says how the network was
     executed.
     """
-    columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split"]  # rows may lack any of them
+    # rows may lack any of them
+    columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split", "images", "images_seen"]
     texts = dict.fromkeys(("stage", *METHOD), "string")
     speed = latest_speed(speed).reindex(columns=columns).astype(texts)
     speed = speed.rename(columns={"network": "model"})
     speed["input"] = [f"{height:g}x{width:g}" for height, width in zip(speed["height"], speed["width"], strict=True)]
     speed["method"] = speed["backend"] + " " + speed["precision"] + ", " + speed["stage"]
+    speed["method"] += _seen(speed)
     speed["miou_percent"] = 100 * speed["miou"]
     points = [speed.dropna(subset="miou")]
     if {"model", "revision"} <= set(evaluations):
@@ -81,12 +86,23 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
         if column in plain:
             plain = plain[plain[column] == value]
     keys = ["protocol", "split", "model", "revision", *(c for c in ("study", "training_recipe") if c in plain)]
-    scored = plain.groupby(keys, dropna=False)["miou"].mean().mul(100).rename("miou_percent").reset_index()
+    plain = plain.assign(images_seen=plain.get("images_seen"))
+    columns = {"miou_percent": ("miou", "mean"), "images": ("images", "first"), "images_seen": ("images_seen", "max")}
+    scored = plain.groupby(keys, dropna=False).agg(**columns).reset_index()
+    scored["miou_percent"] *= 100
     scored["input"] = ["{}x{}".format(*get_protocol(name).size) for name in scored["protocol"]]
     timed = speed[(speed["stage"] == "network") & (speed["batch"] == 1) & (speed["precision"] == "float32")]
     timed = timed.sort_values(["device", "fps"], ascending=[True, False])
     same = ["model", "revision", "input"]
     points = scored.merge(timed.drop_duplicates([*same, "device"])[[*same, "device", "fps", "method"]], on=same)
+    points["method"] += _seen(points)
     if "study" in points:
         points["method"] += (", study " + points["study"].astype("string")).fillna("")
     return points
+
+
+def _seen(rows: pd.DataFrame) -> pd.Series:
+    """For each row, the remark that its weights were trained on scored images; empty if they were not."""
+    found = map(seen_words, rows.to_dict("records"))
+    remarks = [f", trained on {words} images" if words else "" for words in found]
+    return pd.Series(remarks, index=rows.index, dtype="string")

@@ -20,7 +20,8 @@ TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"  # pandas' t
 COLUMNS = {
     # measured_by: "evaluation", or "training" for the run's own validation. folder: under the results folder.
     **dict.fromkeys(("measured_by", "folder", "study", "variant", "dataset", "protocol", "split"), TEXT),
-    **dict.fromkeys(("images", "images_in_split"), COUNT),  # images: scored ones
+    "data": TEXT,  # digest of the scored dataset
+    **dict.fromkeys(("images", "images_in_split", "images_seen"), COUNT),  # scored, all, scored ones trained on
     **dict.fromkeys(("model", "revision", "switches"), TEXT),
     **{"parameters": COUNT, "gmacs": NUMBER},  # of the inference path; 1e9 multiply-accumulates per image
     **dict.fromkeys(("trained_on", "train_split", "pretraining"), TEXT),

@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 
 from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed, network_cost
-from s2fpn_lib.report.tables import fixed, network_name, percent, provenance
+from s2fpn_lib.report.tables import fixed, network_name, percent, provenance, seen_words
 
 SPREAD = "Spread: the slowest minus the fastest repeat, as a share of the median."
 NUMBERS = {  # stored key -> heading, decimals
@@ -50,6 +50,8 @@ def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
             if key in rows and rows[key].notna().any():
                 shares = key in ("spread", "miou")
                 table[name] = [percent(v, digits=digits) for v in rows[key]] if shares else fixed(rows[key], digits)
+        if any(seen := [seen_words(row) for row in rows.to_dict("records")]):
+            table["scored images trained on"] = seen
         out[title] = table, f"{provenance(rows, ['device'])}. {SPREAD}"
     if not complete.all():
         out["other rows"] = speed[~complete], "As found in the files that the first column names."

@@ -19,7 +19,7 @@ from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, styled
 
 FULL = "full"
 VARYING = ["variant", "switches", "recipe_without_seed"]  # may differ between a variant and the full network
-PART = ["study", "protocol", "split", "images", "device", "amp", "training_recipe"]
+PART = ["study", "protocol", "split", "data", "images", "device", "amp", "training_recipe"]
 
 
 def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -2,8 +2,9 @@
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from nbconvert.filters import escape_latex
@@ -14,7 +15,7 @@ from s2fpn_lib.runs import write_atomic
 
 # Two runs are repetitions of each other if they agree in these columns; columns that a frame lacks are skipped.
 REPETITION = (
-    *("study", "variant", "dataset", "trained_on", "protocol", "train_split", "split", "images"),
+    *("study", "variant", "dataset", "trained_on", "protocol", "train_split", "split", "data", "images"),
     *("model", "revision", "switches", "pretraining", "recipe_without_seed", "training_recipe", "checkpoint_rule"),
     *("convention", "scales", "flip", "window", "device", "amp"),
 )
@@ -28,6 +29,8 @@ HEADINGS = {
     "boundary_f": "boundary F-score",
     "amp": "precision",
     "split": "scored split",
+    "data": "data digest",
+    "images_seen": "images trained on",
     "train_split": "training split",
     "val_split": "validation split",
     "recipe_without_seed": "recipe hash",
@@ -105,7 +108,7 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
     If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own.
 
     Returns one row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
-    `parameters` and `gmacs` where the frame has them.
+    `parameters`, `gmacs`, and `images_seen` (the largest of the group) where the frame has them.
 
     Raises ProtocolMixError for several protocols, and ValueError if a seed would count twice in a group.
     """
@@ -123,23 +126,36 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
     for score in scores:
         columns |= {score: (score, "mean"), f"{score}_std": (score, "std")}
     columns |= {c: (c, "first") for c in ("parameters", "gmacs") if c in frame}
+    columns |= {c: (c, "max") for c in ("images_seen",) if c in frame}
     return frame.groupby(keys, dropna=False, sort=False).agg(**columns).reset_index()
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
 
+    The column "scored images trained on" is there where weights were trained on what they are scored on.
+
     Columns with the same value in every row are left out; `provenance` names them.
     """
     table = over_seeds(frame)
     out = table[[*_differing(table), "runs"]].rename(columns=heading)
     out.insert(0, "network", _networks(table))
+    if any(seen_words(row) for row in table.to_dict("records")):
+        out["scored images trained on"] = [seen_words(row) or "none known" for row in table.to_dict("records")]
     for score in SCORES:
         if score in table:
             out[f"{heading(score)} %"] = list(map(percent, table[score], table[f"{score}_std"]))
     if "parameters" in table:
         out["parameters M"], out["GMACs"] = fixed(table["parameters"] / 1e6, 3), fixed(table["gmacs"], 3)
     return out
+
+
+def seen_words(row: Mapping[str, Any]) -> str:
+    """How many scored images of a row the weights were trained on, as "all 101" or "17 of 101"; empty for none."""
+    seen = row.get("images_seen")
+    if pd.isna(seen) or not seen:
+        return ""
+    return f"all {seen:g}" if seen == row["images"] else f"{seen:g} of {row['images']:g}"
 
 
 def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +171,8 @@ def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
     if "variant" in differing:  # its name stands for its switches
         differing = [c for c in differing if c != "switches"]
     for name, row in zip(short_names(table, differing), table.to_dict("records"), strict=True):
-        out[name] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
+        trained = f" (trained on {words} images)" if (words := seen_words(row)) else ""
+        out[name + trained] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
     return out
 
 
@@ -226,7 +243,7 @@ def _networks(rows: pd.DataFrame) -> list[str]:
 def _differing(table: pd.DataFrame) -> list[str]:
     """Key columns besides the network in which the rows differ; hashes only if nothing else tells the rows apart."""
     keys = [c for c in table if c in (*REPETITION, "checkpoint_sha") and table[c].nunique(dropna=False) > 1]
-    readable = [c for c in keys if c not in ("recipe_without_seed", "training_recipe", "checkpoint_sha")]
+    readable = [c for c in keys if c not in ("data", "recipe_without_seed", "training_recipe", "checkpoint_sha")]
     told_apart = len(table) < 2 or (readable and not table.duplicated(readable).any())
     return [c for c in (readable if told_apart else keys) if c not in ("model", "revision")]
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.evaluate import Evaluation
+from s2fpn_lib.evaluate import Evaluation, count_seen, seen_caveat
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.viz.style import MUTED, styled
@@ -86,7 +86,10 @@ def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], *
 def prediction_grid(
     model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], captions: Sequence[str] = (), **views: Any
 ) -> Figure:
-    """Image | label | prediction | error, one sample per row. Without captions, the sample ids are drawn."""
+    """Image | label | prediction | error, one sample per row. Without captions, the sample ids are drawn.
+
+    The caption of an image that the network was trained on says so.
+    """
     protocol = dataset.protocol
     rows = []
     for image, label in (dataset[i] for i in indices):
@@ -94,7 +97,9 @@ def prediction_grid(
         error = error_image(image, label, pred, protocol)
         rows.append([as_array(image), colorize(label, protocol), colorize(pred, protocol), error])
     titles = ["image", "label", "prediction", "error (ignored: white)"]
-    return image_grid(rows, titles, captions or [dataset.names[i] for i in indices], protocol, 11.0)
+    captions = captions or [dataset.names[i] for i in indices]
+    seen = [f" ({seen_caveat(1, 1)})" if count_seen(model, dataset, [i]) else "" for i in indices]
+    return image_grid(rows, titles, [c + s for c, s in zip(captions, seen, strict=True)], protocol, 11.0)
 
 
 def worst_images(
