@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +16,9 @@ import torch
 from torch import Tensor
 
 from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset
+
+SHOWN_ERRORS = 5  # of each kind
+MISSING = "file is missing"
 
 if TYPE_CHECKING:  # the core works without pandas; only the tables below need it
     import pandas as pd
@@ -32,11 +40,23 @@ class AuditReport:
     errors: list[str]
 
     def raise_for_errors(self) -> AuditReport:
-        """The report itself, or :class:`DatasetError` naming every broken file."""
+        """The report itself, or :class:`DatasetError` with the text of `explained`."""
         if self.errors:
-            head = f"{self.dataset.name} {self.dataset.split} has {len(self.errors)} broken files; fix or remove them:"
-            raise DatasetError("\n  ".join([head, *self.errors]))
+            head = f"{self.dataset.name} {self.dataset.split} has {len(self.errors)} errors; fix or remove the files:"
+            raise DatasetError("\n  ".join([head, *self.explained()]))
         return self
+
+    def explained(self) -> list[str]:
+        """The errors for a reader: of each kind and folder the number, five examples, and the likely cause if known."""
+        lines = []
+        for folder, errors in _by_kind_and_folder(self.errors):
+            if len(errors) > SHOWN_ERRORS:
+                lines.append(f"{len(errors)} errors of one kind in {folder}, for example:")
+            lines += errors[:SHOWN_ERRORS]
+            path, _, reason = errors[0].partition(": ")
+            if reason == MISSING and (cause := _likely_cause(Path(path))):
+                lines.append(f"Likely cause: {cause}")
+        return lines
 
     def size_table(self) -> pd.DataFrame:
         """Samples of each size, with columns height, width, samples."""
@@ -89,8 +109,69 @@ def check_dataset(dataset: SegmentationDataset) -> AuditReport:
                 declared = f"0..{protocol.num_classes - 1} and {protocol.ignore_id} (ignored)"
                 errors.append(f"{dataset.label_source(index)}: label holds {found}; {protocol.name} has {declared}")
     if all(sizes):  # otherwise a class may be in a label that cannot be read
+        if not counts[:, : protocol.num_classes].any():
+            errors.append(_nothing_to_score(dataset))
         errors += dataset.class_problems(np.flatnonzero(counts.sum(axis=0)).tolist())
     return AuditReport(dataset, sizes, counts, errors)
+
+
+def require_scored(dataset: SegmentationDataset) -> None:
+    """Raises DatasetError if no pixel of the dataset carries a class; reads labels until it finds one that does."""
+    classes = slice(dataset.protocol.num_classes)
+    if not any(dataset.label_summary(index)[1][classes].any() for index in range(len(dataset))):
+        raise DatasetError(_nothing_to_score(dataset))
+
+
+def _nothing_to_score(dataset: SegmentationDataset) -> str:
+    if dataset.name == "cityscapes" and dataset.split.startswith("test"):
+        return (
+            "cityscapes test: the labels of this split are not public, and all pixels of its label files are "
+            "unlabeled. Evaluate on val. For a test score, predict the images with 13_predict and submit the files of "
+            "its label_ids folder at https://www.cityscapes-dataset.com/submit/"
+        )
+    return (
+        f"{dataset.name} {dataset.split}: all pixels of all labels are ignored, so nothing can be learned or scored; "
+        f"compare the label files with the ids of {dataset.protocol.name}"
+    )
+
+
+def _by_kind_and_folder(errors: Iterable[str]) -> list[tuple[Path, list[str]]]:
+    """The errors, each beginning with a path, as groups: one kind of error and one folder, or the folders' parent where
+    a kind occurs in more than three."""
+    kinds: dict[str, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for error in errors:
+        path, _, reason = error.partition(": ")
+        # without what differs between files: quoted text, names and paths of files, numbers, and details
+        kind = re.sub(r"'[^']*'|\S*[/\\]\S*|\S+\.\w{3,4}\b|\d+", "#", reason)
+        kinds[re.split(r"[(:;]", kind)[0]][Path(path).parent].append(error)
+    groups = []
+    for folders in kinds.values():
+        if len(folders) > 3:
+            folders = {Path(os.path.commonpath(folders)): [error for group in folders.values() for error in group]}
+        groups += folders.items()
+    return groups
+
+
+def _likely_cause(missing: Path) -> str:
+    """Why a file is missing, judged by what is in its place; empty where nothing there explains it."""
+    existing = next((parent for parent in missing.parents if parent.is_dir()), None)
+    if existing is None:
+        return ""
+    wanted = missing.relative_to(existing).parts[0]
+    names = sorted(path.name for path in existing.iterdir())
+    if alike := [name for name in names if name.lower() == wanted.lower()]:
+        return f"{existing} holds {alike[0]}, not {wanted}; lists made on Windows often differ in upper and lower case"
+    if re.fullmatch(r"[A-Za-z]:", wanted):
+        return f"the list holds absolute Windows paths ({wanted}\\...); make them relative to {existing}"
+    if windows := [name for name in names if "\\" in name]:
+        return f"{existing} holds the file {windows[0]}: its archive was made on Windows; unpack it again with `7z x`"
+    if wanted != missing.name:
+        return f"there is no folder {existing / wanted}: unpack the archive that contains it, or correct the list"
+    stem = re.sub(r"(_[A-Za-z]+)?\.\w+$", "", wanted)  # aachen_000000_000019_gtFine of ..._gtFine_labelTrainIds.png
+    if alike := [name for name in names if re.match(re.escape(stem) + r"[._]", name)]:
+        advice = "correct the list, or remove it: without one, files are found by their names"
+        return f"{', '.join(alike[:4])} in the same folder: the list asks for another kind of file; {advice}"
+    return ""
 
 
 def drive_overlap(*reports: AuditReport) -> pd.DataFrame:

@@ -107,7 +107,7 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
     percent = pd.DataFrame({name: 100 * np.asarray(values, float) for name, values in shares.items()})
     first, *others = percent
     y = np.arange(protocol.num_classes)
-    low = min(percent[percent > 0].min().min(), 100) / 2
+    low = np.nanmin([percent[percent > 0].min().min(), 100]) / 2  # the minimum is NaN where no pixel carries a class
     figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.27 * len(y)), layout="constrained")
     look = {"left": low, "height": 0.7, "color": np.array(protocol.palette) / 255, "edgecolor": MUTED}
     axis.barh(y, (percent[first] - low).clip(lower=0), **look)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ from s2fpn_lib.data import (
     open_dataset,
 )
 from s2fpn_lib.data import files as files_module
-from s2fpn_lib.data.statistics import class_pixels, class_weights_from, label_counts
+from s2fpn_lib.data.files import Cityscapes
+from s2fpn_lib.data.statistics import AuditReport, class_pixels, class_weights_from, label_counts, require_scored
+from s2fpn_lib.evaluate import evaluate
+from s2fpn_lib.model import build_model
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -104,15 +109,8 @@ def test_the_notebook_shows_the_readable_images_and_stops_at_the_broken_file(cam
     broken = spoil(camvid_tree / "camvid", "truncated label")
     monkeypatch.setattr("s2fpn_lib.workbench.parameters.checked_parameters", dict)
     parameters = {"root": str(camvid_tree), "splits": "val", "images": 2, "results": str(tmp_path / "results")}
-    variables = {}
-    notebook = json.loads((PROJECT / "notebooks" / "01_data.ipynb").read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    for cell in cells[:-1]:
-        exec("".join(cell["source"]), variables)
-        if "parameters" in cell["metadata"].get("tags", []):
-            variables.update(parameters)
     with pytest.raises(DatasetError, match=rf"{broken.name}: cannot be decoded"):
-        exec("".join(cells[-1]["source"]), variables)
+        run_data_notebook(parameters)
     assert broken.name in (tmp_path / "results" / "01_data" / "errors.txt").read_text()
 
 
@@ -121,6 +119,111 @@ def test_a_file_named_in_a_list_but_missing(camvid_tree):
     listing.write_text("val/0016E5_000003.png valannot/0016E5_000003.png\nval/gone.png valannot/gone.png\n")
     report = check_dataset(open_dataset("camvid", camvid_tree, "val", cache=False))
     assert report.errors == [f"{camvid_tree / 'camvid' / 'val' / 'gone.png'}: file is missing"]
+
+
+def test_many_errors_are_grouped_with_a_likely_cause(tmp_path, monkeypatch):
+    """Cityscapes with a list that asks for trainIds in the backslashes of Windows, while labelIds are there."""
+    monkeypatch.setattr(Cityscapes, "protocol", replace(Cityscapes.protocol, size=(8, 16)))
+    folder, lines = tmp_path / "cityscapes", []
+    for number in range(12):
+        city = f"city{number % 4}"
+        name = f"{city}_{number:06d}_000019"
+        image = folder / "leftImg8bit" / "train" / city / f"{name}_leftImg8bit.png"
+        label = folder / "gtFine" / "train" / city / f"{name}_gtFine_labelIds.png"
+        for path, mode in ((image, "RGB"), (label, "L")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (16, 8), 7 if mode == "L" else 0).save(path)
+        words = [str(path.relative_to(folder)).replace("/", "\\") for path in (image, label)]
+        lines.append(" ".join(words).replace("labelIds", "labelTrainIds"))
+    (folder / "train.txt").write_text("\n".join(lines))
+    report = check_dataset(open_dataset("cityscapes", tmp_path, cache=False))
+    assert len(report.errors) == 12
+    with pytest.raises(DatasetError) as caught:
+        report.raise_for_errors()
+    text = str(caught.value).splitlines()
+    assert text[0] == "cityscapes train has 12 errors; fix or remove the files:"
+    assert text[1] == f"  12 errors of one kind in {folder / 'gtFine' / 'train'}, for example:"
+    assert text[2:7] == [f"  {error}" for error in report.errors[:5]]
+    assert text[7].startswith("  Likely cause: city0_000000_000019_gtFine_labelIds.png in the same folder")
+    assert len(text) == 8
+    (folder / "train.txt").unlink()
+    check_dataset(open_dataset("cityscapes", tmp_path, cache=False)).raise_for_errors()
+
+
+@pytest.mark.parametrize(
+    ("present", "missing", "cause"),
+    [
+        ("val/a.jpg", "val/a.png", "a.jpg in the same folder: the list asks for another kind of file"),
+        ("val/A.png", "val/a.png", "holds A.png, not a.png; lists made on Windows"),
+        ("val\\a.png", "val/a.png", "holds the file 'val\\\\a.png': its archive was made on Windows"),
+        ("val/a.png", "gtFine/a.png", "there is no folder .*gtFine: unpack the archive"),
+        ("val/a.png", "C:/data/a.png", r"absolute Windows paths \(C:"),
+        ("val/0001TP_000030.png", "val/0001TP_000060.png", "$"),
+    ],
+)
+def test_likely_causes_of_missing_files(tmp_path, present, missing, cause):
+    (tmp_path / present).parent.mkdir(exist_ok=True)
+    (tmp_path / present).touch()
+    report = AuditReport(Labeled([[0]]), [None], np.zeros((1, 256)), [f"{tmp_path / missing}: file is missing"])
+    text = "\n".join(report.explained())
+    assert re.search(rf"missing\nLikely cause: .*{cause}" if cause != "$" else "missing$", text)
+
+
+def test_kinds_and_folders_of_errors_are_apart(tmp_path):
+    errors = [f"/d/train/{i}.png: label is {i}x2 but its image {i}.png is 3x3" for i in range(7)]
+    errors += [f"/d/val/{i}.png: cannot be decoded (cut off in '/d/val/{i}.png')" for i in range(3)]
+    errors += [f"/d/train/{i}.png: cannot be decoded (cut off in '/d/train/{i}.png')" for i in range(6)]
+    lines = AuditReport(Labeled([[0]]), [None], np.zeros((1, 256)), errors).explained()
+    assert [line for line in lines if "of one kind" in line] == [
+        "7 errors of one kind in /d/train, for example:",
+        "6 errors of one kind in /d/train, for example:",
+    ]
+    assert len(lines) == 2 + 5 + 3 + 5
+
+
+def test_a_split_without_a_scored_pixel_is_an_error_of_audit_and_evaluation():
+    dataset = Labeled([[11, 11]], [[11, 11]])
+    message = "camvid train: all pixels of all labels are ignored"
+    with pytest.raises(DatasetError, match=message):
+        check_dataset(dataset).raise_for_errors()
+    with pytest.raises(DatasetError, match=message):
+        evaluate(build_model("s2fpn_lite", num_classes=11), dataset, progress=False)
+    require_scored(Labeled([[11, 11]], [[11, 3]]))
+
+
+def test_the_labels_of_cityscapes_test_are_not_public(tmp_path, monkeypatch):
+    monkeypatch.setattr(Cityscapes, "protocol", replace(Cityscapes.protocol, size=(32, 64)))
+    for place, mode in (
+        ("leftImg8bit/test/berlin/b_leftImg8bit", "RGB"),
+        ("gtFine/test/berlin/b_gtFine_labelIds", "L"),
+    ):
+        path = tmp_path / "cityscapes" / f"{place}.png"
+        path.parent.mkdir(parents=True)
+        Image.new(mode, (64, 32)).save(path)
+    dataset = open_dataset("cityscapes", tmp_path, "test")
+    with pytest.raises(DatasetError, match=r"labels of this split are not public.*13_predict.*label_ids"):
+        evaluate(build_model("s2fpn_lite", num_classes=19), dataset, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:No cache")
+def test_the_notebook_reports_a_split_of_which_nothing_can_be_read(camvid_tree, tmp_path, monkeypatch):
+    for path in (camvid_tree / "camvid" / "valannot").iterdir():
+        path.write_text("no image")
+    monkeypatch.setattr("s2fpn_lib.workbench.parameters.checked_parameters", dict)
+    with pytest.raises(DatasetError, match=r"camvid val has 3 errors[^$]*cannot be decoded"):
+        run_data_notebook({"root": str(camvid_tree), "splits": "train val", "results": str(tmp_path)})
+    assert len((tmp_path / "01_data" / "errors.txt").read_text().splitlines()) == 3
+
+
+def run_data_notebook(parameters):
+    """Runs the cells of 01_data here."""
+    variables = {}
+    notebook = json.loads((PROJECT / "notebooks" / "01_data.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), variables)
+            if "parameters" in cell["metadata"].get("tags", []):
+                variables.update(parameters)
 
 
 def test_a_sample_listed_twice(camvid_tree):
