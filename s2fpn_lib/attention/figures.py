@@ -1,6 +1,5 @@
 """Figures of a recorded forward pass, all levels side by side, for notebooks and papers."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.runs import atomic_file
 from s2fpn_lib.viz.charts import heatmap
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
-from s2fpn_lib.viz.style import BAD, COLORS, INK, MARKERS, MUTED, styled
+from s2fpn_lib.viz.style import COLORS, INK, MARKERS, MUTED, styled, with_warning
 
 DIVERGING = "RdBu_r"  # red above 0, blue below: distinct for color-blind readers
 PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))  # (y, x) in 0..1 whose attention over the columns is drawn
@@ -64,8 +63,7 @@ def attention_figure(
     ratios = [aspect, *(STRIP_HEIGHT if row in flat else aspect for row in rows)]
     size = (WIDTH, (WIDTH - 1.5) / 4 * sum(ratios) + 0.3 * len(ratios) + 0.7)
     figure, axes = plt.subplots(len(ratios), 4, figsize=size, height_ratios=ratios, squeeze=False, layout="constrained")
-    if warning:
-        figure.suptitle(textwrap.fill(warning, 110), color=BAD, weight="bold", fontsize=9)
+    with_warning(figure, warning)
     images = {"image": as_array(image), "prediction": colorize(class_ids(capture.logits)[index], protocol)}
     if label is not None:
         images["label"] = colorize(label, protocol)

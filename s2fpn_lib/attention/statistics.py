@@ -185,6 +185,7 @@ def switched(model: S2FPN, **switches: Any) -> S2FPN:
         what = ", ".join(f"{name}={value}" for name, value in switches.items())
         raise ValueError(f"{what} needs weights this network lacks ({lacking[0]}): train a network with this switch")
     other.load_state_dict({name: state[name] for name in wanted})
+    other.metadata = getattr(model, "metadata", {})
     return other.to(next(model.parameters()).device).eval()
 
 

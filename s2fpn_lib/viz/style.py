@@ -1,6 +1,7 @@
 """The style of every figure: colors that stay distinct for color-blind readers, and unobtrusive axes."""
 
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -54,3 +55,11 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
                     plt.close(number)
 
     return wrapper
+
+
+def with_warning(figure: Figure, text: str) -> Figure:
+    """The figure with a warning above it, in bold and vermilion; unchanged for an empty text."""
+    if text:
+        width = int(11 * figure.get_figwidth())  # characters of this size that fit
+        figure.suptitle(textwrap.fill(text, width), color=BAD, weight="bold", fontsize=9)
+    return figure
