@@ -3,6 +3,7 @@
 import itertools
 import math
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from s2fpn_lib.data import SegmentationDataset, evenly_spaced, get_protocol
+from s2fpn_lib.data import SegmentationDataset, Subset, evenly_spaced, get_protocol, open_dataset, register
+from s2fpn_lib.data.protocols import _own
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.evaluate import Evaluation, evaluate
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix
 from s2fpn_lib.model import build_model
@@ -322,3 +325,44 @@ def test_majority_baselines_in_closed_form(dataset):
     assert rows[1]["pixel_accuracy"] == pytest.approx((per_position.amax(0).sum() / scored.sum()).item())
     assert rows[1]["pixel_accuracy"] > rows[0]["pixel_accuracy"]
     assert all(not math.isnan(row["miou"]) for row in rows)
+
+
+def trained(model: nn.Module, **metadata) -> nn.Module:
+    model.metadata = {"dataset": "roadscenes", "protocol": "roadscenes", **metadata}
+    return model
+
+
+@pytest.mark.parametrize(("split", "seen"), [("train", 0), ("trainval", 6), ("trainval:drive=town", 2)])
+def test_images_that_were_trained_on_are_counted_beside_the_score(split, seen, capsys, monkeypatch):
+    monkeypatch.setattr("s2fpn_lib.evaluate.is_interactive", lambda: False)
+    scenes = Subset([(open_dataset("roadscenes", split="val"), i) for i in range(0, 12, 2)], "val", RoadScenes("val"))
+    assert [scenes.drives.count("town"), len(scenes)] == [2, 6]
+    result = evaluate(trained(ByBrightness(), train_split=split), scenes)
+    assert result.row()["images_seen"] == seen
+    sentence = {0: "", 2: "2 of 6 images were trained on", 6: "All 6 images were trained on"}[seen]
+    assert result.caveat.startswith(sentence)
+    assert bool(result.caveat) == bool(seen)
+    assert result.caveat in capsys.readouterr().out
+
+
+def test_the_weights_of_a_fine_tuned_network_have_seen_the_earlier_images():
+    metadata = {"train_split": "train", "pretraining": "imagenet, then roadscenes trainval"}
+    scenes = open_dataset("roadscenes", split="val")
+    assert evaluate(trained(ByBrightness(), **metadata), scenes, limit=2, progress=False).row()["images_seen"] == 2
+
+
+def test_classes_with_other_names_are_refused(dataset):
+    names = ("a", *dataset.protocol.classes[1:])
+    register(replace(dataset.protocol, name="mine-240x320-0000", dataset="mine", classes=names))
+    with pytest.raises(ValueError, match="evaluate it on data with its own classes"):
+        evaluate(trained(ByBrightness(), protocol="mine-240x320-0000"), dataset)
+
+
+def test_an_own_protocol_is_stored_with_the_evaluation(dataset, tmp_path):
+    names = tuple(f"class {i}" for i in range(11))
+    dataset.protocol = register(replace(dataset.protocol, name="own-240x320-1111", dataset="own", classes=names))
+    evaluate(ByBrightness(), dataset, progress=False).save(tmp_path / "evaluation.json")
+    _own.clear()  # another process
+    loaded = Evaluation.load(tmp_path / "evaluation.json")
+    assert loaded.classes == names
+    assert list(loaded.per_class().index) == list(names)
