@@ -10,15 +10,20 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
+
+SMALLEST = 65  # pixels per side that a file with variable size takes
 
 
 def main(model, source, target):
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    picture = Image.open(source).convert("RGB")
-    step = metadata["size_multiple"]  # height and width must be multiples of it, at least three times as large
-    picture = picture.resize([max(3, round(side / step)) * step for side in picture.size])
+    picture = ImageOps.exif_transpose(Image.open(source))  # upright
+    if picture.mode.startswith("I"):  # 16-bit grayscale
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    picture = picture.convert("RGB")
+    step = metadata.get("size_multiple", 1)  # files of earlier versions require multiples of it
+    picture = picture.resize([max(-(-SMALLEST // step), round(side / step)) * step for side in picture.size])
     x = (np.asarray(picture, np.float32) - metadata["mean"]) / metadata["std"]  # (H, W, 3), RGB
     x = x.transpose(2, 0, 1)[None].astype(np.float32)  # (H, W, 3) -> (1, 3, H, W)
     (logits,) = session.run(None, {"image": x})

@@ -11,48 +11,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.efficientnet_lite import SameConv2d
 from s2fpn_lib.model.modes import evaluation_mode
 
 OPSET = 18
-LITE_MULTIPLE = 32
 PARITY = 1e-3  # of float32 logits, relative to the largest
 
 
 def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor, *, dynamic: bool = True) -> None:
     """Write an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits` (B, K, H, W).
 
-    The metadata of the file hold, as JSON, what examples/run_onnx.py needs besides the network: the mean and std that
-    `preprocess` uses (R, G, B on the 0..255 scale), and `size_multiple`, of which height and width must be multiples.
+    The metadata of the file hold, as JSON, the mean and std that `preprocess` uses (R, G, B on the 0..255 scale).
 
     Args:
         network: `simplify.simplify(model)`, or a model itself.
-        dynamic: leave batch, height, and width variable (see `dynamic_shapes`); otherwise they are the example's.
+        dynamic: leave batch, height, and width variable, the sizes from 65 pixels; otherwise they are the example's.
 
     Raises:
         ImportError: the extra [onnx] is not installed.
     """
     require_onnx()
+    traced, shapes = variable_input(example) if dynamic else (example.contiguous(), None)
     with evaluation_mode(network):
         program = torch.onnx.export(
             network,
-            (example.contiguous(),),
+            (traced,),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
             output_names=["logits"],
-            dynamic_shapes=dynamic_shapes(network, example) if dynamic else None,
+            dynamic_shapes=shapes,
             verbose=False,
         )
+    _pad_in_convolutions(program.model)
     program.model.metadata_props.update(
         mean=json.dumps(network.mean.flatten().tolist()),
         std=json.dumps(network.std.flatten().tolist()),
-        size_multiple=json.dumps(LITE_MULTIPLE if _has_same_padding(network) else 1),
     )
     if isinstance(target, io.BytesIO):
         target.write(program.model_proto.SerializeToString())
     else:
         program.save(target)
+
+
+def _pad_in_convolutions(model: Any) -> None:
+    """Replace each Pad with computed amounts, which is one of `SameConv2d`, by the auto_pad of its convolution.
+
+    SAME_UPPER defines the same amounts, and a runtime then copies no map to pad it.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in model.graph:
+        pad = node.inputs[0].producer() if node.op_type == "Conv" else None
+        if pad is not None and pad.op_type == "Pad" and pad.inputs[1].const_value is None:
+            node.replace_input_with(0, pad.inputs[0])
+            node.attributes.pop("pads", None)
+            node.attributes["auto_pad"] = onnx_ir.AttrString("auto_pad", "SAME_UPPER")
+    RemoveUnusedNodesPass()(model)
 
 
 def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
@@ -79,33 +94,24 @@ def logit_difference(model: nn.Module, logits: Tensor, x: Tensor, *, source: str
 
 
 def export_program(network: nn.Module, path: str | Path, example: Tensor) -> None:
-    """Write a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library."""
-    # channels_last weights would tie the program to relations between the example's height and width
+    """Write a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library.
+
+    It takes any batch, and heights and widths from 65 pixels; of the example only type and device matter.
+    """
+    # channels_last weights would tie the program to relations between height and width
     plain = copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)
-    shapes = dynamic_shapes(network, example)
-    torch.export.save(torch.export.export(plain, (example.contiguous(),), dynamic_shapes=shapes), path)
+    traced, shapes = variable_input(example)
+    torch.export.save(torch.export.export(plain, (traced,), dynamic_shapes=shapes), path)
 
 
-def dynamic_shapes(network: nn.Module, example: Tensor) -> tuple[dict[int, Any]]:
-    """The variable dimensions of the exported input: batch from 1, height and width above 64 pixels.
+def variable_input(example: Tensor) -> tuple[Tensor, tuple[dict[int, Any]]]:
+    """An input to trace with batch, height, and width variable, and the variable dimensions, for torch.export.
 
-    s2fpn_lite pads as TensorFlow does, by an amount that depends on whether a size is even at each stride; its exported
-    sizes are multiples of 32. Raises ValueError if its example has another size.
+    It has the example's type and device but not its shape: torch.export takes a batch of 1 for a constant, and so does
+    it with the small maps of an image of at most 64 pixels.
     """
     dynamic = torch.export.Dim.DYNAMIC
-    if not _has_same_padding(network):
-        return ({0: dynamic, 2: dynamic, 3: dynamic},)
-    if any(size % LITE_MULTIPLE for size in example.shape[-2:]):
-        raise ValueError(
-            f"s2fpn_lite exports with variable sizes that are multiples of {LITE_MULTIPLE}, and the example is "
-            f"{tuple(example.shape[-2:])}: give an example of such a size, or dynamic=False to export_onnx for this one"
-        )
-    height, width = torch.export.Dim("height", min=3, max=128), torch.export.Dim("width", min=3, max=128)
-    return ({0: dynamic, 2: LITE_MULTIPLE * height, 3: LITE_MULTIPLE * width},)
-
-
-def _has_same_padding(network: nn.Module) -> bool:
-    return any(isinstance(module, SameConv2d) for module in network.modules())
+    return example.new_zeros(2, 3, 128, 96), ({0: dynamic, 2: dynamic, 3: dynamic},)
 
 
 def onnx_session(model: bytes | str | Path) -> Any:

@@ -38,8 +38,10 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
         if stride > 1:
-            pads = [kernel - stride + -size % stride for size in x.shape[-2:]]
-            if any(pad != 2 * padding for pad in pads):  # not the same on both sides
+            # from the output's size, so that symbolic sizes stay short: (size + 1) // 2 at stride 2
+            pads = [((size + stride - 1) // stride - 1) * stride + kernel - size for size in x.shape[-2:]]
+            # A variable size of an export is symbolic: a comparison would fix its parity
+            if any(isinstance(pad, torch.SymInt) or pad != 2 * padding for pad in pads):
                 top, left = pads[0] // 2, pads[1] // 2
                 x, padding = F.pad(x, (left, pads[1] - left, top, pads[0] - top)), 0
         if self.groups > 1 and self.bias is None:  # simplify() folds a batch norm into a bias

