@@ -1,12 +1,14 @@
 """Model weights (safetensors, with the JSON that rebuilds the model) and training states to resume from.
 
-Weights:  save_weights(model, path, metadata)  ->  load_model(path or released name)
+Weights:  save_weights(model, path, metadata)  ->  load_model(path or released name), or initialize(model, ...)
 States:   save_state(path, state)              ->  load_state(path), which falls back to the previous state
 """
 
 import json
+import re
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from s2fpn_lib.data import Protocol
-from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, build_model, load_published
+from s2fpn_lib.data import Protocol, SegmentationDataset, open_dataset, register
+from s2fpn_lib.data.open import SPLITS
+from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
+from s2fpn_lib.model.published import published_classes, published_tensors
 from s2fpn_lib.runs import atomic_file, read_json, write_atomic
 from s2fpn_lib.validate import did_you_mean
 
@@ -24,6 +28,8 @@ RELEASED = Path(__file__).resolve().parent / "weights"
 # One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
 METADATA_KEY = "s2fpn"
 TORCH_SUFFIXES = (".pt", ".pth")
+# The normalization of the author's checkpoints by the number of their classes, which tells CamVid from Cityscapes
+PUBLISHED_NORMALIZATIONS = {11: "camvid-mean", 19: "cityscapes-mean"}
 
 
 class CheckpointError(RuntimeError):
@@ -72,6 +78,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", **config: Any) -> nn.Module:
     """The model of a checkpoint, with its weights, in evaluation mode.
 
+    Its attribute `metadata` holds what the checkpoint records besides the weights, see `read_metadata`; {} for the
+    author's layout. The protocol of the user's own dataset becomes known to `get_protocol`.
+
     Args:
         path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint); the name of a
             released weight, e.g. "s2fpn_lite-camvid"; or a .pth or .pt file in the author's layout.
@@ -86,8 +95,12 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
     if path.suffix not in TORCH_SUFFIXES:
         if config:
             raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
-        model = build_model(**read_metadata(path)["config"])
+        metadata = read_metadata(path)
+        if definition := metadata.get("protocol_definition"):
+            register(Protocol.from_dict(definition))
+        model = build_model(**metadata["config"])
         load_weights(model, path)
+        model.metadata = metadata
         return model.to(device).eval()
     if not {"name", "num_classes"} <= config.keys():
         raise CheckpointError(
@@ -97,6 +110,7 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
         )
     model = build_model(**config)
     load_published(model, path)
+    model.metadata = {}
     return model.to(device).eval()
 
 
@@ -124,11 +138,113 @@ def published_arguments(path_or_name: str | Path, model: str, revision: str, pro
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Loads a safetensors file into `model`. Raises CheckpointError if it is damaged or a tensor does not fit."""
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
+        model.load_state_dict(_tensors(path))
+    except CheckpointError:
+        raise
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the model: {error}") from error
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
+
+
+def recorded_network(path_or_name: str | Path) -> dict[str, Any]:
+    """The arguments of `build_model` that a checkpoint records; for the author's layout {"normalization": ...} alone,
+    the one that belongs to the number of its classes, where that is known.
+
+    Raises CheckpointError if there is no such file or name, or the file is damaged.
+    """
+    path = find_weights(path_or_name)
+    if path.suffix not in TORCH_SUFFIXES:
+        return read_metadata(path)["config"]
+    usual = PUBLISHED_NORMALIZATIONS.get(_of_published(path, published_classes, path))
+    return {"normalization": usual} if usual else {}
+
+
+def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
+    """Loads the weights that a training starts from, also those of a network with another number of classes.
+
+    The output layers of the head and of the auxiliary heads keep their initialization where the number of classes
+    differs, and so do the parts that a network with other switches lacks.
+
+    Args:
+        model: the new network.
+        path_or_name: as in `load_model`, the author's layout included.
+
+    Returns:
+        The names of the parameters and buffers that keep their initialization.
+
+    Raises CheckpointError if there is no such file, it is damaged, or another tensor does not fit; the message names
+    the file, and the model is unchanged.
+    """
+    path, own = find_weights(path_or_name), model.state_dict()
+    published = path.suffix in TORCH_SUFFIXES
+    loaded = _of_published(path, published_tensors, model, path) if published else _tensors(path)
+    kept, wrong = own.keys() - loaded.keys(), []
+    for name in sorted(own.keys() & loaded.keys()):
+        found, needed = loaded[name].shape, own[name].shape
+        if found != needed and name.startswith(("head.", "auxiliary.")) and found[1:] == needed[1:]:
+            kept.add(name)
+        elif found != needed:
+            wrong.append(f"{name} is {tuple(found)} instead of {tuple(needed)}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        network = f"{model.config['name']} {model.config['revision']}"
+        raise CheckpointError(f"{path} does not fit {network} ({', '.join(wrong[:3])}{more}): give its own model")
+    model.load_state_dict({name: value if name in kept else loaded[name] for name, value in own.items()})
+    return sorted(kept)
+
+
+def _of_published(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments), which reads a file in the author's layout; its errors as CheckpointErrors that name it."""
+    try:
+        return function(*arguments)
+    except (KeyError, RuntimeError) as error:
+        message = str(error.args[0])
+        where = "" if str(path) in message else f"{path}: "
+        hint = ". Give its model and revision" if isinstance(error, KeyError) else ""
+        raise CheckpointError(f"{where}{message}{hint}") from error
+
+
+def training_history(metadata: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What weights were trained on, oldest first: one {"dataset": ..., "split": ...} for each training.
+
+    Args:
+        metadata: of `read_metadata`; {} where nothing is recorded. Older files describe earlier trainings in words.
+    """
+    if "training" in metadata:
+        return [dict(each) for each in metadata["training"]]
+    found = re.findall(r"(?:, then|trained on) (\S+) ([^\s,;]+)", metadata.get("pretraining", ""))
+    found.append((metadata.get("dataset"), metadata.get("train_split")))
+    return [{"dataset": name, "split": split} for name, split in found if split not in (None, "None")]
+
+
+def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> int:
+    """Number of a dataset's images that are in a split that the weights were trained on, compared by their names.
+
+    Where such a split cannot be opened, all images count if its name and the dataset's share a part (train, val, test).
+
+    Args:
+        metadata: of `read_metadata`, or a model's attribute `metadata`.
+    """
+    own = getattr(dataset, "name", None)
+    splits = {each["split"] for each in training_history(metadata) if each["dataset"] == own}
+    source = dataset
+    while getattr(source, "items", None):
+        source = source.items[0][0]
+    seen: set[str] = set()
+    for split in splits:
+        try:
+            where = getattr(source, "path", own), getattr(source, "root", None)
+            seen.update(open_dataset(*where, split, cache=False).names)
+        except (OSError, ValueError):
+            parts = [set(SPLITS.get(each.partition(":")[0], ())) for each in (split, dataset.split)]
+            seen.update(dataset.names if parts[0] & parts[1] else ())
+    return sum(name in seen for name in dataset.names) if seen else 0
 
 
 def released_names() -> list[str]:
@@ -147,6 +263,10 @@ def find_weights(path_or_name: str | Path) -> Path:
     if path.is_dir():
         result = path / "result.json"
         if result.exists() and (chosen := read_json(result).get("checkpoint")):
+            if not (path / chosen).exists() and (path / "last.safetensors").exists():
+                reason = f"{path / chosen} is missing, as where a run of an earlier version stopped before a validation"
+                warnings.warn(f"{reason}; the last weights of the run are used instead", stacklevel=3)
+                chosen = "last.safetensors"
             return path / chosen
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).exists():

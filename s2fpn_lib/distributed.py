@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
@@ -28,14 +27,17 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
     local_rank: number of the calling process on its node; each process gets the GPU of that number.
 
-    Raises ValueError for a device that torch does not see, or that several processes cannot share.
+    Raises ValueError for a device of another kind, that torch does not see, or that several processes cannot share.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f'device is {name!r}; use "auto", "cpu", "cuda" or "cuda:1"') from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        # losses are summed in float64, which mps lacks, and nothing here has been tested on other devices
+        raise ValueError(f'device is {name!r}, which is not supported; use "auto", "cpu", "cuda" or "cuda:1"')
     if local_rank and device.type == "cuda":
         if device.index is not None:
             raise ValueError(f'device is {name!r}, one GPU for several processes; use "cuda", which gives each its own')

@@ -4,7 +4,6 @@ A run directory holds config.json, environment.json, metrics.jsonl, last.pt (and
 last.safetensors, and, once the run is finished, result.json.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +12,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,18 @@ from typing import Any
 import torch
 import torchvision
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
 PROJECT = Path(__file__).resolve().parent.parent
+LOCKED_BYTE = 2**30  # msvcrt locks bytes, and nobody else may read them: one behind the end of every file here
 
 
 class ConfigChanged(ValueError):
-    """The run directory belongs to a run with another configuration; the message names the fields."""
+    """The run directory belongs to a run with another configuration or on other data; the message names both."""
 
 
 class RunLocked(RuntimeError):
@@ -69,6 +75,8 @@ def atomic_file(path: str | Path) -> Iterator[io.BufferedWriter]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if fcntl is None:  # Windows opens no folders
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # makes the rename durable
@@ -102,13 +110,33 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("a+b") as file, _locked(file, wait=True):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _locked(file: io.IOBase, *, wait: bool) -> Iterator[None]:
+    """Locks an open file against other processes; raises OSError where one holds it, with `wait` after waiting.
+
+    The operating system removes the lock when this process dies. With fcntl it lasts until the file is closed: with
+    `wait` a lock of the open file (threads exclude each other, too), else one of the process, which no fork inherits.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX) if wait else fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        return
+    os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
+    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    try:
+        yield
+    finally:
+        file.flush()
+        os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -155,9 +183,9 @@ class RunDirectory:
         path = (self.path / "lock").resolve()
         if path in _held_here:  # a POSIX lock does not exclude its own process, and would be lost by opening the file
             raise RunLocked(f"{self.path} is already in use by this process")
-        with path.open("a+") as file:
+        with path.open("a+") as file, ExitStack() as held:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(_locked(file, wait=False))
             except OSError as error:
                 file.seek(0)
                 raise RunLocked(
@@ -175,22 +203,41 @@ class RunDirectory:
             finally:
                 _held_here.discard(path)
 
-    def claim(self, recipe: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Writes config.json, or checks that the one that exists holds the same recipe.
+    def claim(
+        self, recipe: Mapping[str, Any], defaults: Mapping[str, Any], data: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes config.json, or checks that the one that exists holds the same recipe and data.
 
-        Fields that an older version did not store count as their defaults. Raises `ConfigChanged` if a field differs.
+        Fields that an older version did not store count as their defaults. A run without data, also of an older
+        version, gets them.
+
+        Args:
+            data: {"train": digest, "val": digest} of the splits, see `SegmentationDataset.digest`.
+
+        Raises `ConfigChanged` if a field or a digest differs.
         """
+        now = {**recipe, "data": dict(data)} if data else dict(recipe)
         if not self.config.exists():
-            write_json(self.config, recipe)
+            write_json(self.config, now)
             return
-        stored = {**defaults, **read_json(self.config)}
-        changed = [name for name in {**recipe, **stored} if stored.get(name) != recipe.get(name)]
+        written = read_json(self.config)
+        stored = {**defaults, **written}
+        changed = [name for name in {**recipe, **stored} if name != "data" and stored.get(name) != recipe.get(name)]
         if changed:
             differences = ", ".join(f"{name} {stored.get(name)!r} -> {recipe.get(name)!r}" for name in changed)
             raise ConfigChanged(
                 f"{self.path} holds a run with another configuration ({differences}): "
                 "choose another run_dir, or delete that one"
             )
+        if data and written.get("data", now["data"]) != now["data"]:
+            differences = ", ".join(f"{split} {old} -> {data.get(split)}" for split, old in written["data"].items())
+            raise ConfigChanged(
+                f"{self.path} holds a run on other data (digests: {differences}): files were changed, or the folder of "
+                "the dataset is another one. Choose another run_dir, delete that one, or restore the files"
+            )
+        if data and "data" not in written:
+            print(f"{self.path} does not record its data (an earlier version): taken as trained on the present files")
+            write_json(self.config, {**written, "data": now["data"]})
 
     def record_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes environment.json and moves the records of earlier starts into its list `earlier_starts`."""

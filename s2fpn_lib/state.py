@@ -1,5 +1,6 @@
 """The state of a training run: built from a configuration, saved, and restored."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,15 @@ class TrainingState:
             **config.only("seed", "workers"),
         )
         self.total_steps = config.epochs * len(self.loader)
-        self.provenance = provenance(config, self.protocol.name)
         state = checkpoint.load_state(run.state)
 
         self.model = build_network(config, self.protocol.num_classes, device, pretrained=state is None)
+        if state is None:
+            self.origin = origin(config, train_set.name, load_initial(self.model, config))
+        else:
+            self.origin = state.get("origin") or origin_of_earlier_version(config, train_set.name, run)
+        self.data = data_digests(train_set, val_set)
+        self.provenance = {**provenance(config, train_set), **self.origin}
         if world_size() > 1:
             self.model = synchronize_batch_norm(self.model)
         self.network = torch.compile(self.model) if config.compile else self.model
@@ -94,9 +100,9 @@ class TrainingState:
         if state:
             self.load_state_dict(state)
         require_equal(
-            "recipe and step",
-            (self.provenance["recipe"], self.step),
-            f"start every node with the same parameters, and with {run.path} on a disk that all nodes share",
+            "recipe, data, and step",
+            (self.provenance["recipe"], self.data, self.step),
+            f"start every node with the same parameters and data, and with {run.path} on a disk that all nodes share",
         )
 
     @property
@@ -151,6 +157,7 @@ class TrainingState:
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
+            "origin": self.origin,
             "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds],
         }
 
@@ -166,7 +173,8 @@ class TrainingState:
         """Writes the averaged weights with their provenance in the first process."""
         if rank() == 0:
             position = {"val_miou": val_miou, "epoch": self.epoch, "step": self.step}
-            checkpoint.save_weights(self.averaged, path, {**self.provenance, **position})
+            definition = {"protocol_definition": self.protocol.to_dict()}
+            checkpoint.save_weights(self.averaged, path, {**self.provenance, **position, **definition})
 
 
 def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -180,7 +188,8 @@ def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationD
     check_dataset(train_set).raise_for_errors()
     if not config.val_split:
         return train_set, None
-    val_set = open_dataset(train_set.name, config.data_root or None, config.val_split)  # "auto" is resolved by now
+    name = train_set.name if config.dataset == "auto" else config.dataset
+    val_set = open_dataset(name, config.data_root or None, config.val_split)
     check_dataset(val_set).raise_for_errors()
     seen = set(train_set.names) & set(val_set.names)
     if seen and config.checkpoint_rule == "best-val":
@@ -192,10 +201,16 @@ def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationD
     return train_set, val_set
 
 
+def data_digests(train_set: SegmentationDataset, val_set: SegmentationDataset | None) -> dict[str, str]:
+    """{"train": digest, "val": digest} of a run's splits; without "val" where there is none."""
+    splits = {"train": train_set, "val": val_set}
+    return {name: dataset.digest() for name, dataset in splits.items() if dataset}
+
+
 def build_network(config: TrainConfig, num_classes: int, device: torch.device, *, pretrained: bool) -> S2FPN:
-    """The network on `device`. pretrained: with the weights of `encoder_weights` or `init_from`."""
+    """The initialized network on `device`. pretrained: with the weights of `encoder_weights`."""
     torch.manual_seed(config.seed)
-    model = build_model(
+    return build_model(
         config.model,
         num_classes=num_classes,
         encoder_weights=config.encoder_weights or None if pretrained else None,
@@ -203,9 +218,17 @@ def build_network(config: TrainConfig, num_classes: int, device: torch.device, *
         revision=config.revision,
         **config.switches,
     ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    if config.init_from and pretrained:
-        checkpoint.load_weights(model, checkpoint.find_weights(config.init_from))
-    return model
+
+
+def load_initial(model: S2FPN, config: TrainConfig) -> list[str]:
+    """Loads the weights of `init_from`, if there are any; the first process prints what they lack.
+
+    Returns the names of the parameters that stay as initialized, see `checkpoint.initialize`.
+    """
+    fresh = checkpoint.initialize(model, config.init_from) if config.init_from else []
+    if fresh and rank() == 0:
+        print(f"{config.init_from}: all weights are kept but these, which are initialized anew: {', '.join(fresh)}")
+    return fresh
 
 
 def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) -> S2FPN | None:
@@ -226,34 +249,80 @@ def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) ->
     return teacher
 
 
-def provenance(config: TrainConfig, protocol: str) -> dict[str, Any]:
-    """Where the weights of a run come from: data, pretraining, seed, recipe, and code version."""
+def provenance(config: TrainConfig, train_set: SegmentationDataset) -> dict[str, Any]:
+    """Where the weights of a run come from, besides their `origin`: data, seed, recipe, and code version."""
     return {
-        "protocol": protocol,
-        **config.only("dataset", "train_split", "val_split", "seed"),
-        "pretraining": pretraining(config),
+        "protocol": train_set.protocol.name,
+        "dataset": train_set.name,
+        **config.only("train_split", "val_split", "seed"),
+        "data": train_set.digest(),
         "recipe": runs.config_hash(config.recipe()),
         "git_sha": runs.code_version()["git_sha"],
     }
 
 
-def pretraining(config: TrainConfig) -> str:
+def origin(config: TrainConfig, dataset: str, fresh: Sequence[str] = ()) -> dict[str, Any]:
+    """What the weights of a run are trained on: `pretraining`, and `training` as in `checkpoint.training_history`.
+
+    Args:
+        dataset: name of the training split's dataset.
+        fresh: as in `pretraining`.
+    """
+    sources = filter(None, (config.init_from, config.distill_from))
+    earlier = [each for source in sources for each in checkpoint.training_history(_recorded(source)[0])]
+    run = {"dataset": dataset, "split": config.train_split}
+    return {"pretraining": pretraining(config, fresh), "training": [*earlier, run]}
+
+
+def pretraining(config: TrainConfig, fresh: Sequence[str] = ()) -> str:
     """What the weights were trained on before the run, in words: "none", "imagenet", or the data of `init_from`, and
-    the data of the teacher's training."""
+    the data of the teacher's training. fresh: names of the parameters that `init_from` leaves as initialized."""
     known = config.encoder_weights or "none"
     if config.init_from:
-        earlier = checkpoint.read_metadata(checkpoint.find_weights(config.init_from))
-        known = f"{earlier.get('pretraining', 'unstated')}, then {earlier.get('dataset')} {earlier.get('train_split')}"
+        earlier, data = _recorded(config.init_from)
+        known = f"{earlier.get('pretraining', 'unstated')}, then {data}"
+        known += f"; initialized anew: {', '.join(fresh)}" if fresh else ""
     if config.distill_from:
-        teacher = checkpoint.read_metadata(checkpoint.find_weights(config.distill_from))
-        known += f"; taught by a network trained on {teacher.get('dataset')} {teacher.get('train_split')}"
+        known += f"; taught by a network trained on {_recorded(config.distill_from)[1]}"
     return known
 
 
-def default_run_dir(config: TrainConfig, results: str | Path | None = None) -> Path:
-    """<results>/train/<dataset>-<model>-<revision>-<hash>: equal recipes have equal folders."""
-    name = f"{config.dataset}-{config.model}-{config.revision}-{runs.config_hash(config.recipe())}"
-    return Path(results or runs.results_root()) / "train" / name
+def _recorded(source: str) -> tuple[dict[str, Any], str]:
+    """The metadata of a checkpoint, {} in the author's layout, and its training data in words."""
+    path = checkpoint.find_weights(source)
+    if path.suffix in checkpoint.TORCH_SUFFIXES:
+        return {}, f"{path.name} (training data not recorded)"
+    metadata = checkpoint.read_metadata(path)
+    return metadata, f"{metadata.get('dataset')} {metadata.get('train_split')}"
+
+
+def origin_of_earlier_version(config: TrainConfig, dataset: str, run: RunDirectory) -> dict[str, Any]:
+    """`origin` of a run whose state does not hold it: from `init_from`, or, if that is gone, from the best weights."""
+    try:
+        return origin(config, dataset)
+    except checkpoint.CheckpointError:
+        known = checkpoint.read_metadata(run.best) if run.best.exists() else {}
+        now = {"dataset": dataset, "train_split": config.train_split, **known}
+        return {"pretraining": known.get("pretraining", "unstated"), "training": checkpoint.training_history(now)}
+
+
+def default_run_dir(config: TrainConfig, dataset: str, data: dict[str, str], results: str | Path | None = None) -> Path:
+    """<results>/train/<dataset>-<model>-<revision>-<hash>: equal recipes on equal data have equal folders.
+
+    A folder of an earlier version, whose hash is that of the recipe alone, is still used for the data that it was
+    first continued on.
+
+    Args:
+        dataset: its name, which for the user's own is not `config.dataset`.
+        data: the digests of `data_digests`.
+    """
+    recipe = config.recipe()
+    folder = Path(results or runs.results_root()) / "train"
+    for identity in (recipe, {**recipe, "data": data}):
+        run = RunDirectory(folder / f"{dataset}-{config.model}-{config.revision}-{runs.config_hash(identity)}")
+        if run.config.exists() and runs.read_json(run.config).get("data", data) == data:
+            break
+    return run.path
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

@@ -101,7 +101,9 @@ def test_a_run_records_what_it_did(finished):
     run = RunDirectory(finished.run_dir)
     names = {"best.safetensors", "config.json", "environment.json", "last.pt", "last.safetensors", "lock"}
     assert {path.name for path in run.path.iterdir()} == names | {"metrics.jsonl", "previous.pt", "result.json"}
-    assert json.loads(run.config.read_text()) == finished.config.recipe()
+    data = json.loads(run.config.read_text()).pop("data")
+    assert data == {"train": Scenes("train").digest(), "val": Scenes("val").digest()} == finished.summary["data"]
+    assert TrainConfig.from_dict(json.loads(run.config.read_text())).recipe() == finished.config.recipe()
     assert [row["epoch"] for row in finished.history] == [1, 2, 3]
     assert [row["step"] for row in finished.history] == [5, 10, 15]
     for row in finished.history:
@@ -178,7 +180,7 @@ def test_a_run_interrupted_between_states_ends_with_the_same_bytes(finished, tmp
     with interrupt_after(step), pytest.raises(Interrupt):
         train(config, run_dir=tmp_path)
     torch.rand(7)  # what else the process draws does not matter
-    train(config, run_dir=tmp_path, on_epoch=lambda row: torch.rand(3))
+    train(config, run_dir=tmp_path, on_epoch=lambda row, model: torch.rand(3))
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
 
@@ -228,10 +230,21 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
         train(tiny(), run_dir=tmp_path)
 
 
-def test_the_default_directory_is_named_by_the_recipe():
-    assert default_run_dir(tiny()) == default_run_dir(tiny(workers=3))
-    assert default_run_dir(tiny()) != default_run_dir(tiny(seed=1))
-    assert default_run_dir(tiny()).name.startswith("roadscenes-s2fpn_lite-v1-")
+def test_the_default_directory_is_named_by_the_recipe_and_the_data(tmp_path):
+    data = {"train": "0" * 12, "val": "1" * 12}
+    other = {**data, "train": "2" * 12}
+    folder = default_run_dir(tiny(), "roadscenes", data, tmp_path)
+    assert folder == default_run_dir(tiny(workers=3, data_root="/elsewhere"), "roadscenes", data, tmp_path)
+    assert folder != default_run_dir(tiny(seed=1), "roadscenes", data, tmp_path)
+    assert folder != default_run_dir(tiny(), "roadscenes", other, tmp_path)
+    assert folder.name.startswith("roadscenes-s2fpn_lite-v1-")
+    recipe = tiny().recipe()
+    earlier = RunDirectory(tmp_path / "train" / f"roadscenes-s2fpn_lite-v1-{runs.config_hash(recipe)}")
+    earlier.claim(recipe, {})  # a version that did not record the data
+    assert default_run_dir(tiny(), "roadscenes", data, tmp_path) == earlier.path
+    earlier.claim(recipe, {}, data)
+    assert default_run_dir(tiny(), "roadscenes", data, tmp_path) == earlier.path
+    assert default_run_dir(tiny(), "roadscenes", other, tmp_path) != earlier.path
 
 
 def test_a_nan_loss_stops_with_step_and_samples_named_and_keeps_the_last_good_state(tmp_path):

@@ -59,17 +59,30 @@ def published_name(name: str, revision: str) -> str:
 def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FPN:
     """Load a checkpoint in the author's layout into `model` and return it (in the mode it was in).
 
-    source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
-    bare state dict. Keys may have the prefix `module.`. Entries that the published code stores without using them are
-    ignored. Raises KeyError with the missing and unknown keys, ValueError for a shape that does not fit, RuntimeError
-    for a file that cannot be read; the model is then unchanged.
+    source: as in `published_tensors`. Raises KeyError with the missing and unknown keys, ValueError for a shape that
+    does not fit, RuntimeError for a file that cannot be read; the model is then unchanged.
 
     The published weights expect the published input: build the model with `normalization="camvid-mean"` or
     "cityscapes-mean" if images go through `model.preprocess`.
     """
-    state = _state_dict(source)
-    revision = model.config["revision"]
-    own = model.state_dict()
+    loaded, own = published_tensors(model, source), model.state_dict()
+    for name, tensor in loaded.items():
+        if tensor.shape != own[name].shape:
+            key, needed = published_name(name, model.config["revision"]), tuple(own[name].shape)
+            classes = f": it was trained for {tensor.shape[0]} classes" if name.startswith(("head", "aux")) else ""
+            raise ValueError(f"{key} has shape {tuple(tensor.shape)}, the model needs {needed}{classes}")
+    model.load_state_dict(loaded)
+    return model
+
+
+def published_tensors(model: S2FPN, source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in the author's layout, by the names of `model.state_dict()`, whatever their shape.
+
+    source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
+    bare state dict. Keys may have the prefix `module.`. Entries that the published code stores without using them are
+    left out. Raises KeyError with the missing and unknown keys, and RuntimeError for a file that cannot be read.
+    """
+    state, own, revision = _state_dict(source), model.state_dict(), model.config["revision"]
     wanted = {published_name(name, revision): name for name in own}
     missing = sorted(key for key in wanted if key not in state and not key.endswith("num_batches_tracked"))
     unknown = sorted(key for key in state if key not in wanted and not _is_unused(key, wanted))
@@ -79,16 +92,13 @@ def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FP
             f"{len(missing)} missing ({shorten(', '.join(missing), 500)}), "
             f"{len(unknown)} unknown ({shorten(', '.join(unknown), 500)})"
         )
-    loaded = {}
-    for key, name in wanted.items():
-        tensor = state.get(key, own[name])
-        if tensor.shape != own[name].shape:
-            classes = f": it was trained for {tensor.shape[0]} classes" if name.startswith(("head", "aux")) else ""
-            needed = tuple(own[name].shape)
-            raise ValueError(f"{key} has shape {tuple(tensor.shape)}, the model needs {needed}{classes}")
-        loaded[name] = tensor
-    model.load_state_dict(loaded)
-    return model
+    return {name: state.get(key, own[name]) for key, name in wanted.items()}
+
+
+def published_classes(source: str | Path | Mapping[str, Any]) -> int | None:
+    """Number of classes of a checkpoint in the author's layout; None where it has no head of either revision."""
+    state = _state_dict(source)
+    return next((len(state[f"{head}weight"]) for head in _HEAD.values() if f"{head}weight" in state), None)
 
 
 def read_tensors(path: str | Path) -> Mapping[str, Any]:

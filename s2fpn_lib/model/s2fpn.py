@@ -1,8 +1,8 @@
 """S²-FPN: encoder, pyramid of APFs, top-down path of GFUs, and head (docs/network.md; paper, overview figure)."""
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,32 @@ def build_model(
     if encoder_weights is not None:
         model.encoder.load_imagenet(None if encoder_weights == "imagenet" else encoder_weights)
     return model
+
+
+def continued_network(
+    recorded: Mapping[str, Any], given: Mapping[str, Any], deliberate: Collection[str] = (), source: str = ""
+) -> dict[str, Any]:
+    """The arguments of `build_model`, without `num_classes`, of a network that starts from another one's weights.
+
+    Args:
+        recorded: the other network's `config`, or the part of it that is known.
+        given: what the user chose; everything else is taken over.
+        deliberate: names of arguments in which the new network may differ.
+        source: of the weights, for the message.
+
+    Raises ValueError if a given value contradicts a recorded one; the message names both.
+    """
+    known = {**asdict(Switches()), **recorded} if "name" in recorded else {}
+    for name, value in given.items():
+        if name in known and value != known[name] and name not in deliberate:
+            field = "model" if name == "name" else name
+            raise ValueError(
+                f"{field} is {value!r}, but the network of {source!r} has {known[name]!r}: leave {field} out to take "
+                f"that over, or, if the difference is deliberate, add {field!r} to init_changes"
+            )
+    network = {**recorded, **given}
+    network.pop("num_classes", None)
+    return network
 
 
 def _check_known(error: type[Exception], what: str, value: str, known: Collection[str]) -> None:

@@ -1,16 +1,21 @@
-"""`TrainConfig`, everything that decides a training run, and the named presets."""
+"""`TrainConfig`, everything that decides a training run; presets.py has named ones."""
 
 import math
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from s2fpn_lib.checkpoint import recorded_network
+from s2fpn_lib.config.presets import PRESETS
+from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.data.transforms import PUBLISHED_SCALES, Augment
 from s2fpn_lib.losses import AUX_RESOLUTIONS, CRITERIA
-from s2fpn_lib.model import PUBLISHED_MODELS
+from s2fpn_lib.model import ENCODERS, PUBLISHED_MODELS, Switches
 from s2fpn_lib.model.blocks import REVISIONS
+from s2fpn_lib.model.s2fpn import continued_network
 from s2fpn_lib.optim import OPTIMIZERS
 from s2fpn_lib.validate import as_declared, did_you_mean
 
@@ -25,11 +30,13 @@ PUBLISHED_OPTIONS = {
     "gpus": "device",
     "cuda": "device",
 }
-# Fields that do not change what a run computes: a resumed run may change them
+# Fields that do not change what a run computes: a resumed run may change them. init_changes only permits what the
+# fields of the network say.
 OPERATIONAL = (
     *("data_root", "device", "devices", "nodes", "workers"),
-    *("max_minutes", "checkpoint_every", "checkpoint_minutes"),
+    *("max_minutes", "checkpoint_every", "checkpoint_minutes", "init_changes"),
 )
+NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not
 # Earlier names. Fields are still stored under them in config.json and in the hashes that name run folders, so that
 # earlier runs resume; presets and changes given under them raise a warning.
 RENAMED_FIELDS = {"colour_cast": "color_cast"}
@@ -73,7 +80,7 @@ class TrainConfig:
     """
 
     # data
-    dataset: str = "auto"  # camvid, cityscapes, roadscenes; auto: camvid where found, else roadscenes
+    dataset: str = "auto"  # camvid, cityscapes, roadscenes, a .yaml file; auto: camvid where found, else roadscenes
     data_root: str = ""  # folder of the dataset; empty: S2FPN_DATA, else the project's data/
     train_split: str = "train"  # train or trainval, with an optional filter: trainval:drive!=0016E5
     val_split: str = "val"  # split for the checkpoint rule, never test; empty: no validation
@@ -84,13 +91,14 @@ class TrainConfig:
     photometric: float = 0.0  # strength of brightness, contrast, and saturation changes
     color_cast: float = 0.0  # strength of changes of single color channels, as under light of another color
     rare_class_crops: float = 0.0  # share of crops centered on a rare class
-    # network
-    model: str = "s2fpn18"
-    revision: str = "v1"
+    # network: what is empty, and switches that are not named, are those of init_from, else the published ones
+    model: str = ""  # s2fpn18, ...
+    revision: str = ""  # v1 or v2
     switches: dict[str, Any] = field(default_factory=dict)  # of build_model, e.g. {"ssam": False}
-    normalization: str = ""  # empty: the encoder's own
+    normalization: str = ""  # empty and no init_from: the encoder's own
     encoder_weights: str = ""  # "imagenet" or the path of a state dict; empty: none
-    init_from: str = ""  # weights to start from: a .safetensors file, a run directory or a released name; empty: none
+    init_from: str = ""  # weights to start from: a file (.safetensors, the author's .pth), run folder, or released name
+    init_changes: tuple[str, ...] = ()  # "normalization" and switches in which the network may differ from init_from's
     # optimization
     optimizer: str = "adam"
     lr: float = 3e-4
@@ -131,8 +139,9 @@ class TrainConfig:
     checkpoint_every: int = 1  # epochs between training states; the last epoch always gets one
     checkpoint_minutes: float = 10.0  # between training states inside a long epoch; 0: only after epochs
     checkpoint_rule: str = "best-val"  # or last: the weights that the run returns
+    stored: InitVar[bool] = False  # the network is complete as given; `init_from` is not asked and may be gone
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, stored: bool) -> None:
         for name, declared in _TYPES.items():
             try:
                 # JSON and YAML have lists for tuples and ints for floats; equal configurations must hash equal
@@ -140,6 +149,12 @@ class TrainConfig:
             except TypeError as error:
                 raise TypeError(f"{name} is {error}") from None
         object.__setattr__(self, "model", PUBLISHED_MODELS.get(self.model, self.model))
+        if self.init_from and not stored:
+            self._continue_network()
+        object.__setattr__(self, "model", self.model or "s2fpn18")
+        object.__setattr__(self, "revision", self.revision or "v1")
+        if is_description(self.dataset):
+            object.__setattr__(self, "dataset", str(Path(self.dataset).expanduser().absolute()))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -163,6 +178,21 @@ class TrainConfig:
             raise ValueError("init_from includes the encoder's weights: leave encoder_weights empty")
         self.augment()  # checks its own fields
 
+    def _continue_network(self) -> None:
+        """Takes over from `init_from` what is not given. Raises ValueError for a contradiction."""
+        for name in self.init_changes:
+            if name not in (known := ["normalization", *Switches.__dataclass_fields__]):
+                hint = did_you_mean(name, known)
+                raise ValueError(f"init_changes holds {name!r}.{hint} It may hold {', '.join(known)}")
+        given = {"name": self.model, **self.only("revision", "normalization")}
+        given = {name: value for name, value in given.items() if value} | self.switches
+        network = continued_network(recorded_network(self.init_from), given, self.init_changes, self.init_from)
+        model, revision, normalization = (network.pop(name, "") for name in ("name", "revision", "normalization"))
+        if not self.normalization and model in ENCODERS and normalization == ENCODERS[model].normalization:
+            normalization = ""  # one form of a recipe, and one hash
+        for name, value in zip(NETWORK, (model, revision, network, normalization), strict=True):
+            object.__setattr__(self, name, value)
+
     @property
     def processes(self) -> int:
         """Number of processes that train together."""
@@ -180,23 +210,35 @@ class TrainConfig:
     def preset(cls, name: str, **changes: Any) -> "TrainConfig":
         """The preset called `name` with some fields changed.
 
+        With `init_from`, the network is that of the checkpoint, not that of the preset. Exceptions are what the
+        preset's `init_changes` names, and the author's checkpoints, which do not record their network.
+
         Raises ValueError for an unknown preset and TypeError for an unknown field, with the nearest known name.
         """
         name = _renamed(name, RENAMED_PRESETS, "preset")
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}.{did_you_mean(name, PRESETS)} Presets: {', '.join(PRESETS)}")
-        return cls.from_dict({**PRESETS[name], **changes})
+        values = dict(PRESETS[name])
+        if changes.get("init_from"):
+            values.pop("encoder_weights", None)
+            kept = changes.get("init_changes", values.get("init_changes", ()))
+            if recorded_network(changes["init_from"]).keys() > {"normalization"}:
+                switches = {switch: value for switch, value in values.get("switches", {}).items() if switch in kept}
+                dropped = [each for each in NETWORK if each not in kept]
+                values = {field: value for field, value in values.items() if field not in dropped}
+                values["switches"] = switches
+        unset = [each for each in ("model", "revision") if changes.get(each) == ""]
+        return cls(**_known({**values, **{each: value for each, value in changes.items() if each not in unset}}))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """The configuration with these fields; an unknown name is a TypeError that suggests the nearest one."""
-        values = {_renamed(name, RENAMED_FIELDS, "field"): value for name, value in values.items()}
-        for name in values:
-            if name not in _TYPES:
-                published = f" It is called {PUBLISHED_OPTIONS[name]!r} here." if name in PUBLISHED_OPTIONS else ""
-                hint = published or did_you_mean(name, _TYPES)
-                raise TypeError(f"TrainConfig has no field {name!r}.{hint} Fields: {', '.join(_TYPES)}")
-        return cls(**values)
+        """The configuration with these fields; an unknown name is a TypeError that suggests the nearest one.
+
+        Values with a whole network, as config.json stores them, are taken as they are, also where the file of
+        `init_from` is gone; its digests of the data are left out.
+        """
+        values = _known({name: value for name, value in values.items() if name != "data"})
+        return cls(**values, stored=values.keys() >= set(NETWORK))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON holds them (lists for tuples); `from_dict` returns an equal configuration."""
@@ -204,7 +246,8 @@ class TrainConfig:
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed."""
-        return self.from_dict({**self.to_dict(), **changes})
+        asked = changes.keys() & {"init_from", "init_changes", *NETWORK}
+        return TrainConfig(**_known({**self.to_dict(), **changes}), stored=not asked)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result and names a run: the fields that are not `OPERATIONAL`, under their stored names."""
@@ -212,7 +255,18 @@ class TrainConfig:
         return {stored.get(name, name): value for name, value in self.to_dict().items() if name not in OPERATIONAL}
 
 
-_TYPES = typing.get_type_hints(TrainConfig)
+_TYPES = {each.name: typing.get_type_hints(TrainConfig)[each.name] for each in fields(TrainConfig)}
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields under their present names; TypeError for an unknown one."""
+    values = {_renamed(name, RENAMED_FIELDS, "field"): value for name, value in values.items()}
+    for name in values:
+        if name not in _TYPES:
+            published = f" It is called {PUBLISHED_OPTIONS[name]!r} here." if name in PUBLISHED_OPTIONS else ""
+            hint = published or did_you_mean(name, _TYPES)
+            raise TypeError(f"TrainConfig has no field {name!r}.{hint} Fields: {', '.join(_TYPES)}")
+    return values
 
 
 def _renamed(name: str, renamed: Mapping[str, str], what: str) -> str:
@@ -221,115 +275,3 @@ def _renamed(name: str, renamed: Mapping[str, str], what: str) -> str:
         return name
     warnings.warn(f"The {what} {name!r} is now called {renamed[name]!r}.", FutureWarning, stacklevel=3)
     return renamed[name]
-
-
-MODERN: dict[str, Any] = {
-    "encoder_weights": "imagenet",
-    "optimizer": "adamw",
-    "lr": 1.5e-3,
-    "encoder_lr": 5e-4,
-    "weight_decay": 1e-2,
-    "decay_all": False,
-    "scale_range": (0.6, 2.0),
-    "photometric": 0.3,
-    "class_weights": 1.12,
-    "aux_weight": 0.4,
-    "aux_resolution": "own",
-    "ema": 0.999,
-    "clip": 1.0,
-    "amp": "auto",
-}
-# The stages of the released s2fpn_lite-camvid; each starts from the weights of the one before it (init_from). The first
-# two are trained on train and scored on val: at the network's own resolution from ImageNet weights, then at twice that.
-LITE_CAMVID = dict(
-    MODERN,
-    photometric=0.4,
-    rare_class_crops=0.25,
-    warmup=200,
-    eval_every=5,
-    checkpoint_minutes=3.0,
-    dataset="camvid",
-    model="s2fpn_lite",
-    crop=(256, 320),
-    epochs=80,
-)
-DOUBLED = {"double_resolution": True}
-LITE_CAMVID_DOUBLE = dict(
-    LITE_CAMVID, switches=DOUBLED, encoder_weights="", lr=6e-4, encoder_lr=2e-4, epochs=25, scale_range=(0.5, 1.5)
-)
-# Then train and val, so that no validation is left, with a surrogate of mean IoU (Lovász-softmax) in the loss.
-LITE_CAMVID_TRAINVAL = dict(
-    LITE_CAMVID_DOUBLE,
-    train_split="trainval",
-    val_split="",
-    checkpoint_rule="last",
-    scale_range=(0.5, 1.75),
-    epochs=30,
-    lovasz_weight=0.5,
-)
-# The modern recipe for a few minutes on a CPU: small crops, so that there is time for many steps.
-QUICK = dict(
-    MODERN,
-    model="s2fpn_lite",
-    crop=(192, 256),
-    epochs=8,
-    eval_every=2,
-    eval_images=40,
-    lr=2e-3,
-    encoder_lr=1e-3,
-    photometric=0.2,
-    ema=0.99,
-)
-
-# ImageNet encoders as in the paper's text; the published code loads them and then initializes over them.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The published CamVid recipe with the paper's lr of 3e-4 (the published README's command line says 4e-3).
-    "published-camvid": {
-        "dataset": "camvid",
-        "train_split": "trainval",
-        "crop": (360, 480),
-        "normalization": "camvid-mean",
-        "encoder_weights": "imagenet",
-        "checkpoint_rule": "last",  # val is trained on
-        "eval_every": 10,
-    },
-    # The published Cityscapes recipe with the lr of the published README's command line.
-    "published-cityscapes": {
-        "dataset": "cityscapes",
-        "crop": (512, 1024),
-        "normalization": "cityscapes-mean",
-        "encoder_weights": "imagenet",
-        "optimizer": "sgd",
-        "lr": 4e-3,
-        "weight_decay": 1e-4,
-        "epochs": 500,
-        "eval_every": 10,
-    },
-    "modern": MODERN,  # the same network with a current recipe
-    "lite-camvid": LITE_CAMVID,
-    "lite-camvid-double": LITE_CAMVID_DOUBLE,
-    "lite-camvid-trainval": LITE_CAMVID_TRAINVAL,
-    # Whole images: strips as long as in the evaluation.
-    "lite-camvid-final": dict(
-        LITE_CAMVID_TRAINVAL,
-        lr=3e-4,
-        encoder_lr=1e-4,
-        epochs=3,
-        crop=(360, 480),
-        batch_size=4,
-        scale_range=(0.6, 1.75),
-    ),
-    # No class weights, which make pavement, fence, and pedestrians too likely for mean IoU, and weaker color changes.
-    "lite-camvid-iou": dict(
-        LITE_CAMVID_TRAINVAL,
-        lr=4e-4,
-        encoder_lr=1.3e-4,
-        epochs=8,
-        warmup=100,
-        photometric=0.1,
-        class_weights=0.0,
-        lovasz_weight=1.0,
-    ),
-    "quick": QUICK,  # two minutes on two CPU cores
-    "demo": dict(QUICK, epochs=3, eval_every=3, eval_images=20),  # half a minute, to see that everything works
-}
