@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from s2fpn_lib.data import Protocol, SegmentationDataset, open_dataset, register
-from s2fpn_lib.data.open import SPLITS
+from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
 from s2fpn_lib.model.published import published_classes, published_tensors
 from s2fpn_lib.runs import atomic_file, read_json, write_atomic
@@ -126,7 +126,7 @@ def published_arguments(path_or_name: str | Path, model: str, revision: str, pro
     """
     if Path(path_or_name).suffix not in TORCH_SUFFIXES:
         return {}
-    normalization = f"{protocol.dataset}-mean"
+    normalization = "camvid-mean" if same_images(protocol.dataset, "camvid") else f"{protocol.dataset}-mean"
     return {
         "name": PUBLISHED_MODELS.get(model, model),
         "revision": revision,
@@ -232,7 +232,7 @@ def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> in
         metadata: of `read_metadata`, or a model's attribute `metadata`.
     """
     own = getattr(dataset, "name", None)
-    splits = {each["split"] for each in training_history(metadata) if each["dataset"] == own}
+    splits = {each["split"] for each in training_history(metadata) if same_images(each["dataset"], own)}
     source = dataset
     while getattr(source, "items", None):
         source = source.items[0][0]

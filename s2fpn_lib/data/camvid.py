@@ -148,7 +148,7 @@ class OriginalCamVid(FileDataset):
     HELP = HELP
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.split, self.folder = split, folder
+        self.split, self.root = split, folder
         places = self.layout(folder) or self.LAYOUTS[0]
         images, labels = ({} for _ in places)
         for kind, names in zip((images, labels), places, strict=True):
@@ -213,7 +213,7 @@ class OriginalCamVid(FileDataset):
             return ids_of_colors(read_colors(path), self.colors, path, (*self.protocol.classes, "Void"))
         indices = read_ids(path)
         if indices.max() >= len(self.codes):
-            held = f"codes.txt in {self.folder} names {len(self.codes)}" if self.codes else "codes.txt is missing"
+            held = f"codes.txt in {self.root} names {len(self.codes)}" if self.codes else "codes.txt is missing"
             raise ImageError(f"{path}: holds the index {indices.max()} of a class, but {held}")
         return np.array([self.ids[name] for name in self.codes], dtype=np.uint8)[indices]
 
@@ -224,7 +224,7 @@ class OriginalCamVid(FileDataset):
 
     def _colors(self) -> dict[str, tuple[int, ...]]:
         """{name of a class: color}, of ``class_dict.csv`` where there is one."""
-        path = self.folder / "class_dict.csv"
+        path = self.root / "class_dict.csv"
         if not path.is_file():
             return COLORS
         try:

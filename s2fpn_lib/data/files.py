@@ -32,6 +32,7 @@ class FileDataset(SegmentationDataset):
 
     Attributes:
         samples: the pairs of files.
+        root: the dataset's folder.
         FOLDERS, HELP: where the dataset usually is below the folder of all datasets, and how to get it.
         IMAGE_FOLDER, LABEL_FOLDER: the folders of a split.
         IMAGE_FILES: pattern of the image files in their folder.
@@ -46,7 +47,7 @@ class FileDataset(SegmentationDataset):
     sources: tuple[Path, ...] = ()
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.split = split
+        self.split, self.root = split, folder
         image_folder, label_folder = self.split_folders(folder, split)
         images = image_files(image_folder, self.IMAGE_FILES)
         patterns = [path.format(folder="*", name="*", renamed="*") for path in self.LABEL_FILES]

@@ -101,6 +101,11 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
     raise DatasetNotFound(f"{name} was not found; searched in {', '.join(map(str, folders))}.{found} {reader.HELP}")
 
 
+def same_images(first: str, second: str) -> bool:
+    """Whether two dataset names stand for the same images, as the editions of CamVid do."""
+    return first == second or {first, second} <= {each for each in READERS if each.startswith("camvid")}
+
+
 def _held(folder: Path) -> str:
     """The first folders in a folder, with the number of their entries; empty if there are none."""
     inner = sorted(path for path in folder.glob("*") if path.is_dir())

@@ -23,7 +23,7 @@ from s2fpn_lib.attention.recorder import AttentionRecorder, LevelCapture
 from s2fpn_lib.attention.statistics import untrained_warning
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.data.images import read_image, read_label
+from s2fpn_lib.data.images import ids_of_colors, read_image, read_label
 from s2fpn_lib.evaluate import count_seen, seen_caveat
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
@@ -209,14 +209,13 @@ class State:
 def label_ids(source: str | Path | Upload, protocol: Protocol) -> Tensor:
     """(H, W) uint8 ids of a label PNG, which holds train ids or the protocol's colors.
 
-    255, and colors of no class, become the protocol's ignore id. Raises ImageError for a file that cannot be read and
-    ValueError for ids or colors that do not belong to the protocol.
+    255, and colors of no class, become the protocol's ignore id. Raises ImageError for a file that cannot be read or
+    has damaged class colors, and ValueError for ids or colors that do not belong to the protocol.
     """
     pixels = read_label(_expanded(source))
     if pixels.ndim == 3:
-        ids = np.full(pixels.shape[:2], protocol.ignore_id, np.uint8)
-        for class_id, color in enumerate(protocol.palette):
-            ids[(pixels == color).all(-1)] = class_id
+        colors = {color: class_id for class_id, color in enumerate(protocol.palette)}
+        ids = ids_of_colors(pixels, colors, str(source), protocol.classes, unknown=protocol.ignore_id)
         if (ids == protocol.ignore_id).all():
             raise ValueError(f"{source}: none of its colors is a color of {protocol.name}; give a PNG of train ids")
     else:

