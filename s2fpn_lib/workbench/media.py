@@ -1,13 +1,18 @@
-"""Finding image and video files, reading videos, and writing both atomically.
+"""Finding and naming image and video files, reading videos, and writing both atomically.
 
 PyAV reads and writes videos. It is an extra: pip install 's2fpn-workbench[video]'. Images are read by
 `s2fpn_lib.data.images`.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,30 +27,92 @@ class MediaError(ImageError):
     """A video or a folder of files cannot be read. The message names the path and the reason."""
 
 
-def find_media(source: Path, *, leave_out: Path) -> list[Path]:
-    """The file `source`, or all files in the folder and its subfolders, sorted, without hidden ones.
+def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files to predict, sorted: `source` itself, or all files in the folder and its subfolders except hidden ones.
 
     Args:
         leave_out: a folder whose files do not count: the one that results are written to.
 
+    Returns:
+        The files, and what was left out: (file or folder, reason).
+
     Raises:
         FileNotFoundError: the path does not exist.
-        MediaError: the folder holds no file.
+        MediaError: the folder holds no file to predict.
     """
     if source.is_file():
-        return [source]
+        return [source], []
     if not source.is_dir():
         raise FileNotFoundError(f"{source} does not exist: give an image, a video, or a folder of them")
-    found = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.is_file()
-        and "/." not in f"/{path.relative_to(source).as_posix()}"
-        and leave_out.resolve() not in path.resolve().parents
-    ]
+    results = leave_out.resolve()
+    if results in (source.resolve(), *source.resolve().parents):
+        raise MediaError(f"{source} lies in the folder of the results, {leave_out}: choose another one")
+    found, left_out = [], []
+
+    def unreadable(error: OSError) -> None:
+        left_out.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+
+    for parent, folders, files in os.walk(source, onerror=unreadable):
+        for path in [Path(parent, name) for name in folders]:
+            if reason := _why_not(path, results):
+                left_out.append((path, reason))
+                folders.remove(path.name)
+        for path in [Path(parent, name) for name in files]:
+            if path.name.startswith("."):
+                left_out.append((path, "hidden file"))
+            elif not path.is_file():
+                left_out.append((path, "not a file (a broken link or a device)"))
+            else:
+                found.append(path)
     if not found:
-        raise MediaError(f"{source} holds no file: give an image, a video, or a folder of them")
-    return found
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in left_out[:20])
+        raise MediaError(f"{source} holds no file: give an image, a video, or a folder of them{reasons}")
+    return sorted(found), sorted(left_out)
+
+
+def _why_not(folder: Path, results: Path) -> str:
+    """Why the files of a folder are not predicted; empty if they are."""
+    if folder.is_symlink():
+        return "link to a folder: links are not followed"
+    if folder.resolve() == results:
+        kind = "folder of the results"
+    elif folder.name.startswith("."):
+        kind = "hidden folder"
+    else:
+        return ""
+    return f"{kind}; files in it: {sum(len(files) for _, _, files in os.walk(folder))}"
+
+
+def result_names(media: Sequence[Path], source: Path) -> dict[Path, str]:
+    """The name of each file's results: its path in `source`, without its suffix where no other file claims that.
+
+    The results of an image are files NAME.png; those of a video are NAME.mp4 and a folder NAME. Where two files would
+    share a path, also on a file system that ignores case, or one result would lie inside another, the suffix is part of
+    the name, and a number if that is not enough: "a", "a_jpg", "a_jpg-2".
+    """
+    stems = {path: (path.relative_to(source) if path != source else Path(path.name)).with_suffix("") for path in media}
+    counts = Counter(str(stem).casefold() for stem in stems.values())
+    taken: set[str] = set()
+    folders: set[str] = set()
+
+    def claimed(name: str, path: Path) -> bool:
+        lower = name.casefold()
+        places = {lower, f"{lower}.mp4"} if is_video(path) else {f"{lower}.png"}
+        parents = {str(parent) for parent in Path(lower).parents}
+        if places & (taken | folders) or parents & taken:
+            return False
+        taken.update(places)
+        folders.update(parents)
+        return True
+
+    alone = [path for path in media if counts[str(stems[path]).casefold()] == 1]
+    names = {path: str(stems[path]) for path in sorted(alone, key=is_video) if claimed(str(stems[path]), path)}
+    for path in media:
+        if path not in names:
+            long = f"{stems[path]}_{path.suffix.lstrip('.').lower()}"
+            candidates = itertools.chain([long], (f"{long}-{number}" for number in itertools.count(2)))
+            names[path] = next(name for name in candidates if claimed(name, path))
+    return {path: names[path] for path in media}
 
 
 def is_video(path: Path) -> bool:
@@ -53,8 +120,8 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def video_frames(path: Path, *, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, (H, W, 3) uint8 RGB) of every `every`-th frame, upright; numbers start at 0.
+def video_frames(path: Path) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
+    """(number, function that returns the upright (H, W, 3) uint8 RGB pixels) of every frame; numbers start at 0.
 
     Raises:
         MediaError: PyAV is missing, or the file is damaged, possibly after some frames.
@@ -64,12 +131,15 @@ def video_frames(path: Path, *, every: int = 1) -> Iterator[tuple[int, np.ndarra
     try:
         with av.open(str(path)) as container:
             for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
-                if number % every == 0:
-                    yield number, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                yield number, partial(_upright, frame)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{path}: no readable video ({error})") from error
     if number < 0:
         raise MediaError(f"{path}: the file holds no video frame")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
 
 
 def video_rate(path: Path) -> Fraction:

@@ -4,15 +4,15 @@
 
 For every image, `out` then holds `train_ids/NAME.png` (the class ids), `colour/NAME.png`, `overlay/NAME.png`, and for
 Cityscapes `label_ids/NAME.png` (the benchmark's format); for a video the same of every frame, in a folder NAME, and
-`overlay/NAME.mp4`. `areas.csv` and `skipped.csv` list what was predicted and what could not be read.
+`overlay/NAME.mp4`. `areas.csv` lists what was predicted, and `skipped.csv` everything else in the source and why.
 
 An interrupted call can be repeated: it continues after the last finished image.
 """
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,17 +32,27 @@ from s2fpn_lib.model.tta import at_size, predict_logits
 from s2fpn_lib.progress import progress_bar
 from s2fpn_lib.runs import read_json, write_atomic, write_json
 from s2fpn_lib.viz.images import colorize, overlay
-from s2fpn_lib.workbench.media import MediaError, find_media, is_video, video_frames, video_rate, write_png, write_video
+from s2fpn_lib.workbench.media import (
+    MediaError,
+    find_media,
+    is_video,
+    result_names,
+    video_frames,
+    video_rate,
+    write_png,
+    write_video,
+)
 
 # Rows of the image whose scores at its own size are in memory at a time
 ROWS_AT_ONCE = 256
+SHOWN = 20  # reasons in an error
 
 
 class PredictionReport(NamedTuple):
     """The outcome of `predict`."""
 
     areas: pd.DataFrame  # per image or frame: picture (its NAME), source, width, height, and % of its pixels per class
-    skipped: pd.DataFrame  # per file that could not be read: source, reason
+    skipped: pd.DataFrame  # per file, folder, or part of a video that was not predicted: source, reason
     predicted: int  # images predicted by this call
     kept: int  # images found from an earlier call
 
@@ -80,23 +90,32 @@ def predict(
     """
     _check(model, protocol, size, every)
     source, out = Path(source).expanduser(), Path(out)
-    names = _names(find_media(source, leave_out=out), source)
+    media, left_out = find_media(source, leave_out=out)
+    names = result_names(media, source)
     settings = {"weights": _fingerprint(model), "protocol": protocol.name, "size": size, "every": every}
     _claim(out, settings | {"opacity": opacity, **views}, overwrite)
     kinds = ["colour", "overlay", "train_ids", *(["label_ids"] if protocol.dataset == "cityscapes" else [])]
     rows: list[dict[str, Any]] = []
-    skipped: list[tuple[str, str]] = []  # source, reason
+    skipped = [(str(path), reason) for path, reason in left_out]
+    before = {} if overwrite else _recorded(out)
     predicted = 0
     try:
-        with progress_bar(len(names), unit="image") as bar:
-            for path, name, load in _images(names, every, skipped):
+        with progress_bar(len(names), unit="image") as bar, closing(_images(names, every, skipped)) as images:
+            for path, name, load in images:
+                if limit and len(rows) == limit:
+                    rest = dict.fromkeys(media[media.index(path) :], "")
+                    if rows[-1]["source"] == str(path):  # a video
+                        rest[path] = f"frames from number {name.rpartition('/')[2]} on are "
+                    skipped += [(str(each), f"{part}beyond limit = {limit}") for each, part in rest.items()]
+                    break
                 files = {kind: out / kind / f"{name}.png" for kind in kinds}
-                ids = None if overwrite else _finished(files, path)
+                same = before.get(name, path.resolve()) == path.resolve()
+                ids = _finished(files, path) if same and not overwrite else None
                 if ids is None:
                     try:
                         image = torch.from_numpy(load()).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
                     except ImageError as error:
-                        skipped.append((str(path), str(error)))
+                        skipped.append(_problem(path, error))
                         continue
                     seen = at_size(image, network_size(image.shape[-2:], size, protocol))
                     ids = ids_at_size(predict_logits(model, seen[None], **views), image.shape[-2:])
@@ -111,8 +130,6 @@ def predict(
                 height, width = ids.shape
                 rows.append({"picture": name, "source": str(path), "width": width, "height": height, **shares})
                 bar.update()
-                if len(rows) == limit:
-                    break
         for video in filter(is_video, names):
             frames = [out / "overlay" / f"{row['picture']}.png" for row in rows if row["source"] == str(video)]
             target = out / "overlay" / f"{names[video]}.mp4"
@@ -128,7 +145,9 @@ def predict(
         write_atomic(out / "areas.csv", areas.to_csv(index=False, float_format="%.4f"))
         write_atomic(out / "skipped.csv", problems.to_csv(index=False))
     if not rows:
-        raise MediaError("nothing could be predicted:\n  " + "\n  ".join(problems["reason"]))
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:SHOWN])
+        more = f"\n  and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        raise MediaError(f"nothing could be predicted:{reasons}{more}")
     return PredictionReport(areas, problems, predicted, len(rows) - predicted)
 
 
@@ -159,17 +178,29 @@ def network_size(own: Sequence[int], size: str | Sequence[int], protocol: Protoc
 
 def _images(
     names: dict[Path, str], every: int, skipped: list[tuple[str, str]]
-) -> Iterator[tuple[Path, str, Callable[[], np.ndarray]]]:
-    """(file, name, function that returns the pixels) of each image and frame. Unreadable videos go to `skipped`."""
+) -> Generator[tuple[Path, str, Callable[[], np.ndarray]]]:
+    """(file, name, function that returns the pixels) of each image and frame.
+
+    Unreadable videos and the number of frames that `every` leaves out go to `skipped`.
+    """
     for path, name in names.items():
         if not is_video(path):
             yield path, name, partial(read_image, path)
             continue
+        number = -1
         try:
-            for number, frame in video_frames(path, every=every):
-                yield path, f"{name}/{number:06d}", partial(np.ascontiguousarray, frame)
+            for number, load in video_frames(path):
+                if number % every == 0:
+                    yield path, f"{name}/{number:06d}", load
         except MediaError as error:
-            skipped.append((str(path), str(error)))
+            skipped.append(_problem(path, error))
+        finally:  # also where the limit ends the loop
+            if unused := number - number // every:
+                skipped.append((str(path), f"{unused} of its first {number + 1} frames: every = {every}"))
+
+
+def _problem(path: Path, error: ImageError) -> tuple[str, str]:
+    return str(path), str(error).removeprefix(f"{path}: ")
 
 
 def _newer(file: Path, sources: Iterable[Path]) -> bool:
@@ -187,14 +218,13 @@ def _finished(files: dict[str, Path], source: Path) -> Tensor | None:
         return None
 
 
-def _names(media: list[Path], source: Path) -> dict[Path, str]:
-    """The name of each file's results: its path in `source`, without its suffix unless two files would get the same."""
-    stems = {path: (path.relative_to(source) if path != source else Path(path.name)).with_suffix("") for path in media}
-    counts = Counter(stems.values())
-    return {
-        path: str(stem) if counts[stem] == 1 else f"{stem}_{path.suffix.lstrip('.').lower()}"
-        for path, stem in stems.items()
-    }
+def _recorded(out: Path) -> dict[str, Path]:
+    """The file of each result that an earlier call recorded in `out`. Another file may have had the same name."""
+    try:
+        areas = pd.read_csv(out / "areas.csv", usecols=["picture", "source"], dtype=str, keep_default_na=False)
+    except (FileNotFoundError, ValueError):  # no earlier call, or a damaged table
+        return {}
+    return {name: Path(source).resolve() for name, source in areas.itertuples(index=False)}
 
 
 def _fingerprint(model: S2FPN) -> str:

@@ -1,7 +1,9 @@
 """Files that 13_predict leaves: right values, right sizes, resumed, and nothing lost to a bad file."""
 
 import dataclasses
+import os
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,11 +131,50 @@ def test_results_of_other_settings_are_not_mixed(model, folder, tmp_path):
 
 
 def test_files_of_one_name_get_results_of_their_own(model, tmp_path):
-    write_png(tmp_path / "in" / "x.png", np.zeros((32, 40, 3), np.uint8))
-    Image.fromarray(np.full((32, 44, 3), 200, np.uint8)).save(tmp_path / "in" / "x.bmp")
+    files = {"a.jpg": 40, "a.png": 44, "a_png.jpg": 48, "A.bmp": 52}
+    for name, width in files.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(np.full((32, width, 3), 200, np.uint8)).save(tmp_path / "in" / name)
     report = predict(model, tmp_path / "in", tmp_path / "out", PROTOCOL, size="own")
-    assert list(report.areas["picture"]) == ["x_bmp", "x_png"]
-    assert list(report.areas["width"]) == [44, 40]
+    assert {Path(row.source).name: row.width for row in report.areas.itertuples()} == files
+    for row in report.areas.itertuples():
+        assert read(tmp_path / "out" / "train_ids" / f"{row.picture}.png").shape == (32, row.width)
+    assert report.areas["picture"].str.casefold().is_unique
+
+
+def test_a_result_of_another_file_is_not_taken_over(model, tmp_path):
+    """a.png is replaced by an older a.jpg, which gets the same name."""
+    (tmp_path / "in").mkdir()
+    write_png(tmp_path / "in" / "a.png", np.zeros((32, 40, 3), np.uint8))
+    predict(model, tmp_path / "in", tmp_path / "out", PROTOCOL, size="own")
+    (tmp_path / "in" / "a.png").unlink()
+    Image.fromarray(np.full((32, 44, 3), 200, np.uint8)).save(tmp_path / "in" / "a.jpg")
+    os.utime(tmp_path / "in" / "a.jpg", (1, 1))
+    for predicted in (1, 0):
+        report = predict(model, tmp_path / "in", tmp_path / "out", PROTOCOL, size="own")
+        assert (report.predicted, list(report.areas["picture"]), list(report.areas["width"])) == (
+            predicted,
+            ["a"],
+            [44],
+        )
+
+
+def test_everything_that_is_not_predicted_is_listed(model, folder):
+    (folder / ".hidden.png").write_bytes((folder / "a.png").read_bytes())
+    out = folder / "out"
+    predict(model, folder / "a.png", out, PROTOCOL, size=(32, 32))
+    report = predict(model, folder, out, PROTOCOL, size=(32, 32), limit=1)
+    reasons = {str(Path(row.source).relative_to(folder)): row.reason for row in report.skipped.itertuples()}
+    assert list(report.areas["picture"]) == ["a"]
+    assert reasons == {
+        ".hidden.png": "hidden file",
+        "out": "folder of the results; files in it: 6",  # three pictures, areas, skipped, settings
+        "broken.jpg": "beyond limit = 1",
+        "more/b.jpg": "beyond limit = 1",
+        "notes.txt": "beyond limit = 1",
+    }
+    stored = pd.read_csv(out / "skipped.csv")
+    pd.testing.assert_frame_equal(stored, report.skipped, check_dtype=False)
 
 
 def test_cityscapes_gets_label_ids_for_submission(tmp_path):
@@ -165,16 +206,22 @@ def test_a_video_gives_frames_and_an_overlay_video(model, tmp_path):
         assert sum(1 for _ in container.decode(video=0)) == 3
         assert container.streams.video[0].average_rate == 5
     written = (out / "overlay" / "drive.mp4").stat().st_mtime_ns
+    assert list(report.skipped["reason"]) == ["2 of its first 5 frames: every = 2"]
     again = predict(model, tmp_path / "in", out, PROTOCOL, size=(32, 64), every=2)
     assert (again.predicted, again.kept) == (0, 3)
     assert (out / "overlay" / "drive.mp4").stat().st_mtime_ns == written
+    (tmp_path / "in" / "drive").mkdir()
+    write_png(tmp_path / "in" / "drive" / "000000.png", np.zeros((32, 40, 3), np.uint8))
+    report = predict(model, tmp_path / "in", tmp_path / "two", PROTOCOL, size=(32, 64), limit=3)
+    assert list(report.areas["picture"]) == ["drive/000000", "drive_mp4/000000", "drive_mp4/000001"]
+    assert list(report.skipped["reason"]) == ["frames from number 000002 on are beyond limit = 3"]
 
 
 def test_a_broken_video_is_listed_beside_pictures(model, folder, tmp_path):
     (folder / "cut.mp4").write_bytes(b"no video")
     report = predict(model, folder, tmp_path / "out", PROTOCOL, size=(32, 32))
     assert len(report.areas) == 2
-    assert report.skipped["reason"].str.contains(r"cut\.mp4").sum() == 1
+    assert report.skipped.set_index("source").loc[str(folder / "cut.mp4"), "reason"].startswith("no readable video")
 
 
 @pytest.mark.parametrize("size", [(37, 53), (300, 21), (600, 90)])
