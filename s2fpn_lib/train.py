@@ -309,6 +309,7 @@ def _write_summary(state: TrainingState) -> Row:
         "max_minutes": config.max_minutes,
         "images_per_s": last_row["images_per_s"],
         **state.provenance,
+        "protocol_definition": state.protocol.to_dict(),
         "data": state.data,
         **config.only("model", "revision"),
         "device": str(state.device),

@@ -140,6 +140,12 @@ def register(protocol: Protocol) -> Protocol:
     return protocol
 
 
+def dataset_of(name: str) -> str:
+    """The dataset of a protocol, also of an own one that is not registered: its name begins with the dataset's."""
+    known = {**PROTOCOLS, **_own}
+    return known[name].dataset if name in known else name.rsplit("-", 2)[0]
+
+
 def get_protocol(name: str) -> Protocol:
     """The protocol with that name; KeyError with the nearest known name if there is none."""
     known = {**PROTOCOLS, **_own}

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 import yaml
 
-from s2fpn_lib.data import get_protocol
+from s2fpn_lib.data import Protocol, get_protocol, register
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.model import ENCODERS, build_model
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
@@ -27,7 +27,7 @@ METHOD = ("network", "revision", "backend", "precision")  # what was timed, and 
 def collect_runs(root: str | Path) -> pd.DataFrame:
     """One row per finished training run: its result.json, hashes of its recipe, and its folder `run`.
 
-    `study` and `variant` are None outside of studies.
+    `study` and `variant` are None outside of studies. `data` is the digest of the validation split.
     """
     rows = []
     for run, path in sorted(_find(root, "result.json").items()):
@@ -36,8 +36,11 @@ def collect_runs(root: str | Path) -> pd.DataFrame:
             variant = path.parents[1] / "variant.json"
             names = read_json(variant) if variant.exists() else {}
             known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
-            switches = describe_switches(recipe.get("switches", {}))
-            rows.append({"run": run, **read_json(path), "switches": switches, **known})
+            result = read_json(path)
+            if own := result.pop("protocol_definition", None):
+                register(Protocol.from_dict(own))
+            result["data"] = result.get("data", {}).get("val")
+            rows.append({"run": run, **result, "switches": describe_switches(recipe.get("switches", {})), **known})
     return pd.DataFrame(rows)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from s2fpn_lib.data import get_protocol
+from s2fpn_lib.data.protocols import dataset_of
 from s2fpn_lib.report.collect import METHOD, PLACE, is_demo, latest_speed
 from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, seen_words, split_by_protocol
 
@@ -75,7 +76,7 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
         points.append(_joined(evaluations, speed))
     points = pd.concat(points, ignore_index=True).reindex(columns=POINT)
     points["model"] = points["model"].map(network_name)
-    points["dataset"] = [get_protocol(name).dataset for name in points["protocol"]]
+    points["dataset"] = list(map(dataset_of, points["protocol"]))
     return points
 
 
