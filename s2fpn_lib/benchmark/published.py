@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.files import FileDataset
+from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.transforms import PUBLISHED_SCALES
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.optim import warmup_poly
@@ -81,7 +82,7 @@ class PublishedDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         sample, (height, width) = self.files.samples[index], self.crop
-        image = np.array(Image.open(sample.image).convert("RGB"))  # (H, W, 3)
+        image = read_image(sample.image)  # (H, W, 3)
         label = self.files.read_label(sample.label)
         scale = self.rng.choice(PUBLISHED_SCALES)
         rows, columns = (round(scale * side) for side in label.shape)

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from s2fpn_lib.data import DatasetError, open_dataset
+from s2fpn_lib.data import DatasetError, get_protocol, open_dataset
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_colors, read_ids, read_image, read_label
+from s2fpn_lib.model import build_model
+from s2fpn_lib.workbench.predict import predict
 
 
 @pytest.fixture
@@ -94,6 +97,34 @@ def test_a_dataset_reads_rotated_and_16_bit_files(camvid_tree):
     Image.fromarray(label.astype(np.uint16) + 300).save(folder / "valannot" / deep.label.name)
     with pytest.raises(DatasetError, match=rf"{deep.label.name}: class ids run"):
         open_dataset("camvid", camvid_tree, "val", cache=False).arrays(1)
+
+
+def test_prediction_reads_pictures_as_datasets_do(tmp_path):
+    """JPEG files turned by 90 and 180 degrees, and 16-bit grayscale, predict as the upright 8-bit pictures."""
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48))
+    exif = picture.getexif()
+    for orientation, turn in {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}.items():
+        exif[0x0112] = orientation
+        turned = picture.transpose(turn)
+        (tmp_path / "jpeg").mkdir(exist_ok=True)
+        turned.save(tmp_path / "jpeg" / f"turned_{orientation}.jpg", exif=exif)
+        upright = Image.open(tmp_path / "jpeg" / f"turned_{orientation}.jpg")
+        (tmp_path / "png").mkdir(exist_ok=True)
+        back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}[orientation]
+        upright.transpose(back).save(tmp_path / "png" / f"turned_{orientation}.png", exif=Image.Exif())
+    gray = np.asarray(picture.convert("L"))
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "jpeg" / "gray.png")
+    Image.fromarray(gray).save(tmp_path / "png" / "gray.png")
+    torch.manual_seed(0)
+    model, protocol = build_model("s2fpn_lite", num_classes=11).eval(), get_protocol("camvid-segnet-360x480")
+    for kind in ("jpeg", "png"):
+        predict(model, tmp_path / kind, tmp_path / f"{kind}_out", protocol, size="own")
+    for name in ("turned_3.png", "turned_6.png", "gray.png"):
+        found, expected = (read_ids(tmp_path / f"{kind}_out" / "train_ids" / name) for kind in ("jpeg", "png"))
+        assert found.shape == (48, 64)
+        assert np.array_equal(found, expected)
+        assert len(np.unique(found)) > 1
 
 
 COLORS = {(128, 64, 128): 3, (0, 0, 192): 4, (0, 0, 0): 11}
