@@ -1,8 +1,10 @@
 """Checkpoints: round trips, damage, full disks, files of other origin."""
 
+import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection
+import re
 import resource
 from pathlib import Path
 
@@ -13,15 +15,19 @@ import torch
 from s2fpn_lib import checkpoint
 from s2fpn_lib.checkpoint import (
     CheckpointError,
+    images_seen,
+    initialize,
     load_model,
     load_state,
     published_arguments,
     read_metadata,
     save_state,
     save_weights,
+    training_history,
 )
-from s2fpn_lib.data import get_protocol
+from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
+from s2fpn_lib.model.published import published_name
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,121 @@ def test_the_authors_layout_needs_a_model_name_and_runs_no_code(tmp_path):
         load_model(path)
     with pytest.raises(RuntimeError, match=r"model_150\.pth"):
         load_model(path, name="s2fpn18", num_classes=3)
+
+
+def test_a_run_that_stopped_before_its_first_validation_gives_its_last_weights(model, tmp_path):
+    save_weights(model, tmp_path / "last.safetensors", {})
+    (tmp_path / "result.json").write_text('{"checkpoint": "best.safetensors"}')
+    with pytest.warns(UserWarning, match=r"best\.safetensors is missing.*the last weights of the run are used"):
+        assert load_model(tmp_path).num_classes == 3
+
+
+def test_a_model_keeps_its_metadata_and_makes_its_protocol_known(model, tmp_path):
+    own = dataclasses.replace(get_protocol("roadscenes"), name="shop-60x80-abcd", dataset="shop", size=(60, 80))
+    metadata = {"dataset": "shop", "protocol_definition": json.loads(json.dumps(own.to_dict()))}
+    save_weights(model, tmp_path / "model.safetensors", metadata)
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.metadata == {"config": model.config, **metadata}
+    assert get_protocol("shop-60x80-abcd") == own
+
+
+def heads(model) -> set[str]:
+    """Names of the parameters of the output layers."""
+    return {name for name in model.state_dict() if re.match(r"head\.|auxiliary\.\d\.2\.", name)}
+
+
+def same(first, second) -> set[str]:
+    """Names of the entries that are equal in two networks."""
+    first, second = first.state_dict(), second.state_dict()
+    return {name for name in first if torch.equal(first[name], second.get(name, torch.zeros(0)).to(first[name]))}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_fine_tuning_for_other_classes_keeps_all_but_the_heads(model, tmp_path, half):
+    save_weights(model, tmp_path / "model.safetensors", {}, half=half)
+    source = load_model(tmp_path / "model.safetensors")
+    new = build_model("s2fpn_lite", num_classes=5, ssam=False)
+    before = {name: new.state_dict()[name].clone() for name in heads(new)}
+    assert set(initialize(new, tmp_path / "model.safetensors")) == heads(new)
+    assert len(heads(new)) >= 5
+    assert set(new.state_dict()) - heads(new) <= same(new, source)
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in before.items())
+    assert initialize(build_model("s2fpn_lite", num_classes=3, ssam=False), tmp_path / "model.safetensors") == []
+
+
+@pytest.mark.parametrize("revision", ["v1", "v2"])
+def test_fine_tuning_from_the_authors_layout(tmp_path, revision):
+    source = build_model("s2fpn18", revision=revision, num_classes=4)
+    published = {published_name(name, revision): value for name, value in source.state_dict().items()}
+    torch.save({"epoch": 150, "model": published}, tmp_path / "model_150.pth")
+    alike = build_model("s2fpn18", revision=revision, num_classes=4)
+    assert initialize(alike, tmp_path / "model_150.pth") == []
+    assert same(alike, source) == set(source.state_dict())
+    other = build_model("s2fpn18", revision=revision, num_classes=5)
+    assert set(initialize(other, tmp_path / "model_150.pth")) == heads(other)
+    assert set(other.state_dict()) - heads(other) <= same(other, source)
+    for wrong in (build_model("s2fpn_lite", num_classes=4), build_model("s2fpn34", revision=revision, num_classes=4)):
+        with pytest.raises(
+            CheckpointError, match=r"model_150\.pth: this is not a .* checkpoint of .* missing .*Give its model"
+        ):
+            initialize(wrong, tmp_path / "model_150.pth")
+
+
+def test_weights_that_do_not_fit_or_cannot_be_read_are_named(model, tmp_path):
+    save_weights(model, tmp_path / "model.safetensors", {})
+    wider = build_model("s2fpn_lite", num_classes=3, double_resolution=True)
+    assert initialize(wider, tmp_path / "model.safetensors") == sorted(
+        wider.state_dict().keys() - model.state_dict().keys()
+    )
+    other = build_model("s2fpn18", num_classes=3)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors does not fit s2fpn18 v1 \(.* instead of .* more\): give"
+    ):
+        initialize(other, tmp_path / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    (tmp_path / "cut.pth").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"cut\.pth is damaged"):
+        initialize(other, tmp_path / "cut.pth")
+    with pytest.raises(CheckpointError, match=r"none\.pth is neither a file"):
+        initialize(other, tmp_path / "none.pth")
+
+
+def entry(dataset, split):
+    return {"dataset": dataset, "split": split}
+
+
+def test_the_training_history_of_earlier_files_is_read_from_their_words():
+    words = "imagenet, then camvid train, then camvid trainval:drive!=0016E5"
+    words += "; taught by a network trained on roadscenes train"
+    metadata = {"pretraining": words, "dataset": "camvid", "train_split": "trainval"}
+    assert training_history(metadata) == [
+        entry("camvid", "train"),
+        entry("camvid", "trainval:drive!=0016E5"),
+        entry("roadscenes", "train"),
+        entry("camvid", "trainval"),
+    ]
+    assert training_history({"pretraining": "none", "dataset": "shop", "train_split": "train"}) == [
+        entry("shop", "train")
+    ]
+    assert training_history({}) == []
+    assert training_history({**metadata, "training": [entry("shop", "train")]}) == [entry("shop", "train")]
+    assert training_history(load_model("s2fpn_lite-camvid").metadata)[-1] == entry("camvid", "trainval")
+
+
+def test_images_seen_in_training_are_counted_by_their_names(monkeypatch):
+    trained = {"training": [entry("roadscenes", "train:drive=park"), entry("camvid", "trainval")]}
+    train, val, both = (open_dataset("roadscenes", None, each, cache=False) for each in ("train", "val", "trainval"))
+    in_park = train.drives.count("park")
+    assert 0 < in_park < len(train)
+    assert [images_seen(trained, dataset) for dataset in (train, val, both)] == [in_park, 0, in_park]
+    assert images_seen({}, train) == 0
+
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(checkpoint, "open_dataset", missing)  # then the splits' words decide
+    assert [images_seen(trained, dataset) for dataset in (train, val, both)] == [len(train), 0, len(both)]
 
 
 def state(step: int) -> dict:

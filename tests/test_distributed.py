@@ -101,6 +101,7 @@ def run(run_dir, scenes=few_scenes, **changes):
             "encoder_weights": "",
             "init_from": START,
             "switches": {"dropout": 0.0},
+            "init_changes": ["dropout"],
             "amp": "off",
             "device": "cpu",
             "eval_images": 0,
@@ -360,6 +361,12 @@ def test_each_process_gets_its_own_gpu():
             choose_device("cuda", 2)
         with pytest.raises(ValueError, match="one GPU for several processes"):
             choose_device("cuda:1", 1)
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta", "gpu"])
+def test_other_devices_are_refused_before_data_is_read(name):
+    with pytest.raises(ValueError, match=f'device is \'{name}\', which is not supported; use "auto", "cpu"'):
+        train(TrainConfig(dataset="no such dataset", device=name))
 
 
 def test_processes_draw_different_dropout_masks():

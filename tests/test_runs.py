@@ -6,12 +6,14 @@ import multiprocessing.connection
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from s2fpn_lib import runs
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, append_row, read_rows, write_atomic
+from tests.loading import load_file
 
 
 def test_write_atomic_leaves_no_other_file(tmp_path):
@@ -115,6 +117,55 @@ def test_a_run_directory_holds_one_recipe(tmp_path):
     with pytest.raises(ConfigChanged, match=r"lr 0\.1 -> 0\.2, crop \[4, 4\] -> None"):
         run.claim({"lr": 0.2, "crop": None}, {})
     assert json.loads(run.config.read_text()) == {"lr": 0.1, "crop": [4, 4]}
+
+
+def test_a_run_directory_holds_one_state_of_the_data(tmp_path, capsys):
+    run, data = RunDirectory(tmp_path), {"train": "0" * 12, "val": "1" * 12}
+    run.claim({"lr": 0.1}, {})
+    run.claim({"lr": 0.1}, {}, data)  # of a version that did not record the data
+    assert "does not record its data" in capsys.readouterr().out
+    assert json.loads(run.config.read_text()) == {"lr": 0.1, "data": data}
+    run.claim({"lr": 0.1}, {}, data)
+    with pytest.raises(ConfigChanged, match=r"other data .*val 1{12} -> 2{12}.*Choose another run_dir"):
+        run.claim({"lr": 0.1}, {}, {**data, "val": "2" * 12})
+
+
+class Msvcrt:
+    """msvcrt.locking over a table of locked files, as Windows keeps it for all processes."""
+
+    LK_LOCK, LK_NBLCK, LK_UNLCK = 1, 2, 0
+
+    def __init__(self):
+        self.locked = set()
+
+    def locking(self, descriptor, mode, count):
+        stat = os.fstat(descriptor)
+        place = (stat.st_ino, os.lseek(descriptor, 0, os.SEEK_CUR), count)
+        if mode == self.LK_UNLCK:
+            self.locked.remove(place)
+        elif place in self.locked:
+            raise PermissionError("locked")
+        else:
+            self.locked.add(place)
+
+
+def test_locks_and_rows_work_without_fcntl(tmp_path, monkeypatch):
+    windows = Msvcrt()
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    monkeypatch.setitem(sys.modules, "runs", None)
+    first, second = (load_file(Path(runs.__file__)) for _ in range(2))  # as in two processes
+    assert first.fcntl is None
+    with first.RunDirectory(tmp_path).lock():
+        with pytest.raises(second.RunLocked, match=f"process {os.getpid()}"), second.RunDirectory(tmp_path).lock():
+            pass
+        first.append_row(tmp_path / "rows.jsonl", {"epoch": 1})
+        second.append_row(tmp_path / "rows.jsonl", {"epoch": 2})
+        first.write_json(tmp_path / "config.json", {})
+    assert first.read_rows(tmp_path / "rows.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+    with second.RunDirectory(tmp_path).lock():
+        pass
+    assert not windows.locked
 
 
 def test_metrics_and_environments_of_earlier_starts(tmp_path):

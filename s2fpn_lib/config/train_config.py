@@ -149,6 +149,8 @@ class TrainConfig:
             except TypeError as error:
                 raise TypeError(f"{name} is {error}") from None
         object.__setattr__(self, "model", PUBLISHED_MODELS.get(self.model, self.model))
+        # what `replace` must not take from another checkpoint
+        object.__setattr__(self, "_given", {name: value for name, value in self.only(*NETWORK).items() if value})
         if self.init_from and not stored:
             self._continue_network()
         object.__setattr__(self, "model", self.model or "s2fpn18")
@@ -219,16 +221,18 @@ class TrainConfig:
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}.{did_you_mean(name, PRESETS)} Presets: {', '.join(PRESETS)}")
         values = dict(PRESETS[name])
+        changes = {field: value for field, value in changes.items() if value != "" or field not in NETWORK[:2]}
+        given = {field: changes[field] for field in NETWORK if changes.get(field)}
+        deliberate = changes.get("init_changes", values.get("init_changes", ()))
+        if "switches" not in changes:
+            given["switches"] = {each: on for each, on in values.get("switches", {}).items() if each in deliberate}
         if changes.get("init_from"):
             values.pop("encoder_weights", None)
-            kept = changes.get("init_changes", values.get("init_changes", ()))
-            if recorded_network(changes["init_from"]).keys() > {"normalization"}:
-                switches = {switch: value for switch, value in values.get("switches", {}).items() if switch in kept}
-                dropped = [each for each in NETWORK if each not in kept]
-                values = {field: value for field, value in values.items() if field not in dropped}
-                values["switches"] = switches
-        unset = [each for each in ("model", "revision") if changes.get(each) == ""]
-        return cls(**_known({**values, **{each: value for each, value in changes.items() if each not in unset}}))
+            if "name" in recorded_network(changes["init_from"]):
+                values = {field: value for field, value in values.items() if field not in NETWORK} | given
+        config = cls(**_known({**values, **changes}))
+        object.__setattr__(config, "_given", given)
+        return config
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
@@ -246,8 +250,14 @@ class TrainConfig:
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed."""
-        asked = changes.keys() & {"init_from", "init_changes", *NETWORK}
-        return TrainConfig(**_known({**self.to_dict(), **changes}), stored=not asked)
+        values = {**self.to_dict(), **changes}
+        asked = bool(values.get("init_from") and changes.keys() & {"init_from", "init_changes", *NETWORK})
+        if asked:
+            values = {**values, **dict.fromkeys(NETWORK, ""), "switches": {}, **self._given, **changes}
+        config = TrainConfig(**_known(values), stored=not asked)
+        given = {**self._given, **{name: changes[name] for name in NETWORK if name in changes}}
+        object.__setattr__(config, "_given", given)
+        return config
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result and names a run: the fields that are not `OPERATIONAL`, under their stored names."""

@@ -14,6 +14,7 @@ from s2fpn_lib.model.apf import APF, FPNLevel
 from s2fpn_lib.model.blocks import DROPOUT, REVISIONS, ConvBNAct, plain_conv, resize_like
 from s2fpn_lib.model.encoders import ENCODERS, EncoderSpec
 from s2fpn_lib.model.gfu import GFU, UpsampleAdd
+from s2fpn_lib.model.hub import HubMixin
 from s2fpn_lib.validate import as_declared, did_you_mean
 
 MIN_SIZE = 32
@@ -72,7 +73,7 @@ class Pyramid:
     logits: Tensor
 
 
-class S2FPN(nn.Module):
+class S2FPN(HubMixin, nn.Module):
     """The network. `forward(x)` maps normalized float images (B, 3, H, W), H and W at least 32, to logits (B, K, H, W).
 
     Build it with `build_model`. `config` rebuilds it: `build_model(**model.config)`.
@@ -227,10 +228,10 @@ def continued_network(
     for name, value in given.items():
         if name in known and value != known[name] and name not in deliberate:
             field = "model" if name == "name" else name
-            raise ValueError(
-                f"{field} is {value!r}, but the network of {source!r} has {known[name]!r}: leave {field} out to take "
-                f"that over, or, if the difference is deliberate, add {field!r} to init_changes"
-            )
+            advice = f"leave {field} out, and it is taken over"
+            if field not in ("model", "revision"):
+                advice += f"; if the difference is deliberate, add {field!r} to init_changes"
+            raise ValueError(f"{field} is {value!r}, but the network of {source!r} has {known[name]!r}: {advice}")
     network = {**recorded, **given}
     network.pop("num_classes", None)
     return network

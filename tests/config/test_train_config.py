@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
+from s2fpn_lib.checkpoint import CheckpointError, save_weights
 from s2fpn_lib.config import OPERATIONAL, PRESETS, PUBLISHED_OPTIONS, TrainConfig
+from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import config_hash
 
 
@@ -109,3 +112,95 @@ def test_earlier_names_work_with_a_warning_and_name_the_same_run():
     assert config == TrainConfig(color_cast=0.2)
     assert config.recipe()["colour_cast"] == 0.2  # as earlier versions stored it
     assert config_hash(TrainConfig().recipe()) == "5b40cd0d941f"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Three checkpoints: plain, of another network, and in the author's layout with CamVid's 11 classes."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_weights(build_model("s2fpn_lite", num_classes=11), folder / "plain.safetensors", {})
+    other = {"normalization": "camvid-mean", "double_resolution": True, "ssam": False}
+    save_weights(build_model("s2fpn_lite", num_classes=11, **other), folder / "other.safetensors", {})
+    torch.save({"classifier.fc.conv.weight": torch.zeros(11, 64, 1, 1)}, folder / "published.pth")
+    return folder
+
+
+def network(config) -> tuple:
+    return config.model, config.revision, config.switches, config.normalization
+
+
+OTHER = ("s2fpn_lite", "v1", {"double_resolution": True, "ssam": False}, "camvid-mean")
+
+
+@pytest.mark.parametrize("given", [{}, {"model": ""}, {"revision": "v1"}, {"switches": {"ssam": False}}])
+def test_what_is_not_given_is_that_of_the_checkpoint(weights, given):
+    path = str(weights / "other.safetensors")
+    assert network(TrainConfig(init_from=path, **given)) == OTHER
+    for preset in ("demo", "published-camvid", "lite-camvid-trainval"):  # a preset's values are not the user's
+        config = TrainConfig.preset(preset, init_from=path, **given)
+        assert (network(config), config.encoder_weights) == (OTHER, "")
+        config = TrainConfig.preset(preset).replace(seed=1).replace(init_from=path, encoder_weights="", **given)
+        assert network(config) == OTHER
+    config = TrainConfig.preset("quick", encoder_weights="", model="s2fpn18")
+    with pytest.raises(ValueError, match="model is 's2fpn18'"):
+        config.replace(init_from=path)
+    assert network(config.replace(seed=1)) == ("s2fpn18", "v1", {}, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "s2fpn18"}, "model is 's2fpn18', but the network of '.*other.safetensors' has 's2fpn_lite'"),
+        ({"revision": "v2"}, "revision is 'v2', but the network of '.*' has 'v1'"),
+        ({"normalization": "lite"}, "normalization is 'lite', but the network of '.*' has 'camvid-mean'"),
+        ({"switches": {"ssam": True}}, "ssam is True, but the network of '.*' has False: .* to init_changes"),
+        ({"switches": {"crb": False}}, "crb is False, but the network of '.*' has True"),
+        ({"init_changes": ["sam"]}, "init_changes holds 'sam'. Did you mean 'ssam'"),
+        ({"encoder_weights": "imagenet"}, "init_from includes the encoder's weights"),
+    ],
+)
+def test_what_contradicts_the_checkpoint_is_refused(weights, given, message):
+    for make in (TrainConfig, TrainConfig(seed=1).replace, lambda **each: TrainConfig.preset("demo", **each)):
+        with pytest.raises(ValueError, match=message):
+            make(init_from=str(weights / "other.safetensors"), **given)
+
+
+def test_a_deliberate_difference_is_named(weights):
+    path = str(weights / "plain.safetensors")
+    config = TrainConfig.preset("lite-camvid-double", init_from=path)
+    assert network(config) == ("s2fpn_lite", "v1", {"double_resolution": True}, "")
+    assert config == TrainConfig.preset("lite-camvid-double").replace(init_from=path).replace(workers=0)
+    assert config.recipe() == {**TrainConfig.preset("lite-camvid-double").recipe(), "init_from": path}
+    assert config_hash(TrainConfig.preset("lite-camvid-double").recipe()) == "97dc2a6f4006"  # of earlier runs
+    config = TrainConfig(init_from=path, switches={"ssam": False}, init_changes=["ssam"])
+    assert network(config) == ("s2fpn_lite", "v1", {"ssam": False}, "")
+
+
+@pytest.mark.filterwarnings("ignore:The field 'colour_cast'")
+def test_a_stored_configuration_needs_no_weights(weights, tmp_path):
+    path = tmp_path / "moved.safetensors"
+    path.write_bytes((weights / "other.safetensors").read_bytes())
+    config = TrainConfig(init_from=str(path))
+    path.unlink()
+    stored = {**json.loads(json.dumps(config.recipe())), "data": {"train": "0" * 12}}  # as in config.json
+    assert TrainConfig.from_dict(stored) == config == config.replace(device="cpu").replace(device="auto")
+    earlier = {**stored, "switches": {}, "normalization": ""}  # what an earlier version trained in fact
+    assert network(TrainConfig.from_dict(earlier)) == ("s2fpn_lite", "v1", {}, "")
+    with pytest.raises(CheckpointError, match=r"moved\.safetensors is neither a file nor"):
+        TrainConfig(init_from=str(path))
+
+
+def test_the_authors_layout_decides_only_the_normalization(weights, tmp_path):
+    path = str(weights / "published.pth")
+    assert network(TrainConfig(init_from=path)) == ("s2fpn18", "v1", {}, "camvid-mean")
+    config = TrainConfig.preset("demo", init_from=path, revision="v2", normalization="cityscapes-mean")
+    assert network(config) == ("s2fpn_lite", "v2", {}, "cityscapes-mean")
+    (tmp_path / "cut.pth").write_bytes((weights / "published.pth").read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"cut\.pth is damaged"):
+        TrainConfig(init_from=str(tmp_path / "cut.pth"))
+
+
+def test_the_path_of_an_own_dataset_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert TrainConfig(dataset="own/data.yaml").dataset == str(tmp_path / "own" / "data.yaml")
+    assert TrainConfig(dataset="camvid").dataset == "camvid"
