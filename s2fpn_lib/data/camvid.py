@@ -67,9 +67,9 @@ class CamVid(FileDataset):
     LABEL_FOLDER, LABEL_FILES = "{split}annot", ("{name}.png", "{name}_L.png", "{renamed}.png")
     HELP = (
         "Get SegNet's edition with `python -m s2fpn_lib.data.download camvid --into data` (CC BY-NC 4.0), or put "
-        "SegNet's CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, or "
-        "the original frames and labels (701_StillsRaw_full and LabeledApproved_full; Kaggle's train, train_labels, and "
-        "so on; or fastai's images, labels, and codes.txt), or point S2FPN_DATA at the folder that holds it. See "
+        "SegNet's CamVid folder at data/camvid so that data/camvid/train/*.png and data/camvid/trainannot/*.png exist, "
+        "or the original frames and labels (701_StillsRaw_full and LabeledApproved_full; Kaggle's train, train_labels, "
+        "and so on; or fastai's images, labels, and codes.txt), or point S2FPN_DATA at the folder that holds it. See "
         "data/README.md."
     )
 
