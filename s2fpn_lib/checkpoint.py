@@ -17,16 +17,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from s2fpn_lib.data import Protocol, SegmentationDataset, open_dataset, register
+from s2fpn_lib.data import PROTOCOLS, Protocol, SegmentationDataset, open_dataset, register
 from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
+from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, serialized
 from s2fpn_lib.model.published import published_classes, published_tensors
 from s2fpn_lib.runs import atomic_file, read_json, write_atomic
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
-# One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
-METADATA_KEY = "s2fpn"
 TORCH_SUFFIXES = (".pt", ".pth")
 # The normalization of the author's checkpoints by the number of their classes, which tells CamVid from Cityscapes
 PUBLISHED_NORMALIZATIONS = {11: "camvid-mean", 19: "cityscapes-mean"}
@@ -47,13 +46,8 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 
     Raises CheckpointError if the file cannot be written; an earlier file is intact then.
     """
-    tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    if half:
-        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    document = json.dumps({"config": model.config, **metadata}, sort_keys=True)
-    data = safetensors.torch.save(tensors, {METADATA_KEY: document})
     try:
-        write_atomic(path, data)
+        write_atomic(path, serialized(model, metadata, half=half))
     except OSError as error:
         raise CheckpointError(_cannot_write(path, error)) from error
 
@@ -82,8 +76,8 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
     author's layout. The protocol of the user's own dataset becomes known to `get_protocol`.
 
     Args:
-        path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint); the name of a
-            released weight, e.g. "s2fpn_lite-camvid"; or a .pth or .pt file in the author's layout.
+        path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint) or a folder of
+            `save_pretrained`; a released name, e.g. "s2fpn_lite-camvid"; or a .pth or .pt file in the author's layout.
         config: arguments of `build_model` (name, revision, num_classes, normalization, ...), only for the author's
             layout, which does not record them. `published_arguments` gives them.
 
@@ -100,7 +94,7 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
             register(Protocol.from_dict(definition))
         model = build_model(**metadata["config"])
         load_weights(model, path)
-        model.metadata = metadata
+        model.metadata = _completed(metadata)
         return model.to(device).eval()
     if not {"name", "num_classes"} <= config.keys():
         raise CheckpointError(
@@ -112,6 +106,13 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
     load_published(model, path)
     model.metadata = {}
     return model.to(device).eval()
+
+
+def _completed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata with the protocol's definition and the training history, which files of earlier versions lack."""
+    protocol = PROTOCOLS.get(metadata.get("protocol"))
+    known = {"protocol_definition": protocol and protocol.to_dict(), "training": training_history(metadata)}
+    return {**{key: value for key, value in known.items() if value}, **metadata}
 
 
 def published_arguments(path_or_name: str | Path, model: str, revision: str, protocol: Protocol) -> dict[str, Any]:
@@ -268,16 +269,15 @@ def find_weights(path_or_name: str | Path) -> Path:
                 warnings.warn(f"{reason}; the last weights of the run are used instead", stacklevel=3)
                 chosen = "last.safetensors"
             return path / chosen
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", WEIGHTS):
             if (path / name).exists():
                 return path / name
-        raise CheckpointError(f"{path} holds no best.safetensors or last.safetensors: is it a run directory?")
+        raise CheckpointError(f"{path} holds no best, last, or model.safetensors: is it a run directory?")
     names = released_names()
     if str(path_or_name) in names:
         return RELEASED / f"{path_or_name}.safetensors"
     hint = did_you_mean(str(path_or_name), names)
-    released = ", ".join(names) or "none"
-    raise CheckpointError(f"{path_or_name} is neither a file nor a released weight.{hint} Released: {released}")
+    raise CheckpointError(f"{path_or_name} is neither a file nor a released weight.{hint} Released: {', '.join(names)}")
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:

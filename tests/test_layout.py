@@ -36,7 +36,7 @@ MOST_LINES = {"file": 350, "library": 12_500}
 BLOCKED = [
     *("pandas", "pyarrow", "matplotlib", "seaborn", "tqdm", "packaging", "yaml", "onnx", "openvino"),
     *("jupyterlab", "ipywidgets", "anywidget", "papermill", "IPython", "ipykernel", "nbformat", "nbconvert"),
-    *("onnxruntime", "traitlets", "jupyter_client", "snakemake", "av", "timm", "torchmetrics"),
+    *("onnxruntime", "traitlets", "jupyter_client", "snakemake", "av", "huggingface_hub", "timm", "torchmetrics"),
 ]
 CORE = """
 import sys

@@ -1,0 +1,193 @@
+"""A network as a folder to share: model.safetensors, config.json, and a model card, here or on the Hugging Face hub.
+
+`huggingface_hub.ModelHubMixin` does the same, but a class that inherits from it cannot be imported without the package.
+It is imported here for a transfer only.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+# One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
+METADATA_KEY = "s2fpn"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+TEMPLATE = Path(__file__).with_name("model_card.md")
+UNKNOWN = "not recorded"
+DESCRIBED = {"config", "protocol", "protocol_definition", "training", "pretraining", "val_miou", "val_split"}
+
+
+def serialized(model: nn.Module, metadata: Mapping[str, Any], *, half: bool = False) -> bytes:
+    """A safetensors file with the weights of `model` and, in its header, the JSON of {"config": ..., **metadata}.
+
+    half: floating-point tensors in float16.
+    """
+    tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    document = json.dumps({**metadata, "config": model.config}, sort_keys=True)
+    return safetensors.torch.save(tensors, {METADATA_KEY: document})
+
+
+class HubMixin:
+    """`save_pretrained` and `from_pretrained` of the network."""
+
+    metadata: Mapping[str, Any] = {}  # what its checkpoint records, set by `load_model` and `from_pretrained`
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str = "unknown",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+    ) -> Path:
+        """Writes model.safetensors, config.json, and a model card (README.md) to `folder`, and returns it.
+
+        Args:
+            folder: new, or one that an earlier call wrote, whose files are replaced.
+            license: of the weights, for the card: an identifier of the Hugging Face hub, e.g. "mit" or "cc-by-nc-4.0".
+            push_to_hub: also upload the files. This needs the extra [hub] and a token (`hf auth login`, or HF_TOKEN).
+            repo_id: the repository, which is created if missing; by default `folder` where that reads "owner/name",
+                else its last part, under the account of the token.
+            private: whether a new repository is private; None: as the account's settings say.
+
+        Raises:
+            ValueError: the network is not the one that its `config` describes, such as a simplified one.
+            FileExistsError: the folder holds another config.json or README.md, such as a run's.
+            ImportError: an upload without the extra [hub]; nothing is written then.
+        """
+        from s2fpn_lib.model.s2fpn import build_model
+
+        hub = _huggingface_hub() if push_to_hub else None
+        with torch.device("meta"):
+            declared = build_model(**self.config).state_dict()
+        if declared.keys() != self.state_dict().keys():
+            raise ValueError("only a network of build_model can be saved: give the model that this one was made from")
+        folder = Path(folder).expanduser()
+        if not (folder / WEIGHTS).exists() and any((folder / name).exists() for name in (CONFIG, CARD)):
+            raise FileExistsError(f"{folder} holds a {CONFIG} or {CARD} of something else: give another folder")
+        named = len(folder.parts) == 2 and not folder.is_absolute()
+        repo_id = repo_id or (folder.as_posix() if named else folder.resolve().name)
+        document = {**self.metadata, "config": self.config}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS).write_bytes(serialized(self, document))
+        (folder / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(self._card(repo_id, license), encoding="utf-8")
+        if hub:
+            api = hub.HfApi()
+            created = api.create_repo(repo_id, private=private, exist_ok=True)
+            files = [WEIGHTS, CONFIG, CARD]
+            api.upload_folder(repo_id=created.repo_id, folder_path=folder, allow_patterns=files)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, *, revision: str | None = None) -> Self:
+        """The network of `save_pretrained`, in evaluation mode on the CPU, with what its checkpoint recorded.
+
+        Args:
+            folder_or_repo: a local folder, or a repository of the Hugging Face hub ("owner/name", the extra [hub]).
+            revision: branch, tag, or commit of the repository.
+
+        Raises:
+            FileNotFoundError: no such folder or repository, no network, or a file is missing.
+            ImportError: a repository without the extra [hub].
+            RuntimeError: the weights are damaged, or do not fit config.json.
+        """
+        from s2fpn_lib.model.s2fpn import build_model
+
+        folder = Path(folder_or_repo).expanduser()
+        if not folder.is_dir():
+            folder = _downloaded(str(folder_or_repo), revision)
+        for name in (WEIGHTS, CONFIG):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}: give a folder that save_pretrained wrote")
+        try:
+            document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            with safetensors.safe_open(folder / WEIGHTS, framework="pt") as file:
+                header = (file.metadata() or {}).get(METADATA_KEY)
+            if header and json.loads(header) != document:
+                raise ValueError(f"{CONFIG} differs from the header of {WEIGHTS}")
+            model = build_model(**document["config"])
+            model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RuntimeError(f"{folder} holds no network of this library, or a damaged one: {error}") from error
+        model.metadata = document
+        return model.eval()
+
+    def _card(self, name: str, license: str) -> str:
+        """The model card: what is recorded, and nothing else."""
+        known, network = self.metadata, dict(self.config)
+        title = f"{network.pop('name')}, revision {network.pop('revision')}"
+        switches = {key: value for key, value in network.items() if key not in ("num_classes", "normalization")}
+        protocol = known.get("protocol_definition") or {}
+        training = Counter((each["dataset"], each["split"]) for each in known.get("training", ()))
+        classes = zip(protocol.get("classes", ()), protocol.get("palette", ()), strict=True)
+        used = sum(each.numel() for name, each in self.named_parameters() if not name.startswith("auxiliary."))
+        mean, std = ([round(value, 4) for value in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
+        properties = {
+            "network": ", ".join([title, *(f"{key}={value}" for key, value in switches.items())]),
+            "parameters": f"{used / 1e6:.2f} M, without the auxiliary heads",
+            "input": f"RGB on the scale 0..255, minus {mean}, divided by {std} (`preprocess`)",
+            "output": f"logits of {self.num_classes} classes, at the size of the input",
+            "protocol": known.get("protocol", UNKNOWN),
+            "size at which it is scored": "{}x{} pixels".format(*protocol["size"]) if protocol else UNKNOWN,
+            "ignored label id": protocol.get("ignore_id", UNKNOWN),
+        }
+        others = {key: json.dumps(value) for key, value in sorted(known.items()) if key not in DESCRIBED}
+        return TEMPLATE.read_text(encoding="utf-8").format(
+            license=json.dumps(license),
+            datasets=json.dumps(list(dict.fromkeys(dataset for dataset, _ in training))),
+            name=name,
+            properties=_table(("property", "value"), properties.items()),
+            classes=_table(("id", "class", "color"), ((i, *each) for i, each in enumerate(classes))),
+            score=_score(known, training),
+            training=_table(("dataset", "split", "trainings"), ((*key, count) for key, count in training.items())),
+            pretraining=known.get("pretraining", UNKNOWN),
+            source=protocol.get("source", UNKNOWN),
+            others=_table(("field", "value"), others.items()),
+        )
+
+
+def _score(known: Mapping[str, Any], training: Iterable[tuple[str, str]]) -> str:
+    miou, split = known.get("val_miou"), str(known.get("val_split"))
+    if miou is None:
+        return "The checkpoint records no score."
+    text = f"{100 * miou:.2f} % mean IoU on the split {split}, measured during training."
+    if any(split.partition(":")[0] in trained for _, trained in training):
+        text += " **The weights were trained on images of this split.**"
+    return text
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    """A table in Markdown; the word for what is unknown if it has no rows."""
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines]) if lines else UNKNOWN
+
+
+def _downloaded(repo_id: str, revision: str | None) -> Path:
+    hub = _huggingface_hub(f"{repo_id} is no local folder, and for the Hugging Face hub ")
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+    except Exception as error:  # those of the hub, of its HTTP library, and of the operating system
+        raise FileNotFoundError(
+            f"{repo_id} is no local folder, and the Hugging Face hub does not give it ({error}). Without a network, "
+            f"fetch it elsewhere (hf download {repo_id} --local-dir FOLDER) and give the path of the folder"
+        ) from error
+
+
+def _huggingface_hub(reason: str = "") -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        message = "huggingface_hub is missing: pip install 's2fpn-workbench[hub]' (the extra [hub])"
+        raise ImportError(reason + message) from error
+    return huggingface_hub
