@@ -317,7 +317,7 @@ def _write_summary(state: TrainingState) -> Row:
         "processes": config.processes,
     }
     runs.write_json(run.result, summary)
-    return summary
+    return runs.read_json(run.result)
 
 
 def _epoch_line(row: Row, epochs: int) -> str:

@@ -11,7 +11,7 @@ from s2fpn_lib.data import open_dataset
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.state import TrainingState, load_teacher, pretraining, step_seed
+from s2fpn_lib.state import TrainingState, load_teacher, origin, pretraining, step_seed
 from s2fpn_lib.train import train_step
 
 CPU = torch.device("cpu")
@@ -83,3 +83,21 @@ def test_pretraining_names_the_data_of_earlier_weights_and_of_the_teacher(teache
     assert pretraining(TrainConfig(encoder_weights="imagenet")) == "imagenet"
     assert pretraining(TrainConfig(init_from=str(teacher_file))) == "none, then roadscenes train"
     assert pretraining(distilled(teacher_file)) == "none; taught by a network trained on roadscenes train"
+
+
+def test_the_origin_lists_all_trainings_oldest_first(teacher_file, tmp_path):
+    train = {"dataset": "roadscenes", "split": "train"}
+    config = distilled(teacher_file, init_from=str(teacher_file), train_split="train:drive=park")
+    assert origin(config, "shop") == {
+        "pretraining": "none, then roadscenes train; taught by a network trained on roadscenes train",
+        "training": [train, train, {"dataset": "shop", "split": "train:drive=park"}],
+    }
+    assert pretraining(config, ["head.weight"]).startswith(
+        "none, then roadscenes train; initialized anew: head.weight;"
+    )
+    published = {"classifier.fc.conv.weight": torch.zeros(11, 64, 1, 1)}
+    torch.save(published, tmp_path / "model_150.pth")
+    assert origin(TrainConfig(init_from=str(tmp_path / "model_150.pth")), "camvid") == {
+        "pretraining": "unstated, then model_150.pth (training data not recorded)",
+        "training": [{"dataset": "camvid", "split": "train"}],
+    }

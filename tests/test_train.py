@@ -5,13 +5,16 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,7 @@ from s2fpn_lib import checkpoint, runs
 from s2fpn_lib import state as state_module
 from s2fpn_lib import train as train_module
 from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
-from s2fpn_lib.data import DatasetError, DatasetNotFound
+from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, get_protocol
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.model import build_model
@@ -31,6 +34,7 @@ from s2fpn_lib.state import TrainingDiverged, TrainingState, default_run_dir, st
 from s2fpn_lib.train import TrainConfig, train, train_step
 
 SIZE = (64, 96)
+CLASSES, PALETTE = get_protocol("roadscenes").classes, get_protocol("roadscenes").palette
 COUNTS = {"train": 10, "val": 2, "trainval": 12}
 
 
@@ -43,6 +47,8 @@ class Scenes(RoadScenes):
 
     def arrays(self, index):
         return self.pairs[index]
+
+    fingerprint = SegmentationDataset.fingerprint  # by their pixels, which tests change
 
 
 def few_scenes(name, root=None, split="train"):
@@ -97,6 +103,7 @@ def finished(tmp_path_factory, _patched):
     return train(interruptible(), run_dir=tmp_path_factory.mktemp("runs") / "whole")
 
 
+@pytest.mark.filterwarnings("ignore:The field 'colour_cast'")
 def test_a_run_records_what_it_did(finished):
     run = RunDirectory(finished.run_dir)
     names = {"best.safetensors", "config.json", "environment.json", "last.pt", "last.safetensors", "lock"}
@@ -206,7 +213,7 @@ def test_a_broken_file_of_either_split_stops_the_run_before_it_starts(tmp_path, 
 
     with (
         mock.patch.object(state_module, "open_dataset", broken),
-        pytest.raises(DatasetError, match=rf"(?s)roadscenes {damaged} has 1 broken.*: label holds 40"),
+        pytest.raises(DatasetError, match=rf"(?s)roadscenes {damaged} has 1 error.*: label holds 40"),
     ):
         train(tiny(), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -320,6 +327,94 @@ def test_the_time_budget_stops_at_an_epochs_end_and_may_grow(finished, tmp_path)
     whole = train(tiny(max_minutes=0.0, checkpoint_minutes=0.0), run_dir=tmp_path)
     assert (whole.summary["stopped_by"], whole.summary["epochs"]) == ("epochs", 3)
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+
+
+def test_a_run_that_time_ends_has_the_weights_that_its_rule_names(tmp_path):
+    seen = []
+
+    def on_epoch(row, model):
+        seen.append((row["val_miou"], model))
+
+    config = tiny(max_minutes=1e-6, eval_every=2, epochs=2)
+    short = train(config, run_dir=tmp_path, on_epoch=on_epoch)
+    assert (short.summary["stopped_by"], short.summary["epochs"]) == ("max_minutes", 1)
+    assert short.checkpoint == tmp_path / "best.safetensors"
+    assert short.summary["val_miou"] == short.history[0]["val_miou"] == seen[0][0] is not None
+    weights = load_model(tmp_path).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in seen[0][1].state_dict().items())  # the averaged
+    (tmp_path / "best.safetensors").unlink()  # as an earlier version left it
+    with pytest.warns(UserWarning, match="the last weights of the run are used"):
+        assert train(config, run_dir=tmp_path).checkpoint == tmp_path / "last.safetensors"
+
+
+def test_a_run_interrupted_before_its_first_validation_is_validated_when_no_time_is_left(tmp_path):
+    config = tiny(eval_every=2, epochs=2, checkpoint_minutes=0.0)
+    with interrupt_after(7), pytest.raises(Interrupt):
+        train(config, run_dir=tmp_path)
+    stopped = train(config.replace(max_minutes=1e-6), run_dir=tmp_path)
+    assert (stopped.summary["stopped_by"], stopped.summary["epochs"]) == ("max_minutes", 1)
+    assert stopped.summary["val_miou"] == read_metadata(tmp_path / "best.safetensors")["val_miou"]
+
+
+def test_other_data_never_continue_or_return_a_run(tmp_path):
+    def repaired(name, root=None, split="train"):
+        scenes = few_scenes(name, root, split)
+        if split == changed:
+            image, label = scenes.pairs[1]
+            scenes.pairs[1] = 255 - image, label
+        return scenes
+
+    config = tiny(epochs=1)
+    first = train(config, results=tmp_path)
+    assert train(config, results=tmp_path).run_dir == first.run_dir
+    for changed in ("train", "val"):
+        with mock.patch.object(state_module, "open_dataset", repaired):
+            with pytest.raises(ConfigChanged, match=f"other data .*{changed} {first.summary['data'][changed]} -> "):
+                train(config, run_dir=first.run_dir)
+            if changed == "val":
+                other = train(config, results=tmp_path)
+                assert other.run_dir != first.run_dir
+                assert other.summary["data"]["train"] == first.summary["data"]["train"]
+
+
+def test_fine_tuning_takes_over_the_network_and_says_what_is_new(finished, tmp_path, capsys):
+    def shop(name, root=None, split="train"):
+        scenes = few_scenes(name, root, split)
+        classes, palette = ((*values, new) for values, new in ((CLASSES, "new"), (PALETTE, (1, 2, 3))))
+        kind = {"name": "shop-64x96-abcd", "dataset": "shop", "ignore_id": 12}
+        scenes.protocol = replace(scenes.protocol, classes=classes, palette=palette, **kind)
+        scenes.name = "shop"
+        scenes.pairs = [(image, np.where(label == 11, 12, label)) for image, label in scenes.pairs]
+        return scenes
+
+    changes = {"epochs": 1, "crop": (32, 48), "batch_size": 5, "device": "cpu", "amp": "off", "eval_images": 1}
+    rates = {"lr": 1e-9, "encoder_lr": 1e-9}
+    config = TrainConfig.preset("quick", dataset="shop", init_from=str(finished.run_dir), **changes, **rates)
+    with mock.patch.object(state_module, "open_dataset", shop):
+        result = train(config, run_dir=tmp_path)
+    assert "which are initialized anew: auxiliary.0.2" in capsys.readouterr().out
+    metadata = read_metadata(result.checkpoint)
+    assert metadata["pretraining"].startswith("none, then roadscenes train; initialized anew: auxiliary.0.2")
+    history = [{"dataset": "roadscenes", "split": "train"}, {"dataset": "shop", "split": "train"}]
+    assert metadata["training"] == result.summary["training"] == history
+    assert (metadata["dataset"], metadata["data"]) == ("shop", result.summary["data"]["train"])
+    old, new = (dict(each.named_parameters()) for each in (finished.model, result.model))
+    alike = {name for name in new if old[name].shape == new[name].shape}
+    kept = {name for name in alike if torch.allclose(old[name], new[name], atol=1e-6)}
+    assert {name.rsplit(".", 1)[0] for name in new.keys() - kept} == {"head", *(f"auxiliary.{i}.2" for i in range(4))}
+
+
+@pytest.mark.filterwarnings("ignore:The field 'colour_cast'")
+def test_a_run_continues_where_the_weights_that_it_started_from_are_gone(finished, tmp_path):
+    shutil.copytree(finished.run_dir, tmp_path / "start")
+    config = tiny(init_from=str(tmp_path / "start"), epochs=2, checkpoint_minutes=0.0)
+    with interrupt_after(7), pytest.raises(Interrupt):
+        train(config, run_dir=tmp_path / "run")
+    shutil.rmtree(tmp_path / "start")
+    stored = TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())).replace(device="cpu")
+    result = train(stored, run_dir=tmp_path / "run")
+    assert result.summary["pretraining"] == "none, then roadscenes train"
+    assert len(result.summary["training"]) == 2
 
 
 def test_the_rule_last_returns_the_last_weights(tmp_path):
