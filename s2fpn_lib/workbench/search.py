@@ -1,0 +1,276 @@
+"""Hyperparameter search: an Optuna study whose trials are training runs, for the notebook 21_search.
+
+    search = Search("first", config, search_space(lr=(3e-4, 1e-2), crop=[(64, 96), (96, 128)], aux_weight=(0.1, 1.0)))
+    search.run(trials=20, minutes=60)
+
+    <results>/studies/search-<name>-<hash>/study.db     the Optuna study (SQLite)
+    <results>/studies/search-<name>-<hash>/<hash>/      the run folder of each trial
+
+The first hash covers the base recipe, the data, and the search space, so every trial of a study answers the same
+question. Optuna chooses the values, stores the study, and prunes trials. What it lacks: a lock that tells a trial of a
+killed process from one that another process still runs, and continuing the former from its last epoch.
+"""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import yaml
+from matplotlib.figure import Figure
+from torch import nn
+
+from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.runs import RunDirectory, config_hash, read_rows, results_root
+from s2fpn_lib.state import TrainingDiverged, data_digests, open_splits
+from s2fpn_lib.train import train
+from s2fpn_lib.viz.style import COLORS, MUTED, styled
+
+try:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.trial import FrozenTrial, Trial, TrialState
+except ImportError as error:
+    raise ImportError("a search needs Optuna: pip install 's2fpn-workbench[search]'") from error
+
+PRUNERS = ("median", "hyperband", "none")
+LOGARITHMIC = ("lr", "encoder_lr", "weight_decay")
+# Fields of TrainConfig that are parameters of 10_train, with their names there
+PARAMETERS = {"dataset": "dataset", "model": "model", "epochs": "max_epochs", "lr": "lr", "crop": "crop"}
+
+
+def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
+    """The distribution of each field of TrainConfig that is searched.
+
+    Args:
+        ranges: for `crop` and `class_weights` the values to choose from; for any other field its lowest and highest
+            value, or a single one. Fields in `LOGARITHMIC` are searched on a logarithmic scale.
+
+    Raises ValueError for a field without values, or with more than two where a range is expected.
+    """
+    space: dict[str, BaseDistribution] = {}
+    for field, values in ranges.items():
+        if field in ("crop", "class_weights") and values:
+            choices = ["x".join(map(str, each)) if field == "crop" else each for each in values]
+            space[field] = CategoricalDistribution(choices)
+        elif 1 <= len(values) <= 2:
+            space[field] = FloatDistribution(values[0], values[-1], log=field in LOGARITHMIC)
+        else:
+            raise ValueError(f"{field} is {list(values)}; give its lowest and highest value")
+    return space
+
+
+class Search:
+    """A study that maximizes the validation mIoU of runs: that of `TrainResult.summary`, by the checkpoint rule.
+
+    Args:
+        name: of the study; the same name, configuration, data, and space continue it.
+        config: what all trials have in common. If the encoder has a learning rate of its own, the ratio of the two is
+            kept.
+        space: see `search_space`.
+        results: folder of all results; None: `results_root()`.
+        pruner: "median" stops a trial whose validation mIoU is below the median of the earlier trials at that epoch;
+            "hyperband" stops all but the best third at each of its rungs; "none".
+        seed: of the sampler.
+
+    Raises:
+        ValueError: an unknown pruner, no validation split, several processes, or a value that TrainConfig refuses.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        space: Mapping[str, BaseDistribution],
+        *,
+        results: str | Path | None = None,
+        pruner: str = "median",
+        seed: int = 0,
+    ):
+        if not config.val_split or config.processes > 1:
+            raise ValueError("a search needs a val_split, and each trial is one process: devices=1, nodes=1")
+        self.config = config
+        for field, values in space.items():
+            for value in values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high):
+                self.trial_config({field: value})  # raises an error for a value that TrainConfig refuses
+        train_set, val_set = open_splits(config)
+        if config.dataset == "auto":  # would mean something else once CamVid is installed
+            self.config = config.replace(dataset=train_set.name)
+        self.space, self.name = dict(space), name
+        ranges = {field: optuna.distributions.distribution_to_json(each) for field, each in space.items()}
+        identity = {"recipe": self.config.recipe(), "space": ranges, "data": data_digests(train_set, val_set)}
+        self.folder = Path(results or results_root()).resolve() / "studies" / f"search-{name}-{config_hash(identity)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{self.folder / 'study.db'}",
+            study_name=name,
+            direction="maximize",
+            pruner=_pruner(pruner, config.epochs),
+            load_if_exists=True,
+        )
+        # Every start draws on: the same seed again would draw the values of the first start
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
+
+    def run(self, trials: int, minutes: float = 0.0) -> None:
+        """Runs trials until the study has so many that ended, or until another one would not fit into the time.
+
+        A trial whose training diverges, or needs more memory than there is, is marked as failed. A trial that was
+        interrupted is failed and tried again with the same values: its run continues from its last saved epoch.
+
+        Args:
+            trials: number of complete, pruned, and failed trials, those of earlier calls included; those that were
+                interrupted do not count.
+            minutes: of this call; at least one trial runs; 0: no limit.
+
+        Raises RunLocked if another process works on this study.
+        """
+        with RunDirectory(self.folder).lock():
+            for stale in self.study.get_trials(states=[TrialState.RUNNING]):
+                self.study.enqueue_trial(stale.params)
+                self.study.tell(stale.number, state=TrialState.FAIL)
+            start, longest = time.monotonic(), 0.0
+            while len(self._ended()) < trials:
+                begun = time.monotonic()
+                if minutes and longest and begun - start + longest > 60 * minutes:
+                    print(f"{len(self._ended())} of {trials} trials; the time is over, the next start continues")
+                    break
+                self._run_trial(self.study.ask(self.space))
+                longest = max(longest, time.monotonic() - begun)
+
+    def _run_trial(self, trial: Trial) -> None:
+        config = self.trial_config(trial.params)
+        folder = self.folder / config_hash(config.recipe())
+        trial.set_user_attr("folder", folder.name)
+        values = ", ".join(f"{field} {_short(value)}" for field, value in trial.params.items())
+        print(f"trial {trial.number}: {values}", flush=True)
+        try:
+            result = train(config, run_dir=folder, on_epoch=_Reporter(trial, folder), progress=False)
+        except optuna.TrialPruned as stop:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            print(f"trial {trial.number} pruned: {stop}", flush=True)
+        except (TrainingDiverged, torch.OutOfMemoryError) as error:
+            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+            self.study.tell(trial, state=TrialState.FAIL)
+            print(f"trial {trial.number} failed: {error}", flush=True)
+        else:
+            self.study.tell(trial, result.summary["val_miou"])
+            print(f"trial {trial.number}: mIoU {100 * result.summary['val_miou']:.2f} %", flush=True)
+        for state in folder.glob("*.pt"):  # most of the run's size; a trial that ended does not need its states
+            state.unlink()
+
+    def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of the trial with these values."""
+        changes = dict(values)
+        if "crop" in changes:
+            changes["crop"] = [int(part) for part in changes["crop"].split("x")]
+        if "lr" in changes and "encoder_lr" not in changes:
+            changes["encoder_lr"] = self.config.encoder_lr / self.config.lr * changes["lr"]
+        return self.config.replace(**changes)
+
+    def _ended(self) -> list[FrozenTrial]:
+        interrupted = [each for each in self.study.trials if each.state == TrialState.FAIL and not _error(each)]
+        return [each for each in self.study.trials if each.state.is_finished() and each not in interrupted]
+
+    def table(self) -> pd.DataFrame:
+        """One row per trial, the best first: state, mIoU (a pruned trial's last one), values, epochs, folder, error."""
+        rows = {}
+        for trial in self.study.trials:
+            rows[trial.number] = {
+                "state": trial.state.name.lower(),
+                "mIoU": trial.value,
+                **trial.params,
+                "epochs": trial.last_step,
+                "seconds": trial.duration.total_seconds() if trial.duration else None,
+                "folder": trial.user_attrs.get("folder", ""),
+                "error": _error(trial) or ("interrupted" if trial.state == TrialState.FAIL else ""),
+            }
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("trial")
+        return frame.sort_values(["state", "mIoU"], ascending=[True, False]) if rows else frame
+
+    def best(self) -> TrainConfig:
+        """The configuration of the best complete trial. Raises ValueError if there is none yet."""
+        return self.trial_config(self.study.best_trial.params)
+
+
+class _Reporter:
+    """`on_epoch` of a trial: reports each validation to Optuna, and ends the run if Optuna prunes it."""
+
+    def __init__(self, trial: Trial, folder: Path):
+        self.trial, self.metrics, self.last = trial, RunDirectory(folder).metrics, 0
+
+    def __call__(self, row: Mapping[str, Any], model: nn.Module) -> None:
+        for each in read_rows(self.metrics):  # a continued run has rows that this trial did not report
+            if each["val_miou"] is not None and each["epoch"] > self.last:
+                self.trial.report(each["val_miou"], each["epoch"])
+                self.last = each["epoch"]
+        if row["val_miou"] is not None and self.trial.should_prune():
+            raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")
+
+
+def _pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
+    if name not in PRUNERS:
+        raise ValueError(f"pruner is {name!r}; choose one of {', '.join(PRUNERS)}")
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs)
+    return optuna.pruners.MedianPruner(n_startup_trials=3) if name == "median" else optuna.pruners.NopPruner()
+
+
+def _error(trial: FrozenTrial) -> str:
+    """Why a trial failed; empty for one that was interrupted."""
+    return trial.user_attrs.get("error", "")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def papermill_command(preset: str, config: TrainConfig) -> str:
+    """The command that trains `config` with 10_train, starting from a preset."""
+    base = TrainConfig.preset(preset).to_dict()
+    differing = {field: value for field, value in config.to_dict().items() if value != base[field]}
+    given = {PARAMETERS[field]: differing.pop(field) for field in PARAMETERS if field in differing}
+    text = yaml.safe_dump(given | {"changes": differing}, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return f"papermill notebooks/10_train.ipynb best.ipynb -p preset {preset} -y {shlex.quote(text.strip())}"
+
+
+@styled
+def search_figure(search: Search) -> Figure:
+    """The mIoU over the trials, with the best one so far, and over the values of each searched field.
+
+    Raises ValueError if no trial has a score yet.
+    """
+    table = search.table().reset_index()
+    table = table.dropna(subset="mIoU").sort_values("trial") if len(table) else table
+    if table.empty:
+        raise ValueError("no trial has a score yet: run more trials")
+    panels = ["trial", *search.space]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (3.6 * columns, 2.7 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    score = 100 * table["mIoU"]
+    for axis, field in zip(axes.flat, panels, strict=False):
+        values, distribution = table[field], search.space.get(field)
+        if isinstance(distribution, CategoricalDistribution):
+            values = values.map(distribution.choices.index)
+            axis.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
+            axis.set_xlim(-0.5, len(distribution.choices) - 0.5)
+        elif distribution and distribution.log:
+            axis.set_xscale("log")
+        for state, color, marker in (("complete", COLORS[0], "o"), ("pruned", MUTED, "x")):
+            chosen = table["state"] == state
+            axis.scatter(values[chosen], score[chosen], 26, color, marker, label=state, zorder=3)
+        axis.set(title="history" if field == "trial" else field, xlabel=field)
+    best = score.where(table["state"] == "complete").cummax().ffill()
+    axes[0, 0].step(table["trial"], best, where="post", color=COLORS[1], label="best so far", zorder=2)
+    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    plt.setp(axes[:, 0], ylabel="validation mIoU in %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
+    return figure

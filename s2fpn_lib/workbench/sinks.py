@@ -1,0 +1,253 @@
+"""Sinks: what a run's numbers go to besides metrics.jsonl, that is TensorBoard and MLflow.
+
+    with RunLogger("tensorboard,mlflow", config) as logger:
+        result = train(config, run_dir=logger.run_dir, on_epoch=logger)
+
+A sink gets the configuration, the row of each epoch, and after each validation a figure of example images. The record
+of the run is metrics.jsonl: sinks are filled from it, so an epoch that a sink missed follows with the next one.
+"""
+
+import importlib.util
+import logging
+import os
+import time
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.data import evenly_spaced
+from s2fpn_lib.distributed import WorkerFailed, node_rank
+from s2fpn_lib.runs import RunDirectory, config_hash, read_json, read_rows, results_root, write_json
+from s2fpn_lib.state import data_digests, default_run_dir, open_splits
+from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.viz.images import prediction_grid
+
+Row = dict[str, Any]
+
+
+class Sink(ABC):
+    """Interface of a sink. A new one is a subclass with an entry in `SINKS`; it writes nothing before `open`.
+
+    Attributes:
+        packages: what it imports, all of them in the extra `logging`.
+        last: the last epoch that it has; set by `open`.
+    """
+
+    packages: tuple[str, ...] = ()
+    last: int = 0
+
+    def __init__(self, config: TrainConfig, run_dir: Path, results: Path):
+        self.config, self.run_dir, self.results = config, run_dir, results
+
+    @abstractmethod
+    def open(self, epoch: int) -> None:
+        """Starts the run with its configuration, or continues it.
+
+        If the sink has epochs from `epoch` on, an interrupted training logged them before it saved its state. They are
+        removed where the sink can do that.
+        """
+
+    @abstractmethod
+    def log(self, row: Row, figure: Figure | None) -> None:
+        """Writes the row of the epoch after `last`, and a figure of example images if there is one."""
+
+    @abstractmethod
+    def close(self, status: str) -> None:
+        """Ends the run; `status` is FINISHED, FAILED, or KILLED (by the user)."""
+
+
+class TensorBoard(Sink):
+    """Event files in the run's folder `tensorboard/`: scalars under the names in the row, and the text `config`."""
+
+    packages = ("tensorboard",)
+
+    def open(self, epoch: int) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self.run_dir / "tensorboard"
+        written = EventAccumulator(str(folder)).Reload() if folder.exists() else None
+        losses = written.Scalars("loss") if written and "loss" in written.Tags()["scalars"] else []
+        kept = [event.step for event in losses if event.step < epoch]
+        # TensorBoard drops the steps from `purge_step` on that were written before
+        self.writer = SummaryWriter(str(folder), purge_step=epoch if len(kept) < len(losses) else None)
+        if not losses:
+            lines = [f"| {name} | {value!r} |" for name, value in self.config.to_dict().items()]
+            self.writer.add_text("config", "\n".join(["| field | value |", "|---|---|", *lines]), 0)
+        self.last = max(kept, default=0)
+
+    def log(self, row: Row, figure: Figure | None) -> None:
+        for name, value in _values(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
+        if figure:
+            self.writer.add_figure("predictions", figure, row["epoch"], close=False)
+        self.writer.flush()
+
+    def close(self, status: str) -> None:
+        self.writer.close()
+
+
+class MLflow(Sink):
+    """A run at MLFLOW_TRACKING_URI, or in mlflow.db of the results folder, in the experiment MLFLOW_EXPERIMENT_NAME.
+
+    The run's folder keeps the identifier of its MLflow run in mlflow.json. MLflow cannot remove metrics: if epochs are
+    trained again after an interruption, because checkpoint_every is above 1, their first values stay.
+    """
+
+    packages = ("mlflow", "sqlalchemy", "alembic")  # the last two for the local store
+
+    def open(self, epoch: int) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training reports to nobody unless it is asked to
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = given or f"sqlite:///{self.results / 'mlflow.db'}"
+        self.client = MlflowClient(uri)
+        # An address may contain a password, so only its hash is stored
+        record, key = self.run_dir / "mlflow.json", config_hash({"uri": uri})
+        known = read_json(record) if record.exists() else {}
+        if key in known:
+            self.run_id = known[key]
+            self.client.update_run(self.run_id, status="RUNNING")
+            self.last = max((each.step for each in self.client.get_metric_history(self.run_id, "loss")), default=0)
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "s2fpn"
+        experiment = self.client.get_experiment_by_name(name)
+        artifacts = None if given else (self.results / "mlflow-artifacts").as_uri()
+        number = experiment.experiment_id if experiment else self.client.create_experiment(name, artifacts)
+        tags = {"run_dir": str(self.run_dir)}
+        self.run_id = self.client.create_run(number, run_name=self.run_dir.name, tags=tags).info.run_id
+        write_json(record, known | {key: self.run_id})
+        fields = self.config.to_dict().items()
+        self.client.log_batch(self.run_id, params=[Param(field, str(value)) for field, value in fields])
+
+    def log(self, row: Row, figure: Figure | None) -> None:
+        from mlflow.entities import Metric
+
+        if figure:  # before the metrics, by which `open` finds the last epoch
+            self.client.log_figure(self.run_id, figure, f"predictions/epoch-{row['epoch']:04d}.png")
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, row["epoch"]) for name, value in _values(row).items()]
+        self.client.log_batch(self.run_id, metrics)
+
+    def close(self, status: str) -> None:
+        self.client.set_terminated(self.run_id, status)
+
+
+SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+
+
+def _values(row: Row) -> dict[str, float]:
+    """The numbers of a row. The epoch is the step under which a sink has them."""
+    return {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
+
+
+class RunLogger:
+    """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs.
+
+    A sink that fails, such as a server that does not answer, gives a warning and is tried again after the next epoch.
+    The object is picklable, so that it also works with several processes.
+
+    Args:
+        log_to: names of `SINKS`, separated by commas; empty: none.
+        config: of the run.
+        run_dir: folder of the run; None: `default_run_dir` under `results`.
+        results: folder of all results; None: `results_root()`.
+        images: number of example images, evenly spaced over the validation split.
+
+    Attributes:
+        run_dir: as given, or None without a sink: `train` then chooses it.
+
+    Raises:
+        ValueError: there is no such sink.
+        ImportError: the sink's package is not installed.
+    """
+
+    def __init__(
+        self,
+        log_to: str,
+        config: TrainConfig,
+        run_dir: str | Path | None = None,
+        *,
+        results: str | Path | None = None,
+        images: int = 3,
+    ):
+        self.names = [name.strip() for name in log_to.split(",") if name.strip()]
+        for name in self.names:
+            if name not in SINKS:
+                raise ValueError(f"log_to: no sink {name!r}.{did_you_mean(name, SINKS)} Sinks: {', '.join(SINKS)}")
+            missing = [each for each in SINKS[name].packages if importlib.util.find_spec(each) is None]
+            if missing:
+                raise ImportError(f"log_to={name!r} needs {', '.join(missing)}: pip install 's2fpn-workbench[logging]'")
+        if self.names:
+            train_set, self.val_set = open_splits(config)
+            if config.dataset == "auto":
+                config = config.replace(dataset=train_set.name)  # as `train` does
+            data = data_digests(train_set, self.val_set)
+            run_dir = Path(run_dir or default_run_dir(config, train_set.name, data, results)).resolve()
+        self.config, self.run_dir, self.images = config, run_dir, images
+        self.results = Path(results or results_root()).resolve()
+        self._open: dict[str, Sink] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_open": {}}  # another process opens its own
+
+    def __call__(self, row: Row, model: nn.Module) -> None:
+        """Writes the rows of metrics.jsonl up to `row`, the last one. `model`: the network of that epoch."""
+        if self.names:
+            self._log(self._rows(), row["epoch"], None if row["val_miou"] is None else self._figure(model))
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        trained = error is None or self._open or isinstance(error, WorkerFailed)  # else another process has the run
+        rows = self._rows() if self.names and trained else []
+        if rows and node_rank(self.config.nodes) == 0:
+            self._log(rows, rows[-1]["epoch"] + 1)
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED" if error else "FINISHED"
+            for name in list(self._open):
+                self._try(name, lambda sink: sink.close(status))
+                self._open.pop(name, None)
+
+    def _rows(self) -> list[Row]:
+        return read_rows(RunDirectory(self.run_dir).metrics)
+
+    def _log(self, rows: list[Row], epoch: int, figure: Figure | None = None) -> None:
+        """Gives each sink the rows that it lacks. `figure` belongs to the last row; `epoch`: see `Sink.open`."""
+
+        def write(sink: Sink) -> None:
+            for row in rows:
+                if row["epoch"] > sink.last:
+                    sink.log(row, figure if row is rows[-1] else None)
+                    sink.last = row["epoch"]
+
+        for name in self.names:
+            if name not in self._open:
+                self._open[name] = SINKS[name](self.config, self.run_dir, self.results)
+                self._try(name, lambda sink: sink.open(epoch))
+            self._try(name, write)
+
+    def _try(self, name: str, action: Any) -> None:
+        """Calls `action` with an open sink. A training must not end because a sink cannot be written."""
+        if name not in self._open:
+            return
+        try:
+            action(self._open[name])
+        except Exception as error:
+            del self._open[name]
+            warnings.warn(
+                f"{name} was not written and is tried again after the next epoch: {type(error).__name__}: {error}",
+                stacklevel=4,
+            )
+
+    def _figure(self, model: nn.Module) -> Figure:
+        return prediction_grid(model, self.val_set, evenly_spaced(len(self.val_set), self.images))
