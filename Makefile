@@ -2,7 +2,7 @@
 # make test   lints and runs every test, including the notebooks
 # make check  lints and runs the fast tests of the core, in three minutes on two cores
 # make lab    opens the notebooks in JupyterLab
-# make doctor lists the problems of this installation and the commands that fix them
+# make doctor checks the packages, and shows the versions, the GPU's driver, and the notebook kernels
 # make clean  removes .venv and caches; data/ and results/ stay
 #
 # Any parameter of the main notebooks can be given: make run DATASET=roadscenes MAX_EPOCHS=5
@@ -46,7 +46,9 @@ lab: $(INSTALLED)
 	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 doctor: $(INSTALLED)
-	@$(PY) -m s2fpn_lib.workbench.doctor
+	-$(PY) -m pip check
+	-$(PY) -m torch.utils.collect_env
+	$(PY) -m jupyter kernelspec list
 
 # The stamp is written last. Without it (the installation was interrupted) the next make starts from an empty .venv. With
 # an older stamp (pyproject.toml changed) it installs on top.
