@@ -12,6 +12,7 @@ from s2fpn_lib.config import RENAMED_FIELDS, TrainConfig
 from s2fpn_lib.data import Protocol, get_protocol, register
 from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
+from s2fpn_lib.model.hub import WEIGHTS
 from s2fpn_lib.runs import ConfigChanged, config_hash, read_json, results_root
 from s2fpn_lib.train import train
 
@@ -112,7 +113,8 @@ def checkpoint_provenance(
     if metadata:
         row["trained_on"] = metadata.get("dataset")
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
-    return row | (recipe_hashes(read_json(recipe), varied) if recipe.exists() else {})
+    known = recipe.exists() and path.name != WEIGHTS  # the config.json of a shared model describes the network
+    return row | (recipe_hashes(read_json(recipe), varied) if known else {})
 
 
 def recipe_hashes(recipe: Mapping[str, Any], varied: Collection[str] = ()) -> dict[str, str]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 
-from s2fpn_lib.checkpoint import save_weights
+from s2fpn_lib.checkpoint import load_model, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import RunDirectory, read_json, write_json
@@ -67,6 +67,14 @@ def test_provenance_describes_the_chosen_file(tmp_path):
     )
     assert (row["model"], row["revision"], row["switches"]) == ("s2fpn_lite", "v1", "ssam=False")
     assert "secret" not in row
+
+
+def test_a_shared_model_keeps_its_origin_and_has_no_recipe(tmp_path):
+    folder = load_model("s2fpn_lite-camvid").save_pretrained(tmp_path / "net")
+    row, released = checkpoint_provenance(folder), checkpoint_provenance("s2fpn_lite-camvid")
+    assert row["checkpoint"] == "net/model.safetensors"
+    assert row.keys() == released.keys()
+    assert {key for key in row if row[key] != released[key]} == {"checkpoint", "checkpoint_sha"}
 
 
 def test_published_checkpoint_is_described_by_its_network(tmp_path):
