@@ -12,19 +12,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
 from s2fpn_lib.data.files import FileDataset, Sample
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
 from s2fpn_lib.data.protocols import Protocol, register
-from s2fpn_lib.data.transforms import nearest
 from s2fpn_lib.model import NORMALIZATIONS
 from s2fpn_lib.validate import as_declared, did_you_mean
 
@@ -58,6 +57,9 @@ class Description:
         names = list(self.classes)
         if not 1 <= len(names) <= 253 or len(set(names)) < len(names) or IGNORE in names:
             raise ValueError(f"classes {names}: give 1 to 253 different names; {IGNORE!r} is reserved")
+        colors = [*self.classes.values(), self.ignore] if isinstance(self.classes, dict) else []
+        if len(set(colors)) < len(colors) or not all(0 <= n <= 255 for color in self.colors() for n in color):
+            raise ValueError(f"classes {self.classes}, ignore {self.ignore}: give each another color, of 0 to 255")
         if min(self.size) < 32:
             raise ValueError(f"size {list(self.size)}: give [height, width] of at least 32 pixels each")
         if self.unknown not in ("error", IGNORE):
@@ -133,19 +135,16 @@ def read_description(path: str | Path) -> Description:
     try:
         if not isinstance(given, dict):
             raise ValueError(f"it holds no fields; a dataset has {', '.join(declared)}")
-        for name in given:
+        for name, value in given.items():
             if name not in declared:
                 raise ValueError(f"unknown field {name!r}.{did_you_mean(name, declared)} Known: {', '.join(declared)}")
+            try:
+                given[name] = as_declared(value, declared[name])
+            except TypeError as error:
+                raise ValueError(f"{name} is {error} (put text such as yes, no, or 12 in quotes)") from None
         if missing := [each for each in ("name", "classes", "size", "splits") if each not in given]:
             raise ValueError(f"{', '.join(missing)} missing")
-        values = {}
-        for each in fields(Description):
-            if each.name in given:
-                try:
-                    values[each.name] = as_declared(given[each.name], declared[each.name])
-                except TypeError as error:
-                    raise ValueError(f"{each.name} is {error} (put text such as yes, no, or 12 in quotes)") from None
-        return Description(**values)
+        return Description(**given)
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
 
@@ -210,20 +209,12 @@ class CustomDataset(FileDataset):
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and label at the protocol's size; ignored borders where the aspect ratio is another one."""
         image, label = super().arrays(index)
-        (height, width), own = self.protocol.size, label.shape
-        if own == (height, width):
+        if label.shape == self.protocol.size:
             return image, label
-        scale = min(height / own[0], width / own[1])
-        inner = [max(1, round(side * scale)) for side in own]
-        # a rounding difference of one pixel is no border
-        inner = [full if full - side <= 1 else side for side, full in zip(inner, (height, width), strict=True)]
-        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-        area = slice(top, top + inner[0]), slice(left, left + inner[1])
-        framed = np.full((height, width, 3), np.round(self.protocol.mean_published), dtype=np.uint8)
-        framed[area] = np.asarray(Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR))
-        ids = np.full((height, width), self.protocol.ignore_id, dtype=np.uint8)
-        ids[area] = nearest(label, inner)
-        return framed, ids
+        size, gray = self.protocol.size[::-1], tuple(map(round, self.protocol.mean_published))
+        framed = ImageOps.pad(Image.fromarray(image), size, Image.Resampling.BILINEAR, color=gray)
+        ids = ImageOps.pad(Image.fromarray(label), size, Image.Resampling.NEAREST, color=self.protocol.ignore_id)
+        return np.asarray(framed), np.asarray(ids)
 
     def class_problems(self, occurring: Collection[int]) -> list[str]:
         absent = set(range(self.protocol.num_classes)) - set(occurring)
@@ -253,13 +244,13 @@ class CustomDataset(FileDataset):
             named, problems = self._from_folders(*folders, str(given.get("label_suffix", "")))
         else:
             raise DatasetError(f"{self.path}: the split {split!r} is {given}; {SPLIT_HELP}")
-        if not held_out:
-            return named, problems
-        (part, every), *others = held_out.items()
-        if others or part == "train" or not isinstance(every, int) or every < 2:
-            raise DatasetError(f"{self.path}: {SPLIT_HELP}; it is given as {held_out}")
-        chosen = split == part
-        return {n: pair for i, (n, pair) in enumerate(named.items()) if (i % every == 0) == chosen}, problems
+        if held_out and (split == "train" or split in held_out):
+            (part, every), *others = held_out.items()
+            if others or part == "train" or not isinstance(every, int) or every < 2:
+                raise DatasetError(f"{self.path}: {SPLIT_HELP}; it is given as {held_out}")
+            kept = [name for i, name in enumerate(named) if (i % every == 0) == (split == part)]
+            named = {name: named[name] for name in kept}
+        return named, problems
 
     def _from_list(self, path: Path) -> tuple[dict[str, Sample], list[str]]:
         try:

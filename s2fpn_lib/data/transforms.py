@@ -112,7 +112,7 @@ def apply(
     if ids.shape != size:
         # half-pixel centers and no antialiasing, as in cv2.INTER_LINEAR, which the published loader uses
         pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
-        ids = nearest(ids, size)
+        ids = _nearest(ids, size)
     pixels, ids = _photometric(pixels, cut)[0], torch.from_numpy(ids)
     if cut.flip:
         pixels, ids = pixels.flip(-1), ids.flip(-1)
@@ -132,7 +132,7 @@ def _overlap(start: int, extent: int, side: int, out: int) -> tuple[tuple[int, i
     return (first, end), (round((first - start) * out / extent), round((end - start) * out / extent))
 
 
-def nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(h, w) resized to ``size`` by the nearest pixel center; twice as fast as torch's kernel for uint8."""
     rows, columns = ((2 * np.arange(out) + 1) * side // (2 * out) for out, side in zip(size, ids.shape, strict=True))
     return ids.take(rows, axis=0).take(columns, axis=1)

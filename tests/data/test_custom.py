@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from s2fpn_lib.data import DatasetError, DatasetNotFound, check_dataset, get_protocol, open_dataset
+from s2fpn_lib.data.custom import CustomDataset
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.runs import PROJECT
 from tests.loading import load_file
@@ -191,6 +192,8 @@ def test_lists_and_held_out_pairs(tmp_path):
     )
     assert open_dataset(path, split="train").names == [f"images/{name}" for name in "bcef"]
     assert open_dataset(path, split="val").names == ["images/a", "images/d"]
+    path.write_text(path.read_text().replace("{every: 3}}", "{every: 3}, trial: {list: train.txt}}"))
+    assert len(CustomDataset(path, "trial").names) == 6  # a split of its own is not thinned out
     with pytest.raises(DatasetNotFound, match="no split 'test'; it has train, val"):
         open_dataset(path, split="test")
     (tmp_path / "train.txt").write_text("images/a.png\n")
@@ -212,6 +215,8 @@ def test_lists_and_held_out_pairs(tmp_path):
         ("labels: masks", "labels: mask", "mask: the labels folder"),
         ("labels: masks", "labels: masks, label_suffix: _m", "whose name ends in '_m'"),
         ("name: warehouse", "name: [", "cannot be read as YAML"),
+        ("[floor, rack, person]", "{floor: [1, 2, 3], rack: [1, 2, 3]}", "give each another color"),
+        ("[floor, rack, person]", "{floor: [1, 2, 3], rack: [1, 2, 300]}", "of 0 to 255"),
     ],
 )
 def test_errors_of_the_description_name_the_field(tmp_path, old, new, expected):
