@@ -61,7 +61,7 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing into $(VENV) (some minutes and about 6 GB the first time) ..."
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[lite,openvino,studies,test]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[lite,openvino,search,studies,test]'
 	@touch $@
 
 clean:

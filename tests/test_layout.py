@@ -37,6 +37,7 @@ BLOCKED = [
     *("pandas", "pyarrow", "matplotlib", "seaborn", "tqdm", "packaging", "yaml", "onnx", "openvino"),
     *("jupyterlab", "ipywidgets", "anywidget", "papermill", "IPython", "ipykernel", "nbformat", "nbconvert"),
     *("onnxruntime", "traitlets", "jupyter_client", "snakemake", "av", "huggingface_hub", "timm", "torchmetrics"),
+    *("optuna", "tensorboard", "mlflow", "sqlalchemy", "alembic"),
 ]
 CORE = """
 import sys

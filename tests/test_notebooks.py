@@ -39,6 +39,7 @@ CHEAP = {
         **{"eval_fps_calls": 1, "loader_images": 2, "repeats": 1, "seconds": 0.02, "least": 1},
     },
     "20_ablation": {**TRAINING, "limit": 2},
+    "21_search": {"trials": 2, "max_epochs": 1, "crop": [[32, 48]], "changes": TRAINING["changes"]},
     "30_attention": {"limit": 2},
 }
 

@@ -30,7 +30,7 @@ EXTRAS = {
 }
 # Distribution of an imported module: where the name differs, or the declared package that always installs it
 DISTRIBUTIONS = {"PIL": "pillow", "IPython": "ipywidgets", "traitlets": "ipywidgets", "jupyter_client": "papermill"}
-DISTRIBUTIONS |= dict.fromkeys(("nbformat", "nbclient", "yaml"), "papermill")
+DISTRIBUTIONS |= dict.fromkeys(("nbformat", "nbclient", "yaml"), "papermill") | {"mlflow": "mlflow-skinny"}
 
 # Replaces python3 and .venv/bin/python: creates a "venv" that holds a copy of itself, "installs" unless FAIL is set,
 # and prints any other call.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -149,7 +150,7 @@ class Search:
         values = ", ".join(f"{field} {_short(value)}" for field, value in trial.params.items())
         print(f"trial {trial.number}: {values}", flush=True)
         try:
-            result = train(config, run_dir=folder, on_epoch=_Reporter(trial, folder), progress=False)
+            result = train(config, run_dir=folder, on_epoch=_Reporter(trial, folder, config.epochs), progress=False)
         except optuna.TrialPruned as stop:
             self.study.tell(trial, state=TrialState.PRUNED)
             print(f"trial {trial.number} pruned: {stop}", flush=True)
@@ -198,17 +199,17 @@ class Search:
 
 
 class _Reporter:
-    """`on_epoch` of a trial: reports each validation to Optuna, and ends the run if Optuna prunes it."""
+    """`on_epoch` of a trial: reports each validation to Optuna, which may prune the run before its last epoch."""
 
-    def __init__(self, trial: Trial, folder: Path):
-        self.trial, self.metrics, self.last = trial, RunDirectory(folder).metrics, 0
+    def __init__(self, trial: Trial, folder: Path, epochs: int):
+        self.trial, self.epochs, self.metrics, self.last = trial, epochs, RunDirectory(folder).metrics, 0
 
     def __call__(self, row: Mapping[str, Any], model: nn.Module) -> None:
         for each in read_rows(self.metrics):  # a continued run has rows that this trial did not report
             if each["val_miou"] is not None and each["epoch"] > self.last:
                 self.trial.report(each["val_miou"], each["epoch"])
                 self.last = each["epoch"]
-        if row["val_miou"] is not None and self.trial.should_prune():
+        if row["val_miou"] is not None and row["epoch"] < self.epochs and self.trial.should_prune():
             raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")
 
 
@@ -262,14 +263,18 @@ def search_figure(search: Search) -> Figure:
             values = values.map(distribution.choices.index)
             axis.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
             axis.set_xlim(-0.5, len(distribution.choices) - 0.5)
-        elif distribution and distribution.log:
-            axis.set_xscale("log")
+        elif distribution and distribution.low < distribution.high:
+            axis.set(xscale="log" if distribution.log else "linear", xlim=(distribution.low, distribution.high))
+            scale = np.geomspace if distribution.log else np.linspace
+            ticks = scale(distribution.low, distribution.high, 4)
+            axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            axis.set_xticks([], minor=True)
         for state, color, marker in (("complete", COLORS[0], "o"), ("pruned", MUTED, "x")):
             chosen = table["state"] == state
-            axis.scatter(values[chosen], score[chosen], 26, color, marker, label=state, zorder=3)
-        axis.set(title="history" if field == "trial" else field, xlabel=field)
+            axis.scatter(values[chosen], score[chosen], 26, color, label=state, marker=marker, clip_on=False)
+        axis.set(title="score over the trials" if field == "trial" else field)
     best = score.where(table["state"] == "complete").cummax().ffill()
-    axes[0, 0].step(table["trial"], best, where="post", color=COLORS[1], label="best so far", zorder=2)
+    axes[0, 0].step(table["trial"], best, where="post", color=COLORS[1], label="best so far", zorder=0.9)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     plt.setp(axes[:, 0], ylabel="validation mIoU in %")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)

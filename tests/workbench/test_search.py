@@ -100,7 +100,7 @@ def test_a_trial_below_the_median_is_pruned_by_its_validation(tmp_path, scores):
     figure = search_figure(search)
     history = figure.axes[0].lines[0].get_ydata()
     assert history.tolist() == pytest.approx([50, 50, 60, 60, 70, 70])
-    assert [axis.get_title() for axis in figure.axes] == ["history", *SPACE]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["score over the trials", *SPACE]
 
 
 def test_without_pruning_every_trial_ends(tmp_path, scores):
