@@ -131,7 +131,7 @@ def test_a_study_depends_on_the_content_of_the_data(tmp_path):
     study.write_text(f"question: what?\npreset: demo\ndatasets: [{street}]\nseeds: [0]\nvariants: {variants}\n")
     jobs = read_study(study)
     names = [job.name.rsplit("-", 1)[0] for job in jobs]
-    assert names == ["full-street-s2fpn18-v1-s0", "no-crb-street-s2fpn18-v1-s0"]
+    assert names == ["full-street-s2fpn_lite-v1-s0", "no-crb-street-s2fpn_lite-v1-s0"]
     assert jobs[0].parameters["dataset"] == str(street)
     assert read_study(study) == jobs
     mask = next((tmp_path / "masks" / "val").iterdir())  # repaired in place

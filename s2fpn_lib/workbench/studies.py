@@ -19,6 +19,7 @@ A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook
 """
 
 import functools
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -31,6 +32,7 @@ import yaml
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, open_dataset
+from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
 from s2fpn_lib.validate import did_you_mean
@@ -44,8 +46,8 @@ TRAINING: dict[str, Any] = {
     "preset": None,  # of TrainConfig
     "changes": {},  # other fields of TrainConfig
     "datasets": ["auto"],  # auto: CamVid where found, else RoadScenes; or the path of an own dataset's YAML file
-    "models": ["s2fpn18"],
-    "revisions": ["v1"],
+    "models": [""],  # "": that of init_from, else the preset's
+    "revisions": [""],
     "seeds": [0, 1, 2],
     "variants": {"full": {}},  # name: switches, and under "changes" fields of TrainConfig
     "split": "val",  # what is scored
@@ -108,10 +110,10 @@ def make_variant(
     _check_names(f"variant {name}", changes.get("switches", {}), [each.name for each in fields(Switches)], "switch")
     config = TrainConfig.preset(preset, **changes)
     if config.dataset == "auto":
-        found = _opened("camvid", config.data_root, config.train_split)
+        found = _opened("camvid", _root(config), config.train_split)
         config = config.replace(dataset=found.name if found else "roadscenes")
     recipe, defaults, scored = config.recipe(), TrainConfig().recipe(), {"split": split, "limit": limit}
-    opened = [_opened(config.dataset, config.data_root, each) for each in (config.train_split, split)]
+    opened = [_opened(config.dataset, _root(config), each) for each in (config.train_split, split)]
     # A job whose data are missing or damaged fails when it runs, and says why
     data = [each.digest() if each else None for each in opened]
     dataset = opened[0].name if opened[0] else Path(config.dataset).stem
@@ -121,6 +123,11 @@ def make_variant(
     record = {"study": study, "variant": name, "dataset": dataset, **named, "preset": preset}
     record |= {"recipe": config_hash(recipe), **scored, "data": data}
     return Variant(config, record | {"hash": config_hash(changed | scored | {"dataset": dataset, "data": data})})
+
+
+def _root(config: TrainConfig) -> str:
+    """Where the data are searched for; empty: in the project's folder, or next to a YAML file."""
+    return config.data_root or ("" if is_description(config.dataset) else os.environ.get("S2FPN_DATA", ""))
 
 
 @functools.cache
@@ -200,13 +207,14 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
         scored = {"split": values["split"], "limit": values["limit"]}
         network = {"dataset": dataset, "model": model, "revision": revision, "switches": switches}
         network |= {"seed": seed, "device": values["device"]}
+        given = {field: value for field, value in network.items() if value not in ("", {})}
         changes = values["changes"] | own
-        variant = make_variant(study, name, values["preset"], network | changes, **scored)
+        variant = make_variant(study, name, values["preset"], given | changes, **scored)
         folder = variant.folder_name
         if folder in jobs:
             raise ValueError(f"{folder} occurs more than once: name every seed, dataset, model, and revision once")
         parameters = {"study": study, "variant": name, "preset": values["preset"], **network, **scored}
-        parameters |= {"dataset": variant.config.dataset, "changes": changes, "varied": varied}
+        parameters |= {**variant.config.only("dataset", "model", "revision"), "changes": changes, "varied": varied}
         gpus = _gpus(values["device"], variant.config.devices)
         jobs[folder] = Job(study, folder, values["notebook"], parameters, values["threads"], gpus)
     return list(jobs.values())
