@@ -4,14 +4,14 @@ In a process that is not one of several, the collective functions answer for it 
 value itself.
 """
 
+import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,25 +31,20 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
         # losses are summed in float64, which mps lacks, and nothing here has been tested on other devices
         raise ValueError(f'device is {name!r}, which is not supported; use "auto", "cpu", "cuda" or "cuda:1"')
-    if local_rank and device.type == "cuda":
-        if device.index is not None:
-            raise ValueError(f'device is {name!r}, one GPU for several processes; use "cuda", which gives each its own')
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"{local_rank + 1} processes on this node need as many GPUs, but torch sees "
-                f'{torch.cuda.device_count()}: lower devices, or use device="cpu"'
-            )
-        return torch.device("cuda", local_rank)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f'device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use "auto"')
-    return device
+    if name == "cpu":
+        return torch.device(name)
+    device, seen = torch.device(name), torch.cuda.device_count()
+    if local_rank and device.index is not None:
+        raise ValueError(f'device is {name!r}, one GPU for several processes; use "cuda", which gives each its own')
+    if local_rank and local_rank >= seen:
+        needed = f"{local_rank + 1} processes on this node need as many GPUs"
+        raise ValueError(f'{needed}, but torch sees {seen}: lower devices, or use device="cpu"')
+    if (device.index or 0) >= seen:
+        raise ValueError(f'device is {name!r}, but torch sees {seen} CUDA devices; use "auto"')
+    return torch.device("cuda", local_rank) if local_rank else device
 
 
 def choose_amp(amp: str, device: torch.device) -> str | None:
@@ -67,19 +62,17 @@ def choose_amp(amp: str, device: torch.device) -> str | None:
     return None
 
 
-def keep_freed_memory() -> bool:
-    """Makes glibc's malloc keep freed memory for the next training step; False where the C library is not glibc.
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc keep freed memory for the next training step; without glibc nothing changes.
 
     torch has a caching allocator for CUDA only. On a CPU, glibc maps and unmaps every block over 32 MB, and the kernel
     clears the same hundreds of megabytes in every step, which takes a fifth of a training step of s2fpn_lite. With this
     setting the process keeps its largest size.
     """
-    try:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # musl, macOS, Windows
-        return False
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
-    return all(mallopt(name, value) == 1 for name, value in settings.items())
+        for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(*setting)
 
 
 def rank() -> int:
@@ -93,7 +86,7 @@ def local_rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes that compute together."""
+    """Number of all processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -132,8 +125,10 @@ def _all_reduce(tensor: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over processes with a gradient. Every process's result depends on every process's tensor, so the gradient
-    is the sum of their gradients. (`torch.distributed.nn.functional.all_reduce`, which does this, is deprecated.)"""
+    """The sum over processes with a gradient, which is the sum of the gradients that the processes' results get.
+
+    `torch.distributed.nn.functional.all_reduce`, which does this, is deprecated.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -151,9 +146,9 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     """
     if any(parameter.is_cuda for parameter in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for name, child in model.named_children():
-        plain = isinstance(child, nn.modules.batchnorm._BatchNorm)
-        setattr(model, name, SyncBatchNorm.like(child) if plain else synchronize_batch_norm(child))
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = SyncBatchNorm
     return model
 
 
@@ -162,20 +157,14 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    `torch.nn.SyncBatchNorm` accepts CUDA tensors only; this one lets CPU processes train with the same result. The
-    statistics are float32 under any autocast; the running variance is the unbiased one, as in torch.
+    torch's accepts CUDA tensors only; this one lets CPU processes train with the same result. It must be affine, with
+    running statistics. The statistics are float32 under any autocast; the running variance is unbiased, as in torch.
     """
 
-    @classmethod
-    def like(cls, plain: nn.Module) -> "SyncBatchNorm":
-        """A layer that shares the parameters and buffers of an affine BatchNorm with running statistics."""
-        synced = cls(plain.num_features, plain.eps, plain.momentum, device="meta")
-        for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
-            setattr(synced, name, tensor)
-        return synced.train(plain.training)
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim  # (B, C, ...)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
+        if not self.training:
             return super().forward(x)
         values = x.float()
         dims = [dim for dim in range(x.dim()) if dim != 1]
@@ -186,20 +175,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = sums[:-1] / count
         centered = values - mean.view(shape)
         var = _SumOverProcesses.apply(centered.square().sum(dims)) / count  # of centered values: no cancellation
-        self._update_running_statistics(mean.detach(), var.detach() * count / (count - 1))
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(var.detach() * count / (count - 1), self.momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centered * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        if x.dim() < 2:
-            raise ValueError(f"BatchNorm takes (B, C, ...) inputs, got shape {tuple(x.shape)}")
-
-    @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, var: Tensor) -> None:
-        self.num_batches_tracked += 1
-        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(var, momentum)
 
 
 class WorkerFailed(RuntimeError):
@@ -209,13 +189,11 @@ class WorkerFailed(RuntimeError):
 def node_rank(nodes: int) -> int:
     """Number of this node among `nodes` (0 for the first), from the environment variable NODE_RANK.
 
-    Raises:
-        ValueError: there are several nodes, and a variable that says where they meet is missing or not a number.
+    Raises ValueError if a variable that says where several nodes meet is missing or not a number.
     """
     if nodes == 1:
         return 0
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
-    if missing:
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]:
         raise ValueError(
             f"nodes is {nodes}, but {', '.join(missing)} of the environment is not set: start the same training on "
             "every node with MASTER_ADDR (host name of the first node), MASTER_PORT (a free port there, such as 29500) "
@@ -236,15 +214,11 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
 
     Args:
         devices: processes on each node; each gets an equal share of this process's CPU threads.
-        nodes: number of machines; `launch` is called on each of them, see `node_rank`.
+        nodes: number of machines; `launch` is called on each of them, see `node_rank`, which raises ValueError.
         backend: "nccl" for CUDA (one GPU per process), "gloo" for the CPU.
 
-    Returns:
-        What `function` returned in this node's first process.
-
-    Raises:
-        WorkerFailed: a process raised an error or was killed.
-        ValueError: see `node_rank`.
+    Returns what `function` returned in this node's first process. Raises WorkerFailed if a process raised an error or
+    was killed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -292,15 +266,13 @@ def _run_worker(function: Callable[..., Any], args: tuple[Any, ...], backend: st
     return value
 
 
-@contextmanager
+@contextlib.contextmanager
 def _restored_signal_handlers() -> Iterator[None]:
     """Restores the signal handlers that the elastic launcher replaces, which a notebook's kernel needs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        with contextlib.suppress(ValueError):  # only the main thread has handlers
+            for each, handler in before.items():
+                signal.signal(each, handler)

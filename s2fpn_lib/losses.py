@@ -24,15 +24,14 @@ class DeepSupervisionLoss(nn.Module):
     """Sum of the main loss and the weighted auxiliary losses.
 
     Each term is the weighted mean of torch's cross-entropy, sum(w[y] * ce) / sum(w[y]), over the pixels that are not
-    ignored. Unlike torch's, it is 0 with a zero gradient, not NaN, where every pixel is ignored. The arithmetic is
-    float32 under any autocast.
+    ignored, or 0 where every pixel is ignored. The arithmetic is float32 under any autocast.
 
     Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights. The
     mean of the processes' losses, and of their gradients, is then that of one process on the whole batch, however the
     ignored pixels are distributed. OHEM's k-th hardest pixel and the Lovász term are those of each process's own part.
 
-    A label id that is neither a class nor `ignore_index` raises a ValueError on a CPU. On CUDA raising would need a
-    host synchronization, so the loss becomes NaN there, and the training loop calls `check_labels` for the message.
+    A label id that is neither a class nor `ignore_index` raises a ValueError on a CPU. On CUDA, where raising would
+    need a host synchronization, the loss becomes NaN, and the training loop calls `check_labels` for the message.
 
     Args:
         ignore_index: label id left out of the loss.
@@ -45,8 +44,7 @@ class DeepSupervisionLoss(nn.Module):
             "own" takes every k-th label pixel instead, which needs a fraction of the time and memory.
         ohem_threshold: probability above which a pixel counts as easy.
         ohem_min_kept: least share of all pixels of the batch to keep, in [0, 1].
-        lovasz_weight: weight of the Lovász-softmax term of the main logits. It is computed on every second pixel of
-            every second row, because it sorts the pixels once per class.
+        lovasz_weight: weight of the Lovász-softmax term of the main logits on every second pixel of every second row.
     """
 
     class_weights: Tensor | None
@@ -70,13 +68,9 @@ class DeepSupervisionLoss(nn.Module):
             raise ValueError(f"aux_resolution is {aux_resolution!r}; choose one of {', '.join(AUX_RESOLUTIONS)}")
         if not 0 <= ohem_min_kept <= 1:
             raise ValueError(f"ohem_min_kept is {ohem_min_kept}; it is a share of the batch's pixels, from 0 to 1")
-        self.ignore_index = ignore_index
-        self.aux_weight = aux_weight
-        self.criterion = criterion
-        self.aux_resolution = aux_resolution
-        self.ohem_threshold = ohem_threshold
-        self.ohem_min_kept = ohem_min_kept
-        self.lovasz_weight = lovasz_weight
+        self.ignore_index, self.criterion, self.aux_resolution = ignore_index, criterion, aux_resolution
+        self.aux_weight, self.lovasz_weight = aux_weight, lovasz_weight
+        self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -93,9 +87,8 @@ class DeepSupervisionLoss(nn.Module):
         target = target.masked_fill(unknown, self.ignore_index)
         logits = resize_like(logits.float(), target)
         loss = self._term(logits, target) + torch.where(unknown.any(), math.nan, 0.0)
-        if self.lovasz_weight:
-            every_second = (..., slice(None, None, 2), slice(None, None, 2))
-            lovasz = lovasz_softmax(logits[every_second], target[every_second], self.ignore_index)
+        if self.lovasz_weight:  # sorts the pixels once per class
+            lovasz = lovasz_softmax(logits[..., ::2, ::2], target[..., ::2, ::2], self.ignore_index)
             loss = loss + self.lovasz_weight * lovasz
         for aux in auxiliary:
             aux_target = target if self.aux_resolution == "label" else _subsample(target, aux.shape[-2:])
@@ -104,9 +97,7 @@ class DeepSupervisionLoss(nn.Module):
 
     def check_labels(self, label: Tensor, num_classes: int) -> None:
         """Raises a ValueError naming the ids in `label` that are neither a class nor ignored. Syncs with the device."""
-        ids = torch.unique(label).tolist()
-        unknown = [i for i in ids if i != self.ignore_index and not 0 <= i < num_classes]
-        if unknown:
+        if unknown := sorted({*torch.unique(label).tolist()} - {*range(num_classes), self.ignore_index}):
             raise ValueError(
                 f"label ids {unknown} are neither one of the {num_classes} classes (0..{num_classes - 1}) nor the "
                 f"ignored id {self.ignore_index}: audit the dataset (s2fpn_lib.data.check_dataset) or fix ignore_index"
@@ -132,9 +123,8 @@ class DeepSupervisionLoss(nn.Module):
     def _hard(self, error: Tensor, valid: Tensor) -> Tensor:
         """Pixels that OHEM keeps, (B, H, W).
 
-        k is a share of *all* pixels, so it is known on the host. With fewer than k valid pixels, the k-th smallest
-        probability is the 2 of an ignored pixel, and all valid pixels are kept without asking the device for their
-        number.
+        k is a share of *all* pixels, so that it is known on the host. With fewer than k valid pixels, the k-th smallest
+        probability is the 2 of an ignored pixel, and all valid pixels are kept.
         """
         probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class
         threshold = torch.full((), self.ohem_threshold, device=error.device)
@@ -153,7 +143,7 @@ def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,H,W) labels -> (B,h,w), pixel floor(i * H / h).
 
     3x3 convolutions with padding 1 center pixel i of a stride-s feature map on input pixel s * i, not on the middle of
-    an s x s block. (`F.interpolate` takes no integer labels and rounds i * H / h in float32.)
+    an s x s block. `F.interpolate` takes no integer labels.
     """
     height, width = label.shape[-2:]
     rows = torch.arange(size[0], device=label.device) * height // size[0]
@@ -172,9 +162,7 @@ def lovasz_softmax(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     so it is 1 - IoU of the class where all probabilities are 0 or 1. The whole batch counts as one image. Without a
     class in `target` the loss is 0. Needs no host synchronization.
 
-    Args:
-        logits: (B, K, H, W).
-        target: (B, H, W) int64, in 0..K-1 or `ignore_index`.
+    logits: (B, K, H, W). target: (B, H, W) int64, in 0..K-1 or `ignore_index`.
 
     Source: Berman, Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018, equations 8 to 11 and algorithm 1.
     """

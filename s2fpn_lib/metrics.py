@@ -7,8 +7,7 @@ Boundary F-score (Csurka, Larlus, Perronnin, "What is a good evaluation measure 
 for each image and class c:
 
 - A pixel lies on the boundary of c if it is c and one of its four neighbors is a scored pixel of another class. Pixels
-  with an ignored label are scored in neither map, so the edge of an unlabeled region is no boundary, and neither is the
-  image border.
+  with an ignored label are scored in neither map.
 - Precision is the share of the predicted boundary pixels of c that lie within `tolerance` (Euclidean, between pixel
   centers) of a labeled boundary pixel of c. Recall is the same with the two maps exchanged.
 - F = 2 P R / (P + R). It is 0 where only one of the maps has a boundary of c, and undefined where neither has.
@@ -23,8 +22,7 @@ import torch
 from torch import Tensor
 
 # On CUDA, neighboring pixels count into different lanes that are added up afterwards: neighbors mostly fall into the
-# same bin, and atomic additions to one address wait for each other. (On a CPU, one bincount per image is 1.3 times as
-# fast as lanes, measured on an AMD EPYC.)
+# same bin, and atomic additions to one address wait for each other.
 CUDA_LANES = 32
 PAPER_TOLERANCE = 0.0075  # of the image diagonal
 
@@ -44,11 +42,8 @@ def class_ids(scores: Tensor) -> Tensor:
 def joint_histogram(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> Tensor:
     """Exact two-dimensional histogram per image, without host synchronization on CUDA (where `torch.bincount` syncs).
 
-    Args:
-        rows, columns: (B, H, W) integer ids below `num_rows` and `num_columns`, on one device.
-
-    Returns:
-        (B, num_rows, num_columns) int64 on that device.
+    rows, columns: (B, H, W) integer ids below `num_rows` and `num_columns`, on one device. Returns (B, num_rows,
+    num_columns) int64 on that device.
     """
     batch, bins = len(rows), num_rows * num_columns
     if rows.is_cuda:
@@ -80,39 +75,31 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, ignore_index: int | None = None):
         if not 1 <= num_classes <= 253:
             raise ValueError(f"num_classes is {num_classes}; a confusion matrix of 8-bit ids takes 1 to 253")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes, self.ignore_index = num_classes, ignore_index
         # rows: K classes, unknown labels, ignored pixels; columns: K classes, unknown predictions
         self.counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
 
     def update(self, pred: Tensor, label: Tensor) -> Tensor:
         """Adds a batch and returns its own matrices, (B, K, K) int64, one per image.
 
-        Args:
-            pred: (B, H, W) integer ids or (B, K, H, W) scores.
-            label: (B, H, W) integer ids. A single (H, W) label with its prediction is a batch of one.
+        pred: (B, H, W) integer ids or (B, K, H, W) scores. label: (B, H, W) integer ids. A single (H, W) label with its
+        prediction is a batch of one.
 
-        Raises:
-            UnknownIdError: ids outside the classes. On a CPU at once, and nothing is counted then; on CUDA when the
-                matrix is read, because checking earlier would stall the device.
-            ValueError: the sizes do not fit.
-            TypeError: ids are floating-point numbers.
+        Raises UnknownIdError for ids outside the classes: on a CPU at once, and nothing is counted then; on CUDA when
+        the matrix is read, because checking earlier would stall the device. Raises ValueError for sizes that do not
+        fit, and TypeError for ids that are floating-point numbers.
         """
         k = self.num_classes
         if label.dim() == 2:
             pred, label = pred[None], label[None]
         if pred.dim() == 4:
             if pred.shape[1] != k:
-                raise ValueError(
-                    f"scores {tuple(pred.shape)} have {pred.shape[1]} channels, this matrix has {k} classes;"
-                    " build the model with the protocol's num_classes"
-                )
+                hint = "build the model with the protocol's num_classes"
+                raise ValueError(f"scores have {pred.shape[1]} channels, this matrix has {k} classes; {hint}")
             pred = class_ids(pred)
         if pred.shape != label.shape:
-            raise ValueError(
-                f"prediction {tuple(pred.shape)} and label {tuple(label.shape)} differ in size;"
-                " resize the logits to the label first, never the label to the logits"
-            )
+            hint = "resize the logits to the label, never the label to the logits"
+            raise ValueError(f"prediction {tuple(pred.shape)}, label {tuple(label.shape)}: sizes differ; {hint}")
         if pred.is_floating_point() or label.is_floating_point():
             raise TypeError(f"ids must be integers, got {pred.dtype} predictions and {label.dtype} labels")
         rows, columns = self._known_ids(label), self._known_ids(pred)
@@ -133,17 +120,13 @@ class ConfusionMatrix:
 
     def _check_ids(self, counts: Tensor) -> None:
         k = self.num_classes
-        labels, predictions = int(counts[k].sum()), int(counts[:k, k].sum())
-        if labels:
-            raise UnknownIdError(
-                f"{labels} label pixels hold ids outside 0..{k - 1} that are not the ignored id"
-                f" {self.ignore_index}; check the label's encoding (train ids?) or the protocol's ignore_id"
-            )
-        if predictions:
-            raise UnknownIdError(
-                f"{predictions} predicted pixels hold ids outside 0..{k - 1}; the prediction comes from a model"
-                " with other classes, or from a file of colors or label ids with another encoding"
-            )
+        outside = f"pixels hold ids outside 0..{k - 1}"
+        if labels := int(counts[k].sum()):
+            hint = "check the label's encoding (train ids?) or the protocol's ignore_id"
+            raise UnknownIdError(f"{labels} label {outside} that are not the ignored id {self.ignore_index}; {hint}")
+        if predictions := int(counts[:k, k].sum()):
+            hint = "the prediction comes from a model with other classes, or from a file with another encoding"
+            raise UnknownIdError(f"{predictions} predicted {outside}; {hint}")
 
     @property
     def matrix(self) -> Tensor:
@@ -168,10 +151,7 @@ class ConfusionMatrix:
         return self.iou().nanmean().item()
 
     def published_miou(self) -> float:
-        """Mean IoU as the published code computes it, without the classes that have no true positive.
-
-        It flatters a network that never finds a class; it serves only to explain published numbers.
-        """
+        """Mean IoU as the published code computes it, without the classes that have no true positive."""
         iou = self.iou()
         return iou[iou > 0].mean().item()
 
@@ -233,8 +213,8 @@ def _or_shifted(out: Tensor, bits: Tensor, shift: int, dim: int) -> None:
 def dilate_bits(bits: Tensor, radius: float) -> Tensor:
     """Dilates (B, H, W) integer maps by a Euclidean disc, each bit separately: all classes in one pass.
 
-    torch dilates only by rectangles (`max_pool2d`), with one float map per class. A disc is a stack of rows: the row at
-    distance dy from the center reaches floor(sqrt(radius^2 - dy^2)) pixels.
+    A disc is a stack of rows: the row at distance dy from the center reaches floor(sqrt(radius^2 - dy^2)) pixels. torch
+    dilates only by rectangles (`max_pool2d`), with one float map per class.
     """
     out = torch.zeros_like(bits)
     row, reach = bits.clone(), 0  # `bits` widened horizontally by `reach`
@@ -248,9 +228,7 @@ def dilate_bits(bits: Tensor, radius: float) -> Tensor:
 
 
 class BoundaryScore:
-    """Streaming boundary F-score of a split (see the module's docstring).
-
-    Sums stay on the tensors' device, without host synchronization.
+    """Streaming boundary F-score of a split (see the module's docstring), without host synchronization.
 
     Args:
         num_classes: K, at most 62.
@@ -263,9 +241,7 @@ class BoundaryScore:
             raise ValueError(f"num_classes is {num_classes}; the boundary score packs classes into 62 bits")
         if tolerance is not None and tolerance < 0:
             raise ValueError(f"tolerance is {tolerance} pixels; it must be 0 or more")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        self.tolerance = tolerance
+        self.num_classes, self.ignore_index, self.tolerance = num_classes, ignore_index, tolerance
         self.class_sums = torch.zeros(num_classes, 2, dtype=torch.float64)  # sum of F, images where F is defined
         self.image_sums = torch.zeros(2, dtype=torch.float64)  # sum of image scores, images that have one
 
@@ -283,18 +259,18 @@ class BoundaryScore:
         self.image_sums = self.image_sums.to(f.device) + torch.stack((image.nansum(), (~image.isnan()).sum()))
         return f
 
-    def _matches(self, pred: Tensor, label: Tensor, scored: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    def _matches(self, pred: Tensor, label: Tensor, scored: Tensor, radius: float) -> list[Tensor]:
         """(B, K, 3) counts for prediction and for label: pixels off the boundary, unmatched on it, matched on it."""
         dtype = next(d for d, b in ((torch.int16, 14), (torch.int32, 30), (torch.int64, 62)) if self.num_classes <= b)
         one = torch.ones((), dtype=dtype, device=label.device)
         on = [boundary_mask(ids, scored) for ids in (pred, label)]
         bits = [torch.bitwise_left_shift(one, ids.to(dtype)) * m for ids, m in zip((pred, label), on, strict=True)]
         counts = []
-        for i, ids in enumerate((pred, label)):
-            near = (dilate_bits(bits[1 - i], radius) & bits[i]) != 0
-            state = on[i].to(torch.uint8) + near  # 0 off, 1 on, 2 on and matched
+        for ids, edge, own, other in zip((pred, label), on, bits, reversed(bits), strict=True):
+            near = (dilate_bits(other, radius) & own) != 0
+            state = edge.to(torch.uint8) + near  # 0 off, 1 on, 2 on and matched
             counts.append(joint_histogram(ids, state, self.num_classes, 3))
-        return counts[0], counts[1]
+        return counts
 
     def per_class(self) -> Tensor:
         """(K,) float64, mean F over the images where the class has a boundary; NaN where no image has one."""
