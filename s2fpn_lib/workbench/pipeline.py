@@ -77,6 +77,8 @@ def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]
             raise NotebookError(
                 f"{assignment!r} fits no notebook of the pipeline: write NAME=value.{hint}\nKnown: {' '.join(known)}"
             )
+        if ("/" in text or Path(text).suffix) and Path(text).exists():
+            text = str(Path(text).resolve())  # the notebooks run in their own folder
         name, literal = name.lower(), text
         with contextlib.suppress(SyntaxError, ValueError):
             literal = ast.literal_eval(text)

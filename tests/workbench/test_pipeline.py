@@ -38,6 +38,14 @@ def test_text_stays_text_where_text_is_declared():
     assert distribute(["DATASET=2024"], TYPES)["10_train"] == {"preset": "quick", "dataset": "2024"}
 
 
+def test_paths_are_relative_to_the_shell_and_not_to_the_notebooks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data.yaml").touch()
+    Path("camvid").mkdir()  # a name is a name, whatever lies in the folder
+    for given, expected in {"data.yaml": str(tmp_path / "data.yaml"), "camvid": "camvid"}.items():
+        assert distribute([f"DATASET={given}"], TYPES)["10_train"]["dataset"] == expected
+
+
 @pytest.mark.parametrize(("assignment", "near"), [("EPOCH=5", True), ("EPOCHS", True), ("zzz=1", False)])
 def test_unknown_parameter_is_refused_before_anything_runs(assignment, near):
     with pytest.raises(NotebookError, match="fits no notebook of the pipeline") as caught:
