@@ -1,6 +1,7 @@
 """Exported networks run without this library, at sizes that they were not exported at."""
 
 import copy
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_example_runs_without_torch(model, onnx_file, tmp_path):
         x = model.preprocess(torch.from_numpy(read_image(source)).permute(2, 0, 1)[None])
         expected = model(x).argmax(1)[0]
     assert (np.asarray(Image.open(target)) == expected.numpy()).mean() > 0.999
+
+
+def test_example_reads_16_bit_grayscale(model, onnx_file, tmp_path):
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    gray = np.random.default_rng(0).integers(0, 256, (70, 80), dtype=np.uint8)
+    for name, pixels in (("8.png", gray), ("16.png", gray.astype(np.uint16) * 257)):
+        Image.fromarray(pixels).save(tmp_path / name)
+        main(str(onnx_file), tmp_path / name, tmp_path / f"classes-{name}")
+    eight, sixteen = (np.asarray(Image.open(tmp_path / f"classes-{bits}.png")) for bits in (8, 16))
+    np.testing.assert_array_equal(eight, sixteen)
 
 
 def test_onnx_difference(model, onnx_file, other_input):
