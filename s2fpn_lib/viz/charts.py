@@ -1,4 +1,4 @@
-"""Charts: training curves, scores per class, confusion, cost, and accuracy against speed. Each returns a Figure."""
+"""Charts: training curves, scores per class, confusion, cost, and accuracy against speed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +21,7 @@ CURVE_PANELS = {"loss": "loss", "mIoU": "miou", "pixel accuracy": "accuracy", "l
 def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Loss, mIoU, accuracy, and learning rate over epochs; other metrics are not drawn.
 
-    rows: those of one metrics.jsonl, or {run name: rows} to compare several runs. Each row has `epoch`.
-
-    Raises ValueError if no run has a row.
+    rows: those of one metrics.jsonl, or {run name: rows} to compare several runs. Raises ValueError if no run has any.
     """
     runs = rows if isinstance(rows, Mapping) else {"": rows}
     frames = {name: pd.DataFrame(list(run)) for name, run in runs.items() if len(run)}
@@ -85,15 +83,14 @@ def heatmap(axis: Axes, table: pd.DataFrame, **options: Any) -> None:
 @styled
 def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Figure:
     """Confusion matrix normalized by row: the percentage of each class's labeled pixels per predicted class."""
-    counts = confusion.matrix.cpu().double().numpy()
-    with np.errstate(invalid="ignore"):
-        share = 100 * counts / counts.sum(1, keepdims=True)
-    cells = np.where(np.isnan(share), "", np.where(share < 0.5, "·", np.char.mod("%.0f", share)))
+    counts = pd.DataFrame(confusion.matrix.cpu().numpy(), list(classes), list(classes))
+    share = 100 * counts.div(counts.sum(axis=1), axis=0)  # NaN for a class without labeled pixels
+    cells = np.where(share.isna(), "", np.where(share < 0.5, "·", np.char.mod("%.0f", share)))
     size = 2.2 + 0.5 * len(classes)
     figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
     look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "square": True, "linewidths": 0.6, "linecolor": "white"}
     look["cbar_kws"] = {"label": "% of the class's labeled pixels", "shrink": 0.75}
-    heatmap(axis, pd.DataFrame(share, list(classes), list(classes)), annot=cells, fmt="", **look)
+    heatmap(axis, share, annot=cells, fmt="", **look)
     axis.set(xlabel="prediction", ylabel="label", facecolor="#eef1f4")
     return figure
 
@@ -104,7 +101,7 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
 
     shares: {split: one share in 0..1 per class}.
     """
-    percent = pd.DataFrame({name: 100 * np.asarray(values, float) for name, values in shares.items()})
+    percent = 100 * pd.DataFrame(shares, dtype=float)
     first, *others = percent
     y = np.arange(protocol.num_classes)
     low = np.nanmin([percent[percent > 0].min().min(), 100]) / 2  # the minimum is NaN where no pixel carries a class
@@ -152,14 +149,10 @@ def speed_growth(rows: pd.DataFrame) -> Figure:
 
 @styled
 def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str = "cityscapes") -> Figure:
-    """mIoU against frames per second, one color and marker per device.
-
-    Each point names its input, because speeds at different input sizes cannot be compared by position.
+    """mIoU against frames per second, one color and marker per device; each point names its input size.
 
     published: rows of `load_published()`, of which those of `dataset` are drawn. ours: rows of `measured_points()`,
-    drawn as stars, black for the first device.
-
-    Raises ValueError if there is nothing to draw.
+    drawn as stars, black for the first device. Raises ValueError if there is nothing to draw.
     """
     rows = published[(published["dataset"] == dataset) & published["fps"].notna() & published["miou_percent"].notna()]
     if rows.empty and ours.empty:
@@ -170,7 +163,7 @@ def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str 
     words = ours[["model", "revision", "split", "input", "method", "device"]].astype(str)  # empty columns have no type
     texts = words["model"] + " " + words["revision"] + ", " + words["split"] + ", " + words["input"]
     ours = ours.assign(text=texts + " (" + words["method"] + ")", device=words["device"] + " (measured here)")
-    figure, axis = plt.subplots(figsize=(9.2, 5.4))
+    figure, axis = plt.subplots(figsize=(9.2, 5.4), layout="constrained")
     for frame, size, colors, markers in ((rows, 46, COLORS, MARKERS), (ours, 130, (INK, *COLORS), "*" * len(MARKERS))):
         for i, (device, group) in enumerate(frame.groupby("device")):
             style = {"s": size, "color": colors[i % 6], "marker": markers[i % 6], "zorder": 3}
@@ -182,10 +175,8 @@ def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str 
     axis.margins(x=0.14, y=0.12)
     speeds = f"frames per second{' as published' if ours.empty else ''} (log scale)"
     axis.set(xlabel=speeds, ylabel="mIoU in %", title=f"{dataset}: accuracy and speed")
-    columns = 4 if ours.empty else 2  # the name of a processor is long
-    lines = -(-len(axis.get_legend_handles_labels()[0]) // columns)
-    figure.legend(loc="lower center", ncols=columns, fontsize=8.5, title="device the speed was measured on")
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.93, bottom=0.18 + 0.036 * lines)
+    legend = {"loc": "outside lower center", "title": "device the speed was measured on", "fontsize": 8.5}
+    figure.legend(ncols=4 if ours.empty else 2, **legend)  # the name of a processor is long
     points = pd.concat([rows, ours])[["fps", "miou_percent", "model", "text"]]
     points = points.drop_duplicates(["fps", "miou_percent", "model"]).drop(columns="model")
     _label_points(axis, list(points.itertuples(index=False)))
@@ -193,12 +184,10 @@ def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str 
 
 
 def _label_points(axis: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Writes the text of each (x, y, text) where it covers no other text or point, with a thin line to the point.
-
-    matplotlib places texts only where it is told to.
-    """
+    """Writes each (x, y, text) where it covers no other text or point, which matplotlib does not do."""
     figure = axis.get_figure()
     figure.canvas.draw()
+    figure.set_layout_engine("none")  # the layout is final: the places below are for these axes
     renderer = figure.canvas.get_renderer()
     frame = axis.get_window_extent(renderer)
     dots = axis.transData.transform([point[:2] for point in points])

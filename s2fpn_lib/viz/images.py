@@ -61,7 +61,7 @@ def legend_patches(protocol: Protocol, *, ignored: bool = True) -> list[Patch]:
 def class_legend(protocol: Protocol) -> Figure:
     """The protocol's classes with their ids and colors."""
     patches = legend_patches(protocol)
-    for patch, number in zip(patches, (*range(protocol.num_classes), protocol.ignore_id), strict=True):
+    for patch, number in zip(patches, protocol.label_ids, strict=True):
         patch.set_label(f"{number:>3}  {patch.get_label()}")
     figure = plt.figure(figsize=(7.6, 0.45 + 0.27 * -(-len(patches) // 4)))
     title = f"{protocol.name}: {protocol.num_classes} classes"
@@ -71,10 +71,9 @@ def class_legend(protocol: Protocol) -> Figure:
 
 def show_samples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
     """Image | label | overlay, one sample per row."""
-    rows = []
-    for image, label in (dataset[i] for i in indices):
-        rows.append([as_array(image), colorize(label, dataset.protocol), overlay(image, label, dataset.protocol)])
-    return image_grid(rows, ["image", "label", "overlay"], [dataset.names[i] for i in indices], dataset.protocol, 9.0)
+    protocol, samples = dataset.protocol, [dataset[i] for i in indices]
+    rows = [[as_array(image), colorize(label, protocol), overlay(image, label, protocol)] for image, label in samples]
+    return image_grid(rows, ["image", "label", "overlay"], [dataset.names[i] for i in indices], protocol, 9.0)
 
 
 def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], **views: Any) -> Tensor:
@@ -86,20 +85,18 @@ def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], *
 def prediction_grid(
     model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], captions: Sequence[str] = (), **views: Any
 ) -> Figure:
-    """Image | label | prediction | error, one sample per row. Without captions, the sample ids are drawn.
+    """Image | label | prediction | error, one sample per row. captions: one per sample instead of its name.
 
     The caption of an image that the network was trained on says so.
     """
-    protocol = dataset.protocol
-    rows = []
-    for image, label in (dataset[i] for i in indices):
+    protocol, rows, texts = dataset.protocol, [], []
+    for i, caption in zip(indices, captions or [dataset.names[i] for i in indices], strict=True):
+        image, label = dataset[i]
         pred = predicted(model, image, protocol.size, **views)
         error = error_image(image, label, pred, protocol)
         rows.append([as_array(image), colorize(label, protocol), colorize(pred, protocol), error])
-    titles = ["image", "label", "prediction", "error (ignored: white)"]
-    captions = captions or [dataset.names[i] for i in indices]
-    seen = [f" ({seen_caveat(1, 1)})" if count_seen(model, dataset, [i]) else "" for i in indices]
-    return image_grid(rows, titles, [c + s for c, s in zip(captions, seen, strict=True)], protocol, 11.0)
+        texts.append(f"{caption} ({seen_caveat(1, 1)})" if count_seen(model, dataset, [i]) else caption)
+    return image_grid(rows, ["image", "label", "prediction", "error (ignored: white)"], texts, protocol, 11.0)
 
 
 def worst_images(
@@ -118,11 +115,10 @@ def worst_images(
     indices = evaluation.worst(class_name, count)
     if not indices:
         raise ValueError(f"no scored image has enough pixels of the class {class_name!r} to be ranked")
-    iou = evaluation.image_iou()
+    iou = 100 * evaluation.image_iou()
     column = iou.nanmean(1) if class_name is None else iou[:, evaluation.classes.index(class_name)]
-    scores = dict(zip(evaluation.indices, 100 * column, strict=True))
-    what = f"{class_name or 'mean'} IoU in this image"
-    captions = [f"{dataset.names[i]}: {what} {scores[i]:.1f} %" for i in indices]
+    scores, what = dict(zip(evaluation.indices, column, strict=True)), class_name or "mean"
+    captions = [f"{dataset.names[i]}: {what} IoU in this image {scores[i]:.1f} %" for i in indices]
     return prediction_grid(model, dataset, indices, captions=captions, **views)
 
 
@@ -138,9 +134,7 @@ def image_grid(
 ) -> Figure:
     """Images side by side under column titles, with a caption below each row and the class legend at the bottom.
 
-    rows: (H, W, 3) uint8 arrays; titles: one per column; names: one caption per row; width: of the figure in inches.
-
-    Raises ValueError if `rows` is empty.
+    rows: (H, W, 3) uint8 arrays, at least one row; titles: one per column; names: one caption per row; width: inches.
     """
     if not rows:
         raise ValueError("no images to show: the list of samples is empty")
@@ -148,8 +142,8 @@ def image_grid(
     legend_height = 0.12 + 0.21 * -(-(protocol.num_classes + 1) // per_line)
     heights = [width / len(titles) * row[0].shape[0] / row[0].shape[1] for row in rows]
     size = (width, sum(heights) + 0.19 * len(rows) + 0.25 + legend_height)
-    layout = {"figsize": size, "height_ratios": heights, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(len(rows), len(titles), **layout)
+    figure = plt.figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), height_ratios=heights, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0, hspace=0)
     for row_axes, row, name in zip(axes, rows, names, strict=True):
         for axis, image in zip(row_axes, row, strict=True):

@@ -1,8 +1,8 @@
 """The style of every figure: colors that stay distinct for color-blind readers, and unobtrusive axes."""
 
-import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -38,23 +38,19 @@ STYLE: dict[str, Any] = {
 }
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator of a function that returns a figure: applies the style, and closes the figures that the function opens.
-
-    pyplot keeps open figures alive, and a notebook would show them a second time.
-    """
-
-    @functools.wraps(draw)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+@contextmanager
+def _style() -> Iterator[None]:
+    """Applies the style, and closes the new figures: pyplot keeps them alive, and a notebook would show them twice."""
+    before = set(plt.get_fignums())
+    try:
         with plt.rc_context(STYLE):
-            before = set(plt.get_fignums())
-            try:
-                return draw(*args, **kwargs)
-            finally:
-                for number in set(plt.get_fignums()) - before:
-                    plt.close(number)
+            yield
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
 
-    return wrapper
+
+styled = _style()  # decorator of the functions that draw a figure
 
 
 def with_warning(figure: Figure, text: str) -> Figure:
