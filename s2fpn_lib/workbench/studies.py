@@ -31,7 +31,7 @@ import torch
 import yaml
 
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, open_dataset
+from s2fpn_lib.data import SegmentationDataset, open_dataset
 from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
@@ -132,11 +132,11 @@ def _root(config: TrainConfig) -> str:
 
 @functools.cache
 def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
-    """The split; None if it is missing or its files are damaged."""
+    """The split; None if it is missing, its files are damaged, or the dataset has no such split."""
     try:
         dataset = open_dataset(name, root or None, split)
         dataset.digest()
-    except (DatasetNotFound, DatasetError):
+    except (OSError, ValueError):
         return None
     return dataset
 
