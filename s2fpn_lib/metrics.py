@@ -239,8 +239,6 @@ class BoundaryScore:
     def __init__(self, num_classes: int, ignore_index: int | None = None, tolerance: float | None = None):
         if num_classes > 62:
             raise ValueError(f"num_classes is {num_classes}; the boundary score packs classes into 62 bits")
-        if tolerance is not None and tolerance < 0:
-            raise ValueError(f"tolerance is {tolerance} pixels; it must be 0 or more")
         self.num_classes, self.ignore_index, self.tolerance = num_classes, ignore_index, tolerance
         self.class_sums = torch.zeros(num_classes, 2, dtype=torch.float64)  # sum of F, images where F is defined
         self.image_sums = torch.zeros(2, dtype=torch.float64)  # sum of image scores, images that have one

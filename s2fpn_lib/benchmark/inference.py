@@ -7,7 +7,7 @@ on one machine.
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,7 @@ def measure_rows(
     Args:
         names: of `build_model` (untrained), a released weight, or `BASELINES`, which have no revision and one method.
         sizes: (height, width) of the input.
-        backends: "published" (`PublishedInference`), "published no_grad" (without a recorded graph), and those of
-            `optimize_for_inference`.
+        backends: "published", "published no_grad" (without a recorded graph), and those of `optimize_for_inference`.
         eval_fps_calls: above 0, "published" is also timed as eval_fps.py does it, with this number of calls; only their
             mean is known, given as p50 and p90 of the stage "eval_fps".
         stopwatch: options of `time_in_turns`.
@@ -82,17 +81,15 @@ def measure_rows(
             cost = measure_complexity(model, (height, width))
             for batch in batches:
                 protocol = {"network": name, "revision": revision, "height": height, "width": width, "batch": batch}
-                protocol["parameters_m"] = round(cost.megaparameters, 3)
-                protocol["gmacs"] = round(batch * cost.gigamacs, 3)
+                protocol |= {"parameters_m": round(cost.megaparameters, 3), "gmacs": round(batch * cost.gigamacs, 3)}
                 images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
                 for row in _measure(model, images, methods, stages, eval_fps_calls, **stopwatch):
                     yield {**protocol, **row, **session(device)}
 
 
-def _check(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}. Known: {', '.join(known)}")
+def _check(what: str, names: Sequence[str], known: Collection[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown {what} {unknown[0]!r}. Known: {', '.join(known)}")
 
 
 def _networks(names: Sequence[str], revisions: Sequence[str], num_classes: int) -> Iterator[tuple[str, str, nn.Module]]:
@@ -127,9 +124,8 @@ def _measure(
         before = _peak_mb(device, reset=True)
         running[method] = _runner(model, x, *method)
         running[method](x)
-        after = _peak_mb(device)
         # Linux counts pages in batches of about 100 kB, so that the difference may be slightly negative
-        added[method] = None if before is None or after is None else round(max(0.0, after - before), 1)
+        added[method] = None if before is None else round(max(0.0, _peak_mb(device) - before), 1)
     for stage in stages:
         calls = {
             method: partial(run, x) if stage == "network" else partial(_class_ids, run, preprocess, images)
@@ -184,10 +180,9 @@ def _peak_mb(device: torch.device, *, reset: bool = False) -> float | None:
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
-        peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    except OSError:  # not Linux
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+    except (OSError, TypeError):  # not Linux
         return None
-    return int(peak[1]) / 1e3 if peak else None
 
 
 def measure_speed_and_accuracy(
@@ -206,14 +201,14 @@ def measure_speed_and_accuracy(
     `changed`, the share of the pixels of the timed image whose class differs from the float32 network's.
 
     Args:
-        scored: the split that is scored; its first image is timed, one at a time at the protocol's size.
+        scored: the split that is scored; its first image is timed, at the protocol's size.
         calibration: the split whose images give the activation ranges of int8.
         limit: number of scored images, evenly spaced; None for all.
         stopwatch: options of `time_in_turns`.
 
     Raises ValueError for an unknown backend, and if `calibration` and `scored` share images.
     """
-    _check("backend", backends, tuple(BACKENDS))
+    _check("backend", backends, BACKENDS)
     if set(scored.names) & set(calibration.names):
         raise ValueError(f"{calibration.split} (ranges of int8) and {scored.split} (score) share images")
     device, size = next(model.parameters()).device, scored.protocol.size
@@ -221,16 +216,14 @@ def measure_speed_and_accuracy(
     examples, image = torch.stack(examples).to(device), at_size(scored[0][0], size)[None].to(device)
     with torch.inference_mode():
         expected = _class_ids(model, model.preprocess, image)
+    network = {"network": model.config["name"], "revision": model.config["revision"]}
     for method in _methods(backends, precisions):
-        backend, precision = method
-        example = model.preprocess(examples if precision == "int8" else image)
-        fast = optimize_for_inference(model, example, backend, precision=precision, verbose=False)
-        call = partial(_class_ids, fast, fast.preprocess, image)
+        fast = _runner(model, model.preprocess(examples if method[1] == "int8" else image), *method)
+        call = partial(_class_ids, fast, model.preprocess, image)
         timing = time_in_turns({method: call}, device, **stopwatch)[method]
         score = evaluate(fast, scored, batch_size=1, limit=limit, progress=False).row()
         yield {
-            **{"network": model.config["name"], "revision": model.config["revision"]},
-            **{"height": size[0], "width": size[1], "batch": 1},
+            **{**network, "height": size[0], "width": size[1], "batch": 1},
             **_timed("end to end", method, timing, 1),
             **{key: score[key] for key in SCORED if key in score},
             "changed": float((call() != expected).float().mean()),

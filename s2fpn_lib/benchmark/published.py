@@ -27,10 +27,7 @@ from s2fpn_lib.optim import warmup_poly
 
 
 class PublishedInference:
-    """`run(x)` -> logits (B, K, H, W), with the auxiliary heads and without any optimization for inference.
-
-    grad: the published code records a graph for a backward pass that never comes; False records none.
-    """
+    """`run(x)` -> logits (B, K, H, W), with the auxiliary heads and, with `grad`, a recorded graph."""
 
     def __init__(self, model: nn.Module, *, grad: bool = True) -> None:
         self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format).eval()
@@ -54,10 +51,7 @@ def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: 
 
 
 def pixel_loop_matrix(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) int64 confusion counts, rows = label, of (H, W) ids by a loop over the pixels.
-
-    Label ids from `num_classes` on are not scored.
-    """
+    """(K, K) int64 counts, rows = label, of (H, W) ids; label ids from `num_classes` on are not scored."""
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     for truth, guess in zip(label.flatten(), pred.flatten(), strict=True):
         if truth < num_classes:
@@ -102,17 +96,16 @@ class PublishedDataset(torch.utils.data.Dataset):
 
 
 class PublishedStep:
-    """`step(images, labels)` trains a contiguous copy of `model` on one batch and returns the loss.
+    """`step(images, labels)` trains a copy of `model` on (B, 3, h, w) float32 and (B, h, w) int64; returns the loss.
 
-    images: (B, 3, h, w) float32, as the published loader returns them; labels: (B, h, w) int64. `config` sets the
-    optimizer and the schedule over `total` steps.
+    `config` sets the optimizer and the schedule over `total` steps.
     """
 
     def __init__(
         self, model: S2FPN, config: TrainConfig, class_weights: Tensor | None, *, ignore_index: int, total: int
     ) -> None:
         self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()
-        self.loss_options = {"weight": class_weights, "ignore_index": ignore_index}
+        self.criterion = nn.CrossEntropyLoss(class_weights, ignore_index=ignore_index)
         schedule = {"warmup": config.warmup, "start_factor": config.warmup_start, "power": config.poly_power}
         self.factor = partial(warmup_poly, total=total, **schedule)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -121,7 +114,7 @@ class PublishedStep:
 
     def __call__(self, images: Tensor, labels: Tensor) -> float:
         logits, auxiliary = self.model(images, aux=True)  # all five at the label's size
-        loss = sum(F.cross_entropy(each, labels, **self.loss_options) for each in (logits, *auxiliary))
+        loss = sum(self.criterion(each, labels) for each in (logits, *auxiliary))
         self.optimizer.zero_grad()
         loss.backward()
         scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.factor, last_epoch=self.done - 1)

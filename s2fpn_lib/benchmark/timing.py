@@ -17,14 +17,7 @@ import torch
 STABLE = 0.05  # warm-up ends when two successive medians differ by less than this share
 WARMUP_CALLS = 3  # per median; fewer where a call takes a second
 WARMUP_SECONDS = 5.0  # longest warm-up after the first call
-GPU_PROPERTIES = {  # nvidia-smi's name of a property -> column
-    "driver_version": "driver",
-    "clocks.sm": "sm_mhz",
-    "clocks.max.sm": "sm_max_mhz",
-    "clocks.mem": "memory_mhz",
-    "power.limit": "power_limit_w",
-    "persistence_mode": "persistence",
-}
+GPU_PROPERTIES = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "persistence_mode"]
 
 Call = Callable[[], Any]
 
@@ -63,7 +56,7 @@ class Timing:
     def ratio_row(self, baseline: Self | None) -> dict[str, float | None]:
         """How many times as fast as `baseline`: the ratio of the medians, and the lowest and highest of the repeats.
 
-        Repeat i of both ran next to each other (`time_in_turns`). Without a baseline all three are None.
+        Without a baseline all three are None.
         """
         if baseline is None:
             return dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
@@ -130,12 +123,11 @@ def _cuda_seconds(call: Call) -> float:
 def gpu_state(index: int = 0) -> dict[str, str]:
     """Driver, clocks, and power limit of GPU `index` as nvidia-smi prints them; empty without nvidia-smi.
 
-    Call it directly after the measurement: the clocks of an idle GPU are lower. torch.cuda reports no limits.
+    Call it directly after the measurement: the clocks of an idle GPU are lower.
     """
-    query = f"--query-gpu={','.join(GPU_PROPERTIES)}"
-    command = ["nvidia-smi", f"--id={index}", query, "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(GPU_PROPERTIES)}", "--format=csv,noheader"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(GPU_PROPERTIES.values(), map(str.strip, output.split(",")), strict=True))
+    return dict(zip(GPU_PROPERTIES, map(str.strip, output.split(",")), strict=True))

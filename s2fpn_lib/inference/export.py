@@ -26,27 +26,16 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
         network: `simplify.simplify(model)`, or a model itself.
         dynamic: leave batch, height, and width variable, the sizes from 65 pixels; otherwise they are the example's.
 
-    Raises:
-        ImportError: the extra [onnx] is not installed.
+    Raises ImportError if the extra [onnx] is not installed.
     """
     require_onnx()
     traced, shapes = variable_input(example) if dynamic else (example.contiguous(), None)
+    options = {"dynamo": True, "opset_version": OPSET, "dynamic_shapes": shapes, "verbose": False}
     with evaluation_mode(network):
-        program = torch.onnx.export(
-            network,
-            (traced,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
+        program = torch.onnx.export(network, (traced,), input_names=["image"], output_names=["logits"], **options)
     _pad_in_convolutions(program.model)
-    program.model.metadata_props.update(
-        mean=json.dumps(network.mean.flatten().tolist()),
-        std=json.dumps(network.std.flatten().tolist()),
-    )
+    for name in ("mean", "std"):
+        program.model.metadata_props[name] = json.dumps(getattr(network, name).flatten().tolist())
     if isinstance(target, io.BytesIO):
         target.write(program.model_proto.SerializeToString())
     else:
@@ -80,11 +69,7 @@ def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
 
 
 def logit_difference(model: nn.Module, logits: Tensor, x: Tensor, *, source: str | Path, bounded: bool = True) -> float:
-    """Largest |difference| between `logits` and those of `model` for x (B, 3, H, W).
-
-    Raises RuntimeError with the `source` of the logits if it is above `PARITY` times the largest logit (or 1), unless
-    `bounded` is False.
-    """
+    """`onnx_difference` for given `logits`, whose `source` the error names; with `bounded` False there is none."""
     with evaluation_mode(model), torch.inference_mode():
         expected = model(x).float()
     difference = float((logits - expected).abs().max())
@@ -107,8 +92,8 @@ def export_program(network: nn.Module, path: str | Path, example: Tensor) -> Non
 def variable_input(example: Tensor) -> tuple[Tensor, tuple[dict[int, Any]]]:
     """An input to trace with batch, height, and width variable, and the variable dimensions, for torch.export.
 
-    It has the example's type and device but not its shape: torch.export takes a batch of 1 for a constant, and so does
-    it with the small maps of an image of at most 64 pixels.
+    It does not have the example's shape: torch.export takes a batch of 1, and the small maps of an image of at most 64
+    pixels, for constants.
     """
     dynamic = torch.export.Dim.DYNAMIC
     return example.new_zeros(2, 3, 128, 96), ({0: dynamic, 2: dynamic, 3: dynamic},)
@@ -139,17 +124,12 @@ def quantize_onnx(model: bytes, examples: Iterable[Tensor]) -> bytes:
     """The float32 ONNX `model` of one fixed input size in 8-bit integers: quantize and dequantize pairs around each
     operator, weights per output channel. onnxruntime and OpenVINO run such a file in integer arithmetic where they can.
 
-    The loss of accuracy is not bounded here: evaluate the result.
-
     Args:
         model: written by `export_onnx(..., dynamic=False)`, for inputs of one shape (B, 3, H, W).
         examples: inputs of that shape from `model.preprocess`. Their smallest and largest activations become the
-            ranges. A handful of real images is enough; noise is not.
-
-    Raises:
-        ImportError: the extra [onnx] is not installed.
+            ranges. A handful of real images is enough; noise is not. The loss of accuracy is not bounded: evaluate the
+            result.
     """
-    require_onnx()
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -27,28 +27,25 @@ BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS)
 class OptimizedModel(nn.Module):
     """A network for prediction only: `fast(x)` gives the logits (B, K, H, W) of the original `model(x)`.
 
-    Attributes:
-        backend, precision: as requested.
-        device: the original's; inputs must be on it.
-        max_difference: largest |difference| between its logits and the original's, on the example.
-        config, num_classes, metadata, preprocess: the original's.
+    Attributes: `backend` and `precision` as requested; `max_difference`, the largest |difference| between its logits
+    and the original's on the example; config, num_classes, metadata, preprocess, and device (of the inputs) are the
+    original's.
     """
 
     def __init__(self, model: S2FPN, run: Callable[[Tensor], Tensor], backend: str, precision: str):
         super().__init__()
-        self.config, self.num_classes = model.config, model.num_classes
+        self.config, self.num_classes, self.preprocess = model.config, model.num_classes, model.preprocess
         self.metadata = getattr(model, "metadata", {})
         self.device = next(model.parameters()).device
-        self.backend, self.precision = backend, precision
+        self.backend, self.precision, self._run = backend, precision, run
         self.max_difference = float("nan")
-        self.preprocess, self._run = model.preprocess, run
 
     def __repr__(self) -> str:
         name = f"{self.config['name']} {self.config['revision']}"
         return f"OptimizedModel({name}, {self.backend}, {self.precision}, differs by {self.max_difference:.1e})"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K, H, W), float32. Any size works; the first input of a size may start a compilation."""
+        """Logits (B, K, H, W), float32. The first input of a size may start a compilation."""
         with torch.inference_mode():
             return self._run(x)
 
@@ -65,15 +62,12 @@ def optimize_for_inference(
             "onnxruntime" needs the extra [onnx], "openvino" the extra [openvino], and both run on the CPU.
         precision: "float32"; "bf16" or "fp16" run convolutions in half precision; "int8" (onnxruntime, openvino)
             quantizes with the activation ranges of `example`, which should then be a few real images. Below float32
-            the difference is reported as `max_difference` and not bounded.
+            the difference is not bounded.
         verbose: print the largest difference.
 
-    Raises:
-        TypeError: `model` is not made by `build_model`.
-        ValueError: unknown backend or precision, or one that the device lacks.
-        ImportError: the package of the backend is missing; the message names the extra.
-        RuntimeError: the float32 result differs from the model's by more than `export.PARITY` (relative to the largest
-            logit if that is above 1).
+    Raises TypeError for a model that `build_model` did not make, ValueError for an unknown backend or precision or one
+    that the device lacks, ImportError if the package of the backend is missing, and RuntimeError if the float32 logits
+    differ by more than `export.PARITY` (relative to the largest logit if that is above 1).
     """
     if not isinstance(model, S2FPN):
         raise TypeError(f"optimize_for_inference takes a model made by build_model, got {type(model).__name__}")
@@ -92,9 +86,8 @@ def optimize_for_inference(
         if device.type == "cuda":
             run = cuda_graphs(run)
     optimized = OptimizedModel(model, run, backend, precision)
-    optimized.max_difference = logit_difference(
-        model, optimized(example), example, source=backend, bounded=precision == "float32"
-    )
+    options = {"source": backend, "bounded": precision == "float32"}
+    optimized.max_difference = logit_difference(model, optimized(example), example, **options)
     if verbose:
         print(f"{optimized}: largest difference of a logit on {tuple(example.shape)}")
     return optimized

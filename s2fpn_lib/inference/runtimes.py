@@ -18,8 +18,8 @@ RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", 
 def runtime_runner(network: nn.Module, example: Tensor, runtime: str, precision: str) -> Callable[[Tensor], Tensor]:
     """A function from (B, 3, H, W) float32 inputs to (B, K, H, W) float32 logits.
 
-    A session is created when a size first occurs: a runtime plans memory and layouts better for a known size. int8
-    takes the activation ranges from the images of `example`, resized to that size.
+    A session is created when a size first occurs: a runtime plans better for a known size. int8 takes the activation
+    ranges from the images of `example`, resized to that size.
 
     Raises ImportError if a package is missing, ValueError if the processor lacks bfloat16.
     """
@@ -32,7 +32,7 @@ def runtime_runner(network: nn.Module, example: Tensor, runtime: str, precision:
             model = file.getvalue()
             if precision == "int8":
                 model = quantize_onnx(model, _batches(example, x.shape))
-            sessions[x.shape] = _SESSIONS[runtime](model, precision)
+            sessions[x.shape] = _openvino(model, precision) if runtime == "openvino" else _onnxruntime(model)
         return sessions[x.shape](x.contiguous())
 
     run(example)
@@ -46,7 +46,7 @@ def _batches(examples: Tensor, shape: torch.Size) -> list[Tensor]:
     return list(images[torch.arange(-(-count // batch) * batch) % count].split(batch))
 
 
-def _onnxruntime(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
+def _onnxruntime(model: bytes) -> Callable[[Tensor], Tensor]:
     session = onnx_session(model)
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
 
@@ -55,10 +55,9 @@ def _onnxruntime(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
 def kept_signal_stack() -> Iterator[None]:
     """Restore the alternative signal stack of the calling thread at the end of the block.
 
-    When OpenVINO's CPU plugin is loaded, it installs its own signal stack, and when it is unloaded, it restores the one
-    that it found. If plugins are not unloaded in reverse order, that one has been freed, and the next signal that
-    Python handles (the end of a child process, an interrupt) kills the process. With the first stack restored at once,
-    the plugin has nothing to restore. The standard library has no sigaltstack.
+    OpenVINO's CPU plugin installs its own signal stack, and when it is unloaded, it restores the one that it found. If
+    plugins are not unloaded in reverse order, that one has been freed, and the next signal that Python handles kills
+    the process. With the first stack restored at once, the plugin has nothing to restore.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -89,6 +88,3 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
     }
     request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
     return lambda x: torch.from_numpy(request.infer({"image": x.numpy()}, share_inputs=True)["logits"])
-
-
-_SESSIONS = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -36,9 +36,8 @@ def simplify(model: S2FPN) -> S2FPN:
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold each batch norm that directly follows a convolution into it, in place.
 
-    conv: W' = W g / sqrt(v + eps), b' = beta - m g / sqrt(v + eps). Pairs are consecutive children of a module. The
-    shared convolution of strip attention has two norms and keeps both. torch fuses one pair; its `torch.fx` pass over a
-    whole module needs static control flow.
+    Pairs are consecutive children of a module. The shared convolution of strip attention has two norms and keeps both.
+    torch fuses one pair; its `torch.fx` pass over a whole module needs static control flow.
     """
     for parent in module.modules():
         if isinstance(parent, StripGate):

@@ -15,6 +15,7 @@ import yaml
 from s2fpn_lib.data import Protocol, get_protocol, register
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.model import ENCODERS, build_model
+from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION
 from s2fpn_lib.runs import read_json, read_rows
@@ -32,15 +33,14 @@ def collect_runs(root: str | Path) -> pd.DataFrame:
     rows = []
     for run, path in sorted(_find(root, "result.json").items()):
         if path.with_name("config.json").exists():
-            recipe = read_json(path.with_name("config.json"))
+            recipe, result = read_json(path.with_name("config.json")), read_json(path)
             variant = path.parents[1] / "variant.json"
             names = read_json(variant) if variant.exists() else {}
-            known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
-            result = read_json(path)
             if own := result.pop("protocol_definition", None):
                 register(Protocol.from_dict(own))
-            result["data"] = result.get("data", {}).get("val")
-            rows.append({"run": run, **result, "switches": describe_switches(recipe.get("switches", {})), **known})
+            known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
+            known |= {"switches": describe_switches(recipe.get("switches", {}))}
+            rows.append({"run": run, **result, "data": result.get("data", {}).get("val"), **known})
     return pd.DataFrame(rows)
 
 
@@ -76,8 +76,8 @@ def latest_speed(speed: pd.DataFrame) -> pd.DataFrame:
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """One row per evaluation, its folder in `evaluation`.
 
-    If a row lacks `recipe_without_seed`, the hash of the whole recipe takes its place, so that the row counts as a
-    repetition of nothing. Rows of a study need none: their variant tells them apart.
+    If a row outside of studies lacks `recipe_without_seed`, the hash of the whole recipe takes its place, so that the
+    row counts as a repetition of nothing.
     """
     frame = pd.DataFrame([{"evaluation": name, **evaluation.row()} for name, evaluation in evaluations.items()])
     if "recipe" in frame:
@@ -117,14 +117,10 @@ def network_cost(model: str, revision: str, switches: str, num_classes: int, siz
 
 def with_cost(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `parameters` and `gmacs` at each row's protocol; missing if the network is not known."""
-    costs = []
-    for row in frame.reindex(columns=["model", "revision", "switches", "protocol"]).itertuples():
-        if row.model not in ENCODERS or pd.isna(row.revision):
-            costs.append((None, None))
-        else:
+    costs = pd.DataFrame(index=frame.index, columns=["parameters", "gmacs"])
+    for row in frame.reindex(columns=["model", "revision", "switches", "protocol"]).fillna("none").itertuples():
+        if row.model in ENCODERS and row.revision in REVISIONS:
             protocol = get_protocol(row.protocol)
-            switches = "none" if pd.isna(row.switches) else row.switches
-            cost = network_cost(row.model, row.revision, switches, protocol.num_classes, protocol.size)
-            costs.append((cost.parameters, cost.gigamacs))
-    types = {"parameters": "Int64", "gmacs": "float64"}
-    return frame.join(pd.DataFrame(costs, columns=list(types), index=frame.index).astype(types))
+            cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
+            costs.loc[row.Index] = cost.parameters, cost.gigamacs
+    return frame.join(costs.astype({"parameters": "Int64", "gmacs": "float64"}))

@@ -46,10 +46,7 @@ def save_samples(
 
 
 def load_samples(folder: str | Path) -> dict[str, Sample]:
-    """{sample id: sample} of the samples.npz in `folder`; empty if there is none.
-
-    Raises ValueError for a damaged file; the message names it.
-    """
+    """{sample id: sample} of the samples.npz in `folder`; empty if there is none. ValueError if it is damaged."""
     path = Path(folder) / SAMPLES
     if not path.exists():
         return {}
@@ -59,19 +56,18 @@ def load_samples(folder: str | Path) -> dict[str, Sample]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, or evaluate again") from error
     protocol = str(arrays.pop("protocol"))
-    samples = {}
-    for name in (key.removeprefix("image:") for key in arrays if key.startswith("image:")):
-        parts = [torch.from_numpy(arrays[f"{part}:{name}"]) for part in ("image", "label", "prediction")]
-        samples[name] = Sample(*parts, protocol)
-    return samples
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, array in arrays.items():
+        part, name = key.split(":", 1)
+        parts.setdefault(name, {})[part] = torch.from_numpy(array)
+    return {name: Sample(**each, protocol=protocol) for name, each in parts.items()}
 
 
 def compare_evaluations(names: Mapping[str, str], root: str | Path) -> Figure | None:
     """Image | label | one prediction per network, for the first `SHOWN` images that all evaluations with samples kept.
 
-    names: {name: folder of the evaluation under `root`}, of `evaluation_names`, in the order of the columns.
-
-    Returns None if fewer than two evaluations have an image in common. Raises ValueError for more than one protocol.
+    names: {name: folder of the evaluation under `root`}, of `evaluation_names`. Returns None if fewer than two
+    evaluations have an image in common. Raises ValueError for more than one protocol.
     """
     kept = {name: samples for name, folder in names.items() if (samples := load_samples(Path(root) / folder))}
     protocols = sorted({sample.protocol for samples in kept.values() for sample in samples.values()})

@@ -32,18 +32,16 @@ def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
     """Measured mean mIoU per network beside the published values, each protocol and source in a column of its own.
 
     measured: evaluation rows of one protocol. Columns: network, "measured here: <protocol>, <split>", and one per
-    published (protocol, split, input) of the same dataset. Empty cells were not measured or not published. Each recipe
-    of a network has its own mean and number of runs (n).
+    published (protocol, split, input) of the same dataset. Each recipe of a network has its own mean and number of runs
+    (n).
     """
     protocol = one_protocol(measured)
     cells: dict[str, dict[str, str]] = {}
     for (split, model, revision), rows in measured.groupby(["split", "model", "revision"], sort=False):
         recipes = over_seeds(rows, ["miou"])
-        text = "; ".join(
-            f"{percent(each.miou, each.miou_std)} (n {each.runs}{seen})"
-            for each, seen in zip(recipes.itertuples(), _seen(recipes), strict=True)
-        )
-        cells.setdefault(f"measured here: {protocol}, {split}", {})[network_name(model, revision)] = text
+        means = map(percent, recipes["miou"], recipes["miou_std"])
+        texts = [f"{mean} (n {n}{s})" for mean, n, s in zip(means, recipes["runs"], _seen(recipes), strict=True)]
+        cells.setdefault(f"measured here: {protocol}, {split}", {})[network_name(model, revision)] = "; ".join(texts)
     published = load_published()
     for row in published[published["dataset"] == get_protocol(protocol).dataset].itertuples():
         column = cells.setdefault(f"{row.protocol}, {row.split}, {row.input}", {})
@@ -59,17 +57,13 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
       speed rows of the same network without switches, stage "network", one image of the protocol's size, on each
       device. Demo networks make no point.
 
-    evaluations: of `collect.evaluation_rows`; speed: of `collect.collect_speed`. `method` says how the network was
-    executed.
+    evaluations: of `collect.evaluation_rows`; speed: of `collect.collect_speed`.
     """
-    # rows may lack any of them
-    columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split", "images", "images_seen"]
-    texts = dict.fromkeys(("stage", *METHOD), "string")
-    speed = latest_speed(speed).reindex(columns=columns).astype(texts)
+    columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split", "images", "images_seen"]  # rows may lack any
+    speed = latest_speed(speed).reindex(columns=columns).astype(dict.fromkeys(("stage", *METHOD), "string"))
     speed = speed.rename(columns={"network": "model"})
     speed["input"] = [f"{height:g}x{width:g}" for height, width in zip(speed["height"], speed["width"], strict=True)]
-    speed["method"] = speed["backend"] + " " + speed["precision"] + ", " + speed["stage"]
-    speed["method"] += _seen(speed)
+    speed["method"] = speed["backend"] + " " + speed["precision"] + ", " + speed["stage"] + _seen(speed)
     speed["miou_percent"] = 100 * speed["miou"]
     points = [speed.dropna(subset="miou")]
     if {"model", "revision"} <= set(evaluations):
@@ -84,8 +78,7 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     """Mean mIoU of plain evaluations of whole splits, merged with the fastest plain speed row on each device."""
     plain = evaluations[(evaluations["images"] == evaluations["images_in_split"]) & ~is_demo(evaluations)]
     for column, value in {"switches": "none", "scales": "1", "flip": False, "window": "whole image"}.items():
-        if column in plain:
-            plain = plain[plain[column] == value]
+        plain = plain[plain[column] == value] if column in plain else plain
     keys = ["protocol", "split", "model", "revision", *(c for c in ("study", "training_recipe") if c in plain)]
     plain = plain.assign(images_seen=plain.get("images_seen"))
     columns = {"miou_percent": ("miou", "mean"), "images": ("images", "first"), "images_seen": ("images_seen", "max")}
@@ -104,6 +97,5 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
 
 def _seen(rows: pd.DataFrame) -> pd.Series:
     """For each row, the remark that its weights were trained on scored images; empty if they were not."""
-    found = map(seen_words, rows.to_dict("records"))
-    remarks = [f", trained on {words} images" if words else "" for words in found]
+    remarks = [f", trained on {words} images" if words else "" for words in seen_words(rows)]
     return pd.Series(remarks, index=rows.index, dtype="string")

@@ -1,8 +1,8 @@
 """The tidy table of all measurements, results.csv and results.parquet: written afresh from the run folders.
 
 One row is one measurement: an evaluation.json, or the validation by which a finished training run chose its checkpoint.
-per_class.csv and per_class.parquet hold the evaluations in long form, one row per class. Column names say `percent`
-where values are percentages. `pd.read_csv(path, dtype=COLUMNS)` reads a CSV file back with its types.
+per_class.csv and per_class.parquet hold the evaluations in long form, one row per class.
+`pd.read_csv(path, dtype=COLUMNS)` reads a CSV file back with its types.
 """
 
 from pathlib import Path
@@ -18,9 +18,8 @@ from s2fpn_lib.runs import atomic_file, write_atomic
 TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"  # pandas' types that know missing values
 
 COLUMNS = {
-    # measured_by: "evaluation", or "training" for the run's own validation. folder: under the results folder.
-    **dict.fromkeys(("measured_by", "folder", "study", "variant", "dataset", "protocol", "split"), TEXT),
-    "data": TEXT,  # digest of the scored dataset
+    # measured_by: "evaluation", or "training" for the run's own validation. data: digest of the scored dataset.
+    **dict.fromkeys(("measured_by", "folder", "study", "variant", "dataset", "protocol", "split", "data"), TEXT),
     **dict.fromkeys(("images", "images_in_split", "images_seen"), COUNT),  # scored, all, scored ones trained on
     **dict.fromkeys(("model", "revision", "switches"), TEXT),
     **{"parameters": COUNT, "gmacs": NUMBER},  # of the inference path; 1e9 multiply-accumulates per image
@@ -31,8 +30,7 @@ COLUMNS = {
     **dict.fromkeys(("checkpoint", "checkpoint_sha", "checkpoint_rule", "config_hash"), TEXT),
     **dict.fromkeys(("config_hash_without_seed", "training_recipe", "git_sha"), TEXT),
     **dict.fromkeys(("device", "amp", "scales"), TEXT),  # device: that computed the score
-    **{"flip": FLAG, "window": TEXT},
-    "convention": TEXT,  # of miou_percent; published_miou_percent has the published code's
+    **{"flip": FLAG, "window": TEXT, "convention": TEXT},  # convention: of miou_percent
     **{f"{score}_percent": NUMBER for score in SCORES},
 }
 CLASS_COLUMNS = {
@@ -42,10 +40,7 @@ CLASS_COLUMNS = {
 
 
 def results_table(root: str | Path) -> pd.DataFrame:
-    """Every measurement under `root`, one per row, columns and types as in `COLUMNS`.
-
-    Demo networks (`provenance.DEMO_RUN`) are left out. Missing values are unknown, never zero.
-    """
+    """Every measurement under `root` but those of demo networks, one per row; columns and types as in `COLUMNS`."""
     evaluated = evaluation_rows(collect_evaluations(root)).rename(columns={"evaluation": "folder"})
     names = {"run": "folder", "val_split": "split", "dataset": "trained_on", "epochs": "epoch", "val_miou": "miou"}
     trained = collect_runs(root).rename(columns=names)

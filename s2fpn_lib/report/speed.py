@@ -32,8 +32,8 @@ def cost_table() -> pd.DataFrame:
 def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
     """{title: (table, provenance)}: one table per device, input size, batch size, stage, and protocol of the scores.
 
-    speed: of `collect_speed`. Only the latest of repeated measurements is shown, the fastest row first. Rows that
-    12_speed did not write may lack anything; they come last, as they are.
+    speed: of `collect_speed`. The latest of repeated measurements are shown, the fastest first; rows that 12_speed did
+    not write, which may lack anything, come last, as they are.
     """
     padded = speed.reindex(columns=speed.columns.union([*PLACE, *METHOD, "fps", "protocol"], sort=False))
     complete = padded[[*PLACE, *METHOD, "fps"]].drop(columns="revision").notna().all(axis=1)
@@ -50,7 +50,7 @@ def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
             if key in rows and rows[key].notna().any():
                 shares = key in ("spread", "miou")
                 table[name] = [percent(v, digits=digits) for v in rows[key]] if shares else fixed(rows[key], digits)
-        if any(seen := [seen_words(row) for row in rows.to_dict("records")]):
+        if any(seen := seen_words(rows)):
             table["scored images trained on"] = seen
         out[title] = table, f"{provenance(rows, ['device'])}. {SPREAD}"
     if not complete.all():

@@ -45,8 +45,8 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _title(row: pd.Series) -> str:
     """ "ablation: roadscenes, val", and how many images if only a part of the split was scored."""
-    partial = "images_in_split" in row and row["images"] < row["images_in_split"]
-    images = f", only {row['images']} of {row['images_in_split']} images" if partial else ""
+    whole = row.get("images_in_split", row["images"])
+    images = f", only {row['images']} of {whole} images" if row["images"] < whole else ""
     return f"{row['study']}: {row['protocol']}, {row['split']}{images}"
 
 
@@ -61,18 +61,17 @@ def reference_variant(rows: pd.DataFrame) -> str | None:
 def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `difference`: the mIoU minus that of the full network with the same seed.
 
-    frame: evaluation rows of one protocol (ProtocolMixError) with variant and seed. Partners agree in everything of
-    `REPETITION` except `VARYING`. The difference is NaN for the full network and if the full network lacks the seed.
+    frame: evaluation rows with variant and seed. Partners agree in everything of `REPETITION` except `VARYING`. The
+    difference is NaN for the full network and where it lacks the seed.
 
-    Raises ValueError if the full network was scored twice with one seed: which score to take would be a guess.
+    Raises ProtocolMixError for several protocols, and ValueError if the full network was scored twice with one seed.
     """
     one_protocol(frame)
     found = []
     for _, rows in frame.groupby([c for c in REPETITION if c in frame and c not in VARYING], dropna=False, sort=False):
         is_reference = rows["variant"] == reference_variant(rows)
         reference = rows[is_reference].set_index("seed")["miou"]
-        if reference.index.has_duplicates:
-            twice = sorted(reference.index[reference.index.duplicated()].unique())
+        if twice := sorted(reference.index[reference.index.duplicated()].unique()):
             raise ValueError(f"the full network was scored more than once with seed {twice}: drop the repetition")
         partner = rows["seed"].map(reference).where(~is_reference)
         found.append(rows.assign(difference=rows["miou"] - partner))
@@ -94,9 +93,8 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
 def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The ablation to print: one row per variant with its mIoU, its paired difference in points, and its cost.
 
-    frame: evaluation rows of one part of `comparable_parts`, with parameters and gmacs. The columns of differences are
-    left out if no variant shares a seed with the full network. The column of published numbers holds "–" throughout:
-    the paper's ablation tables could not be recovered.
+    frame: one part of `comparable_parts`. The columns of differences are left out if no variant shares a seed with the
+    full network. Published numbers are "–" throughout: the paper's ablation tables could not be recovered.
     """
     table = paired_differences(frame)
     networks = [c for c in ("model", "revision") if table[c].nunique() > 1]
@@ -115,11 +113,9 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def ablation_bars(frame: pd.DataFrame) -> Figure:
-    """Bars of the mean paired difference to the full network in percentage points, one dot per common seed.
+    """Bars of the mean paired difference to the full network in percentage points, worst first, one dot per seed.
 
-    frame: as for `with_differences`. One bar per variant (and network, if there are several), worst first.
-
-    Raises ValueError if no variant shares a seed with the full network.
+    frame: as for `with_differences`. Raises ValueError if no variant shares a seed with the full network.
     """
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:
@@ -143,10 +139,7 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
 
 
 def mean_curves(rows: pd.DataFrame, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict]]:
-    """{variant: rows for `training_curves`}: loss and validation mIoU per epoch, mean over the variant's seeds.
-
-    rows: one part of `comparable_parts`; curves: of `collect_curves`.
-    """
+    """{variant: rows for `training_curves`}: loss and validation mIoU per epoch, mean over the variant's seeds."""
     found: dict[str, list[pd.DataFrame]] = {}
     for name, folder in zip(short_names(rows), rows["evaluation"], strict=True):
         if run := curves.get(f"{folder}/run"):

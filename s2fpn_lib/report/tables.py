@@ -2,9 +2,8 @@
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from nbconvert.filters import escape_latex
@@ -30,7 +29,6 @@ HEADINGS = {
     "amp": "precision",
     "split": "scored split",
     "data": "data digest",
-    "images_seen": "images trained on",
     "train_split": "training split",
     "val_split": "validation split",
     "recipe_without_seed": "recipe hash",
@@ -76,7 +74,7 @@ def fixed(values: Iterable[float], digits: int) -> list[str]:
 def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """{protocol: its rows}, in order of appearance; rows without a protocol are under "unstated".
 
-    Published rows (with `miou_percent`) are also told apart by dataset and input size: "camvid / 720x960 / 720x960".
+    Published rows (with `miou_percent`) have keys with dataset and input size: "camvid / 720x960 / 720x960".
     """
     if frame.empty:
         return {}
@@ -90,8 +88,7 @@ def one_protocol(frame: pd.DataFrame) -> str:
 
     Raises ProtocolMixError that names every protocol found; ValueError if a row has none.
     """
-    unstated = frame.reindex(columns=["protocol"])["protocol"].isna().sum()
-    if unstated:
+    if unstated := frame.reindex(columns=["protocol"])["protocol"].isna().sum():
         raise ValueError(f"{unstated} rows name no protocol: a score without its protocol cannot go into a table")
     found = sorted(split_by_protocol(frame))
     if len(found) > 1:
@@ -108,40 +105,37 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
     If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own.
 
     Returns one row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
-    `parameters`, `gmacs`, and `images_seen` (the largest of the group) where the frame has them.
+    the largest `parameters`, `gmacs`, and `images_seen` where the frame has them.
 
     Raises ProtocolMixError for several protocols, and ValueError if a seed would count twice in a group.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]
-    seed = [c for c in ("seed",) if c in frame]
+    seed = ["seed"] if "seed" in frame else []
     if "checkpoint_sha" in frame and frame.duplicated([*keys, *seed]).any():
         keys.append("checkpoint_sha")
-    twice = frame.duplicated([*keys, *seed])
-    if seed and twice.any():
-        row = frame[twice].iloc[0]
+    twice = frame[frame.duplicated([*keys, *seed])]
+    if seed and len(twice):
+        row = twice.iloc[0]
         raise ValueError(f"seed [{row['seed']}] occurs more than once in {row[keys].to_dict()}: drop the repetition")
-    scores = [s for s in scores if s in frame]
-    columns = {"runs": (scores[0], "size")}
-    for score in scores:
+    columns = {"runs": ("protocol", "size")}
+    for score in (s for s in scores if s in frame):
         columns |= {score: (score, "mean"), f"{score}_std": (score, "std")}
-    columns |= {c: (c, "first") for c in ("parameters", "gmacs") if c in frame}
-    columns |= {c: (c, "max") for c in ("images_seen",) if c in frame}
+    columns |= {c: (c, "max") for c in ("parameters", "gmacs", "images_seen") if c in frame}
     return frame.groupby(keys, dropna=False, sort=False).agg(**columns).reset_index()
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
 
-    The column "scored images trained on" is there where weights were trained on what they are scored on.
-
-    Columns with the same value in every row are left out; `provenance` names them.
+    The column "scored images trained on" is there where weights were trained on what they are scored on. Columns with
+    the same value in every row are left out; `provenance` names them.
     """
     table = over_seeds(frame)
     out = table[[*_differing(table), "runs"]].rename(columns=heading)
     out.insert(0, "network", _networks(table))
-    if any(seen_words(row) for row in table.to_dict("records")):
-        out["scored images trained on"] = [seen_words(row) or "none known" for row in table.to_dict("records")]
+    if any(seen := seen_words(table)):
+        out["scored images trained on"] = [words or "none known" for words in seen]
     for score in SCORES:
         if score in table:
             out[f"{heading(score)} %"] = list(map(percent, table[score], table[f"{score}_std"]))
@@ -150,19 +144,19 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def seen_words(row: Mapping[str, Any]) -> str:
-    """How many scored images of a row the weights were trained on, as "all 101" or "17 of 101"; empty for none."""
-    seen = row.get("images_seen")
-    if pd.isna(seen) or not seen:
-        return ""
-    return f"all {seen:g}" if seen == row["images"] else f"{seen:g} of {row['images']:g}"
+def seen_words(rows: pd.DataFrame) -> list[str]:
+    """How many scored images of each row the weights were trained on, as "all 101" or "17 of 101"; empty for none."""
+    words = []
+    for seen, images in rows.reindex(columns=["images_seen", "images"]).astype(float).fillna(0).to_numpy():
+        some = f"all {seen:g}" if seen == images else f"{seen:g} of {images:g}"
+        words.append(some if seen else "")
+    return words
 
 
 def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """IoU in percent, mean ± standard deviation over seeds: one row per class, one column per network.
+    """IoU in percent, mean ± standard deviation over seeds: one row per class, then the mean, one column per network.
 
-    frame: evaluation rows of one protocol. The last row is the mean over the classes. A class in neither labels nor
-    predictions has empty cells.
+    frame: evaluation rows of one protocol.
     """
     scores = {f"iou_{name}": name for name in get_protocol(one_protocol(frame)).classes} | {"miou": "mean IoU"}
     table = over_seeds(frame, list(scores))
@@ -170,8 +164,9 @@ def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
     differing = _differing(table)
     if "variant" in differing:  # its name stands for its switches
         differing = [c for c in differing if c != "switches"]
-    for name, row in zip(short_names(table, differing), table.to_dict("records"), strict=True):
-        trained = f" (trained on {words} images)" if (words := seen_words(row)) else ""
+    records = zip(short_names(table, differing), table.to_dict("records"), seen_words(table), strict=True)
+    for name, row, seen in records:
+        trained = f" (trained on {seen} images)" if seen else ""
         out[name + trained] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
     return out
 
@@ -220,8 +215,9 @@ def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
         words = [] if pd.isna(row.get("variant")) else [row["variant"]]
         if several or not words:
             words.append(network)
-        others = {c: row[c] for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row.get(c))}
-        names.append(", ".join([*words, *(f"seed {v:g}" if c == "seed" else str(v) for c, v in others.items())]))
+        others = [c for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row.get(c))]
+        words += [f"seed {row[c]:g}" if c == "seed" else str(row[c]) for c in others]
+        names.append(", ".join(words))
     return names
 
 
@@ -256,10 +252,9 @@ class TableFolder:
         self.written = {"results", "per_class"}  # of `write_results`
 
     def save(self, name: str, table: pd.DataFrame, caption: str) -> Styler:
-        """Writes <name>.csv, .tex, and .html, each atomically, and returns the table to display.
+        """Writes <name>.csv, .tex, and .html, each atomically, and returns the table to display, its caption below.
 
-        caption: where the numbers come from, shown below the table. Characters of `name` that cannot be part of a file
-        name become "-". Text columns are flush left, numbers flush right.
+        Characters of `name` that cannot be part of a file name become "-". Text is flush left, numbers flush right.
         """
         name = re.sub(r"[^\w-]+", "-", name)
         text = [c for c in table if not table[c].astype(str).str.fullmatch(r"([+-]?\d[\d.]*( .*)?|–)?").all()]
@@ -277,7 +272,7 @@ class TableFolder:
         return shown
 
     def remove_others(self) -> None:
-        """Removes the files that were not written by this object: tables of things that no longer exist."""
+        """Removes the files that this object did not write: tables of things that no longer exist."""
         for path in self.folder.glob("*"):
             if path.is_file() and path.stem not in self.written:
                 path.unlink()
