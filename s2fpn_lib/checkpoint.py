@@ -8,7 +8,8 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
 TORCH_SUFFIXES = (".pt", ".pth")
+PREVIOUS = "previous.pt"  # the training state before last.pt
 # The normalization of the author's checkpoints by the number of their classes, which tells CamVid from Cityscapes
 PUBLISHED_NORMALIZATIONS = {11: "camvid-mean", 19: "cityscapes-mean"}
 
@@ -52,13 +54,17 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
         raise CheckpointError(_cannot_write(path, error)) from error
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """{"config": ..., **metadata} of a file of `save_weights`, without reading the weights."""
+def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
+    """{"config": ..., **metadata} of a checkpoint, without reading the weights; {} for the author's layout.
+
+    path_or_name: as in `load_model`. Raises CheckpointError if there is no such file, or it is damaged.
+    """
+    path = find_weights(path_or_name)
+    if path.suffix in TORCH_SUFFIXES:
+        return {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get(METADATA_KEY)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
     if stored is None:
@@ -86,44 +92,39 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
         TypeError: `config` for a checkpoint that records its own model.
     """
     path = find_weights(path_or_name)
-    if path.suffix not in TORCH_SUFFIXES:
-        if config:
-            raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
-        metadata = read_metadata(path)
-        if definition := metadata.get("protocol_definition"):
-            register(Protocol.from_dict(definition))
-        model = build_model(**metadata["config"])
-        load_weights(model, path)
-        model.metadata = _completed(metadata)
-        return model.to(device).eval()
-    if not {"name", "num_classes"} <= config.keys():
-        raise CheckpointError(
-            f"{path} is in the author's layout, which does not name its model: give its name, for example "
-            f'load_model({str(path)!r}, name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean")'
-            ", or in a notebook the parameters model and dataset"
-        )
-    model = build_model(**config)
-    load_published(model, path)
-    model.metadata = {}
+    if path.suffix in TORCH_SUFFIXES:
+        if not {"name", "num_classes"} <= config.keys():
+            example = 'name="s2fpn18", revision="v1", num_classes=19, normalization="cityscapes-mean"'
+            raise CheckpointError(
+                f"{path} is in the author's layout, which does not name its model: give its name, for example "
+                f"load_model({str(path)!r}, {example}), or in a notebook the parameters model and dataset"
+            )
+        return load_published(build_model(**config), path).to(device).eval()
+    if config:
+        raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
+    metadata, tensors = read_metadata(path), _tensors(path)
+    if definition := metadata.get("protocol_definition"):
+        register(Protocol.from_dict(definition))
+    elif protocol := PROTOCOLS.get(metadata.get("protocol")):  # files of earlier versions lack definition and history
+        metadata["protocol_definition"] = protocol.to_dict()
+    if history := training_history(metadata):
+        metadata["training"] = history
+    model = build_model(**metadata["config"])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {path} do not fit the model: {error}") from error
+    model.metadata = metadata
     return model.to(device).eval()
-
-
-def _completed(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata with the protocol's definition and the training history, which files of earlier versions lack."""
-    protocol = PROTOCOLS.get(metadata.get("protocol"))
-    known = {"protocol_definition": protocol and protocol.to_dict(), "training": training_history(metadata)}
-    return {**{key: value for key, value in known.items() if value}, **metadata}
 
 
 def published_arguments(path_or_name: str | Path, model: str, revision: str, protocol: Protocol) -> dict[str, Any]:
     """The `config` of `load_model` for a checkpoint of the published code; empty for one that records its model.
 
     Args:
-        path_or_name: as in `load_model`.
         model: a name of `build_model`, or of the published command line ("SSFPN").
         revision: "v1" or "v2".
-        protocol: of the training dataset. The published input of CamVid and Cityscapes is the image minus the
-            dataset's mean.
+        protocol: of the training dataset, whose mean the published code subtracts for CamVid and Cityscapes.
     """
     if Path(path_or_name).suffix not in TORCH_SUFFIXES:
         return {}
@@ -134,16 +135,6 @@ def published_arguments(path_or_name: str | Path, model: str, revision: str, pro
         "num_classes": protocol.num_classes,
         "normalization": normalization if normalization in NORMALIZATIONS else None,
     }
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a safetensors file into `model`. Raises CheckpointError if it is damaged or a tensor does not fit."""
-    try:
-        model.load_state_dict(_tensors(path))
-    except CheckpointError:
-        raise
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} do not fit the model: {error}") from error
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -159,11 +150,12 @@ def recorded_network(path_or_name: str | Path) -> dict[str, Any]:
 
     Raises CheckpointError if there is no such file or name, or the file is damaged.
     """
+    if metadata := read_metadata(path_or_name):
+        return metadata["config"]
     path = find_weights(path_or_name)
-    if path.suffix not in TORCH_SUFFIXES:
-        return read_metadata(path)["config"]
-    usual = PUBLISHED_NORMALIZATIONS.get(_of_published(path, published_classes, path))
-    return {"normalization": usual} if usual else {}
+    with _named(path):
+        classes = published_classes(path)
+    return {"normalization": PUBLISHED_NORMALIZATIONS[classes]} if classes in PUBLISHED_NORMALIZATIONS else {}
 
 
 def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
@@ -183,8 +175,8 @@ def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
     the file, and the model is unchanged.
     """
     path, own = find_weights(path_or_name), model.state_dict()
-    published = path.suffix in TORCH_SUFFIXES
-    loaded = _of_published(path, published_tensors, model, path) if published else _tensors(path)
+    with _named(path):
+        loaded = published_tensors(model, path) if path.suffix in TORCH_SUFFIXES else _tensors(path)
     kept, wrong = own.keys() - loaded.keys(), []
     for name in sorted(own.keys() & loaded.keys()):
         found, needed = loaded[name].shape, own[name].shape
@@ -200,25 +192,24 @@ def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
     return sorted(kept)
 
 
-def _of_published(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments), which reads a file in the author's layout; its errors as CheckpointErrors that name it."""
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors in reading a file as CheckpointErrors that name it."""
     try:
-        return function(*arguments)
-    except (KeyError, RuntimeError) as error:
-        message = str(error.args[0])
-        where = "" if str(path) in message else f"{path}: "
-        hint = ". Give its model and revision" if isinstance(error, KeyError) else ""
-        raise CheckpointError(f"{where}{message}{hint}") from error
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error.args[0]}. Give its model and revision") from error
+    except RuntimeError as error:  # names the file itself
+        raise CheckpointError(str(error)) from error
 
 
 def training_history(metadata: Mapping[str, Any]) -> list[dict[str, str]]:
     """What weights were trained on, oldest first: one {"dataset": ..., "split": ...} for each training.
 
-    Args:
-        metadata: of `read_metadata`; {} where nothing is recorded. Older files describe earlier trainings in words.
+    metadata: of `read_metadata`. Older files describe earlier trainings in words.
     """
     if "training" in metadata:
-        return [dict(each) for each in metadata["training"]]
+        return list(metadata["training"])
     found = re.findall(r"(?:, then|trained on) (\S+) ([^\s,;]+)", metadata.get("pretraining", ""))
     found.append((metadata.get("dataset"), metadata.get("train_split")))
     return [{"dataset": name, "split": split} for name, split in found if split not in (None, "None")]
@@ -228,9 +219,7 @@ def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> in
     """Number of a dataset's images that are in a split that the weights were trained on, compared by their names.
 
     Where such a split cannot be opened, all images count if its name and the dataset's share a part (train, val, test).
-
-    Args:
-        metadata: of `read_metadata`, or a model's attribute `metadata`.
+    metadata: of `read_metadata`, or a model's attribute `metadata`.
     """
     own = getattr(dataset, "name", None)
     splits = {each["split"] for each in training_history(metadata) if same_images(each["dataset"], own)}
@@ -262,17 +251,17 @@ def find_weights(path_or_name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        result = path / "result.json"
-        if result.exists() and (chosen := read_json(result).get("checkpoint")):
-            if not (path / chosen).exists() and (path / "last.safetensors").exists():
-                reason = f"{path / chosen} is missing, as where a run of an earlier version stopped before a validation"
-                warnings.warn(f"{reason}; the last weights of the run are used instead", stacklevel=3)
-                chosen = "last.safetensors"
-            return path / chosen
-        for name in ("best.safetensors", "last.safetensors", WEIGHTS):
-            if (path / name).exists():
-                return path / name
-        raise CheckpointError(f"{path} holds no best, last, or model.safetensors: is it a run directory?")
+        result, names = path / "result.json", ("best.safetensors", "last.safetensors", WEIGHTS)
+        chosen = read_json(result).get("checkpoint") if result.exists() else None
+        if chosen:
+            names = (chosen, "last.safetensors")
+        found = next((path / name for name in names if (path / name).exists()), None)
+        if found is None:
+            raise CheckpointError(f"{path} holds no {' or '.join(names)}: is it a run directory?")
+        if chosen and found.name != chosen:
+            reason = f"{path / chosen} is missing, as where a run of an earlier version stopped before a validation"
+            warnings.warn(f"{reason}; the last weights of the run are used instead", stacklevel=3)
+        return found
     names = released_names()
     if str(path_or_name) in names:
         return RELEASED / f"{path_or_name}.safetensors"
@@ -287,18 +276,12 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
     Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
-    path = Path(path)
     try:
-        with atomic_file(_incoming(path)) as file:
+        with atomic_file(path, previous=PREVIOUS) as file:
             torch.save(state, file)
-        if path.exists():
-            path.replace(_previous(path))
-        _incoming(path).replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a failed write as RuntimeError
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(_cannot_write(path, cause)) from error
-    finally:
-        _incoming(path).unlink(missing_ok=True)
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
@@ -309,13 +292,15 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
 
     Raises CheckpointError if there are states and none is readable.
     """
-    path = Path(path)
-    damage = []
-    for candidate in filter(Path.exists, (path, _previous(path))):
+    path, damage = Path(path), []
+    for candidate in filter(Path.exists, (path, path.with_name(PREVIOUS))):
         try:
-            state = _read_state(candidate)
-        except CheckpointError as error:
-            damage.append(str(error))
+            with zipfile.ZipFile(candidate) as archive:  # torch.load does not check the CRCs that torch.save writes
+                if broken := archive.testzip():
+                    raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
+            state = torch.load(candidate, map_location="cpu", weights_only=True)
+        except Exception as error:
+            damage.append(f"training state {candidate} is damaged ({type(error).__name__}: {error})")
             continue
         if candidate != path:
             reason = damage[0] if damage else f"{path} is missing"
@@ -324,24 +309,6 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     if damage:
         raise CheckpointError("; ".join(damage) + ": delete the run directory to start again")
     return None
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not check the CRCs that torch.save writes
-            if (broken := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"training state {path} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _incoming(path: Path) -> Path:
-    return path.with_name(f".{path.name}.incoming")
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"previous{path.suffix}")
 
 
 def _cannot_write(path: str | Path, error: BaseException) -> str:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -57,11 +58,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[io.BufferedWriter]:
-    """Context manager with a binary file that replaces `path` completely or not at all.
+def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.BufferedWriter]:
+    """A binary file that replaces `path` completely or not at all.
 
-    The file is written under a temporary name in the same folder, synced to the disk, and renamed to `path`. On any
-    error (disk full, interrupt) the temporary file is removed and `path` is unchanged.
+    It is written under a temporary name in the same folder, synced to the disk, and renamed. On any error (disk full,
+    interrupt) the temporary file is removed and `path` is unchanged.
+
+    previous: name under which the replaced file is kept; empty: it is not kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +74,11 @@ def atomic_file(path: str | Path) -> Iterator[io.BufferedWriter]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(path.with_name(previous))
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     if fcntl is None:  # Windows opens no folders
         return
     folder = os.open(path.parent, os.O_RDONLY)
@@ -172,12 +176,10 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Locks the directory against other processes until the block ends or this process dies.
+        """Locks the directory against other processes until the block ends.
 
-        The lock belongs to the process, not to the file: the kernel releases it however the process ends, so there are
-        no stale locks, and forked loader workers do not keep it.
-
-        Raises RunLocked if another process holds the lock; the message names it.
+        The lock belongs to the process: the kernel releases it however the process ends, so there are no stale locks,
+        and forked loader workers do not keep it. Raises RunLocked if another process holds it; the message names it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = (self.path / "lock").resolve()
@@ -193,15 +195,13 @@ class RunDirectory:
                     "wait for it, stop it, or choose another run_dir"
                 ) from error
             _held_here.add(path)
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()} since {utc_now()}\n")
-                file.flush()
-                for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
-                    leftover.unlink()
-                yield
-            finally:
-                _held_here.discard(path)
+            held.callback(_held_here.discard, path)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {utc_now()}\n")
+            file.flush()
+            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
+                leftover.unlink()
+            yield
 
     def claim(
         self, recipe: Mapping[str, Any], defaults: Mapping[str, Any], data: Mapping[str, str] | None = None
@@ -209,35 +209,32 @@ class RunDirectory:
         """Writes config.json, or checks that the one that exists holds the same recipe and data.
 
         Fields that an older version did not store count as their defaults. A run without data, also of an older
-        version, gets them.
-
-        Args:
-            data: {"train": digest, "val": digest} of the splits, see `SegmentationDataset.digest`.
+        version, gets them. data: {"train": digest, "val": digest} of the splits, see `SegmentationDataset.digest`.
 
         Raises `ConfigChanged` if a field or a digest differs.
         """
-        now = {**recipe, "data": dict(data)} if data else dict(recipe)
         if not self.config.exists():
-            write_json(self.config, now)
+            write_json(self.config, {**recipe, "data": data} if data else recipe)
             return
         written = read_json(self.config)
+        known = written.pop("data", None)
         stored = {**defaults, **written}
-        changed = [name for name in {**recipe, **stored} if name != "data" and stored.get(name) != recipe.get(name)]
+        changed = [name for name in {**recipe, **stored} if stored.get(name) != recipe.get(name)]
         if changed:
             differences = ", ".join(f"{name} {stored.get(name)!r} -> {recipe.get(name)!r}" for name in changed)
             raise ConfigChanged(
                 f"{self.path} holds a run with another configuration ({differences}): "
                 "choose another run_dir, or delete that one"
             )
-        if data and written.get("data", now["data"]) != now["data"]:
-            differences = ", ".join(f"{split} {old} -> {data.get(split)}" for split, old in written["data"].items())
+        if data and known is None:
+            print(f"{self.path} does not record its data (an earlier version): taken as trained on the present files")
+            write_json(self.config, {**written, "data": data})
+        elif data and known != data:
+            differences = ", ".join(f"{split} {old} -> {data.get(split)}" for split, old in known.items())
             raise ConfigChanged(
                 f"{self.path} holds a run on other data (digests: {differences}): files were changed, or the folder of "
                 "the dataset is another one. Choose another run_dir, delete that one, or restore the files"
             )
-        if data and "data" not in written:
-            print(f"{self.path} does not record its data (an earlier version): taken as trained on the present files")
-            write_json(self.config, {**written, "data": now["data"]})
 
     def record_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes environment.json and moves the records of earlier starts into its list `earlier_starts`."""
@@ -280,8 +277,7 @@ def environment() -> dict[str, Any]:
 def code_version(project: Path = PROJECT) -> dict[str, Any]:
     """{"git_sha", "dirty"} of the project folder.
 
-    Both are None without git, and where the folder is not the root of a checkout: a copy that is installed inside
-    another repository must not record that repository's commit.
+    Both are None without git, and where the folder is not the root of a checkout, such as a copy inside another one.
     """
 
     def git(*arguments: str) -> str:
@@ -299,12 +295,9 @@ def code_version(project: Path = PROJECT) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     """Model name of the processor; `platform.processor` gives only the architecture on Linux, if anything."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def utc_now() -> str:

@@ -60,13 +60,35 @@ class TrainingState:
         self.total_steps = config.epochs * len(self.loader)
         state = checkpoint.load_state(run.state)
 
-        self.model = build_network(config, self.protocol.num_classes, device, pretrained=state is None)
+        torch.manual_seed(config.seed)
+        self.model = build_model(
+            config.model,
+            num_classes=self.protocol.num_classes,
+            encoder_weights=config.encoder_weights if state is None and config.encoder_weights else None,
+            normalization=config.normalization or None,
+            revision=config.revision,
+            **config.switches,
+        ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
         if state is None:
-            self.origin = origin(config, train_set.name, load_initial(self.model, config))
+            fresh = checkpoint.initialize(self.model, config.init_from) if config.init_from else []
+            if fresh and rank() == 0:
+                kept = "all weights are kept but these, which are initialized anew"
+                print(f"{config.init_from}: {kept}: {', '.join(fresh)}")
+            self.origin = origin(config, train_set.name, fresh)
         else:
             self.origin = state.get("origin") or origin_of_earlier_version(config, train_set.name, run)
         self.data = data_digests(train_set, val_set)
-        self.provenance = {**provenance(config, train_set), **self.origin}
+        self.execution = {"device": str(device), "amp": self.amp or "off", "processes": config.processes}
+        self.provenance = {
+            "protocol": self.protocol.name,
+            "protocol_definition": self.protocol.to_dict(),
+            "dataset": train_set.name,
+            **config.only("train_split", "val_split", "seed"),
+            "data": self.data["train"],
+            "recipe": runs.config_hash(config.recipe()),
+            "git_sha": runs.code_version()["git_sha"],
+            **self.origin,
+        }
         if world_size() > 1:
             self.model = synchronize_batch_norm(self.model)
         self.network = torch.compile(self.model) if config.compile else self.model
@@ -78,8 +100,8 @@ class TrainingState:
         self.criterion = DeepSupervisionLoss(
             self.protocol.ignore_id,
             class_weights_from(train_set, config.class_weights) if config.class_weights else None,
-            **config.only("aux_weight", "criterion", "aux_resolution", "ohem_threshold", "ohem_min_kept"),
-            lovasz_weight=config.lovasz_weight,
+            **config.only("aux_weight", "criterion", "aux_resolution"),
+            **config.only("ohem_threshold", "ohem_min_kept", "lovasz_weight"),
         ).to(device)
         self.teacher = load_teacher(config, self.protocol.num_classes, device)
         rates = config.only("lr", "encoder_lr", "weight_decay", "decay_all", "momentum")
@@ -121,9 +143,8 @@ class TrainingState:
             return
         advice = "try a lower lr, clip=1.0 or amp='off'"
         try:
-            self.criterion.check_labels(
-                self.loader.batch(*divmod(step, len(self.loader)))[1], self.protocol.num_classes
-            )
+            _, labels = self.loader.batch(*divmod(step, len(self.loader)))
+            self.criterion.check_labels(labels, self.protocol.num_classes)
         except ValueError as error:
             advice = str(error)
         raise self._diverged(step, "the loss is not finite", advice)
@@ -154,10 +175,7 @@ class TrainingState:
         """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""
         return {
             **{name: None if part is None else part.state_dict() for name, part in self._parts().items()},
-            "step": self.step,
-            "best": self.best,
-            "seconds": self.seconds,
-            "origin": self.origin,
+            **{name: getattr(self, name) for name in ("step", "best", "seconds", "origin")},
             "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds],
         }
 
@@ -173,8 +191,7 @@ class TrainingState:
         """Writes the averaged weights with their provenance in the first process."""
         if rank() == 0:
             position = {"val_miou": val_miou, "epoch": self.epoch, "step": self.step}
-            definition = {"protocol_definition": self.protocol.to_dict()}
-            checkpoint.save_weights(self.averaged, path, {**self.provenance, **position, **definition})
+            checkpoint.save_weights(self.averaged, path, self.provenance | position)
 
 
 def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -184,12 +201,12 @@ def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationD
         DatasetError: files are broken; the message names all of them.
         ValueError: the checkpoint rule would choose by images that are trained on.
     """
-    train_set = open_dataset(config.dataset, config.data_root or None, config.train_split)
+    root = config.data_root or None
+    train_set = open_dataset(config.dataset, root, config.train_split)
     check_dataset(train_set).raise_for_errors()
     if not config.val_split:
         return train_set, None
-    name = train_set.name if config.dataset == "auto" else config.dataset
-    val_set = open_dataset(name, config.data_root or None, config.val_split)
+    val_set = open_dataset(train_set.name if config.dataset == "auto" else config.dataset, root, config.val_split)
     check_dataset(val_set).raise_for_errors()
     seen = set(train_set.names) & set(val_set.names)
     if seen and config.checkpoint_rule == "best-val":
@@ -207,37 +224,8 @@ def data_digests(train_set: SegmentationDataset, val_set: SegmentationDataset | 
     return {name: dataset.digest() for name, dataset in splits.items() if dataset}
 
 
-def build_network(config: TrainConfig, num_classes: int, device: torch.device, *, pretrained: bool) -> S2FPN:
-    """The initialized network on `device`. pretrained: with the weights of `encoder_weights`."""
-    torch.manual_seed(config.seed)
-    return build_model(
-        config.model,
-        num_classes=num_classes,
-        encoder_weights=config.encoder_weights or None if pretrained else None,
-        normalization=config.normalization or None,
-        revision=config.revision,
-        **config.switches,
-    ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-
-
-def load_initial(model: S2FPN, config: TrainConfig) -> list[str]:
-    """Loads the weights of `init_from`, if there are any; the first process prints what they lack.
-
-    Returns the names of the parameters that stay as initialized, see `checkpoint.initialize`.
-    """
-    fresh = checkpoint.initialize(model, config.init_from) if config.init_from else []
-    if fresh and rank() == 0:
-        print(f"{config.init_from}: all weights are kept but these, which are initialized anew: {', '.join(fresh)}")
-    return fresh
-
-
 def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) -> S2FPN | None:
-    """The frozen network of `distill_from`; None without one.
-
-    Raises:
-        CheckpointError: there are no such weights, or they are damaged.
-        ValueError: the teacher has another number of classes.
-    """
+    """The frozen network of `distill_from`; None without one. Raises ValueError for another number of classes."""
     if not config.distill_from:
         return None
     teacher = checkpoint.load_model(config.distill_from, device=device).requires_grad_(False)
@@ -249,51 +237,33 @@ def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) ->
     return teacher
 
 
-def provenance(config: TrainConfig, train_set: SegmentationDataset) -> dict[str, Any]:
-    """Where the weights of a run come from, besides their `origin`: data, seed, recipe, and code version."""
-    return {
-        "protocol": train_set.protocol.name,
-        "dataset": train_set.name,
-        **config.only("train_split", "val_split", "seed"),
-        "data": train_set.digest(),
-        "recipe": runs.config_hash(config.recipe()),
-        "git_sha": runs.code_version()["git_sha"],
-    }
-
-
 def origin(config: TrainConfig, dataset: str, fresh: Sequence[str] = ()) -> dict[str, Any]:
-    """What the weights of a run are trained on: `pretraining`, and `training` as in `checkpoint.training_history`.
+    """What the weights of a run are trained on: `pretraining`, in words what came before the run ("none", "imagenet",
+    or the data of `init_from`, and the data of the teacher), and `training` as in `checkpoint.training_history`.
 
     Args:
         dataset: name of the training split's dataset.
-        fresh: as in `pretraining`.
+        fresh: names of the parameters that `init_from` leaves as initialized.
     """
-    sources = filter(None, (config.init_from, config.distill_from))
-    earlier = [each for source in sources for each in checkpoint.training_history(_recorded(source)[0])]
-    run = {"dataset": dataset, "split": config.train_split}
-    return {"pretraining": pretraining(config, fresh), "training": [*earlier, run]}
-
-
-def pretraining(config: TrainConfig, fresh: Sequence[str] = ()) -> str:
-    """What the weights were trained on before the run, in words: "none", "imagenet", or the data of `init_from`, and
-    the data of the teacher's training. fresh: names of the parameters that `init_from` leaves as initialized."""
-    known = config.encoder_weights or "none"
+    pretraining, training = config.encoder_weights or "none", []
     if config.init_from:
         earlier, data = _recorded(config.init_from)
-        known = f"{earlier.get('pretraining', 'unstated')}, then {data}"
-        known += f"; initialized anew: {', '.join(fresh)}" if fresh else ""
+        pretraining = f"{earlier.get('pretraining', 'unstated')}, then {data}"
+        if fresh:
+            pretraining += f"; initialized anew: {', '.join(fresh)}"
+        training += checkpoint.training_history(earlier)
     if config.distill_from:
-        known += f"; taught by a network trained on {_recorded(config.distill_from)[1]}"
-    return known
+        teacher, data = _recorded(config.distill_from)
+        pretraining += f"; taught by a network trained on {data}"
+        training += checkpoint.training_history(teacher)
+    return {"pretraining": pretraining, "training": [*training, {"dataset": dataset, "split": config.train_split}]}
 
 
 def _recorded(source: str) -> tuple[dict[str, Any], str]:
     """The metadata of a checkpoint, {} in the author's layout, and its training data in words."""
-    path = checkpoint.find_weights(source)
-    if path.suffix in checkpoint.TORCH_SUFFIXES:
-        return {}, f"{path.name} (training data not recorded)"
-    metadata = checkpoint.read_metadata(path)
-    return metadata, f"{metadata.get('dataset')} {metadata.get('train_split')}"
+    if metadata := checkpoint.read_metadata(source):
+        return metadata, f"{metadata.get('dataset')} {metadata.get('train_split')}"
+    return {}, f"{Path(source).name} (training data not recorded)"
 
 
 def origin_of_earlier_version(config: TrainConfig, dataset: str, run: RunDirectory) -> dict[str, Any]:
@@ -312,9 +282,7 @@ def default_run_dir(config: TrainConfig, dataset: str, data: dict[str, str], res
     A folder of an earlier version, whose hash is that of the recipe alone, is still used for the data that it was
     first continued on.
 
-    Args:
-        dataset: its name, which for the user's own is not `config.dataset`.
-        data: the digests of `data_digests`.
+    dataset: its name, which for the user's own is not `config.dataset`. data: the digests of `data_digests`.
     """
     recipe = config.recipe()
     folder = Path(results or runs.results_root()) / "train"
@@ -326,11 +294,8 @@ def default_run_dir(config: TrainConfig, dataset: str, data: dict[str, str], res
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """Seed of the random numbers (dropout) of one step in one process.
-
-    SplitMix64 of the three numbers, cut to the 32 bits that torch's CPU generator uses, so that neighboring steps,
-    seeds, and processes get unrelated streams.
-    """
+    """Seed of one step's dropout in one process: SplitMix64 of the three numbers, so that neighbors get unrelated
+    streams, cut to the 32 bits that torch's CPU generator uses."""
     mask = 2**64 - 1
     z = ((seed + 1) * 0xD1342543DE82EF95 + (step + 1) * 0x9E3779B97F4A7C15 + rank * 0xA0761D6478BD642F) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask

@@ -20,19 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib import checkpoint, runs
+from s2fpn_lib import checkpoint, distributed, runs
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
-from s2fpn_lib.distributed import (
-    choose_device,
-    from_first,
-    keep_freed_memory,
-    launch,
-    local_rank,
-    mean_over_processes,
-    node_rank,
-    rank,
-)
+from s2fpn_lib.distributed import choose_device, from_first, rank
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model.modes import AMP_DTYPES
@@ -73,7 +64,7 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
     if state.ema:
         state.ema.update(state.step)
 
-    loss = mean_over_processes(loss.detach())
+    loss = distributed.mean_over_processes(loss.detach())
     state.loss_sum += loss
     state.first_bad = torch.where((state.first_bad < 0) & ~loss.isfinite(), state.step, state.first_bad)
     state.step += 1
@@ -94,12 +85,13 @@ def train_epoch(state: TrainingState, after_step: Callable[[], None]) -> Row:
         state.seconds += done - mark
         after_step()
         mark = time.perf_counter()
-    loss = state.loss_sum.item() / len(state.loader)  # waits for the device, so the rest of its queue is step time
+    steps = len(state.loader)
+    loss = state.loss_sum.item() / steps  # waits for the device, so the rest of its queue is step time
     rest = time.perf_counter() - mark
     state.step_seconds += rest
     state.seconds += rest
     state.check_finite()
-    steps, seconds = len(state.loader), state.data_seconds + state.step_seconds
+    seconds = state.data_seconds + state.step_seconds
     row = {
         "epoch": state.epoch,
         "step": state.step,
@@ -119,8 +111,7 @@ def validate(state: TrainingState) -> float:
     """mIoU on the validation split; saves the weights as best.safetensors where it is the best so far."""
     start = time.perf_counter()
     options = {"batch_size": state.config.batch_size, "limit": state.config.eval_images or None, "amp": state.amp}
-    result = evaluate(state.averaged, state.val_set, distributed=True, progress=False, **options)
-    miou = result.confusion.miou()
+    miou = evaluate(state.averaged, state.val_set, distributed=True, progress=False, **options).confusion.miou()
     if state.best is None or miou > state.best:
         state.best = miou
         state.save_weights(state.run.best, miou)
@@ -133,7 +124,6 @@ class TrainResult:
     """A finished run.
 
     Attributes:
-        run_dir: its folder.
         config: as trained, with the dataset "auto" resolved.
         model: the network with the weights that the checkpoint rule chose, in evaluation mode on the CPU.
         history: one dict per epoch: epoch (finished ones), step, lr, loss, val_miou (share; None without validation),
@@ -147,10 +137,6 @@ class TrainResult:
     model: nn.Module
     history: list[Row]
     summary: Row
-
-    @property
-    def checkpoint(self) -> Path:
-        return checkpoint.find_weights(self.run_dir)
 
 
 def train(
@@ -187,7 +173,7 @@ def train(
         ValueError: the device is not supported, there are fewer than requested, or the nodes do not know where to meet.
     """
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
-    first_node = node_rank(config.nodes) == 0
+    first_node = distributed.node_rank(config.nodes) == 0
     train_set, val_set = open_splits(config)
     if config.dataset == "auto":
         config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
@@ -206,14 +192,13 @@ def train(
             summary = _run(*arguments)
         else:
             backend = "nccl" if device.type == "cuda" else "gloo"
-            summary = launch(_run, *arguments, devices=config.devices, nodes=config.nodes, backend=backend)
+            summary = distributed.launch(_run, *arguments, devices=config.devices, nodes=config.nodes, backend=backend)
         model = checkpoint.load_model(run.path)
         return TrainResult(run.path, config, model, runs.read_rows(run.metrics), summary)
 
 
 def _finished(run: RunDirectory, config: TrainConfig) -> Row | None:
-    """The summary of a finished run. None where training continues: also where the time budget that stopped the run has
-    grown."""
+    """The summary of a finished run; None for others, and where the time budget that stopped the run has grown."""
     if not run.result.exists():
         return None
     summary = runs.read_json(run.result)
@@ -230,9 +215,9 @@ def _run(
     progress: bool,
 ) -> Row:
     """The training of this process, alone or with others; returns the summary of the run."""
-    device = choose_device(config.device, local_rank())
+    device = choose_device(config.device, distributed.local_rank())
     if device.type == "cpu":
-        keep_freed_memory()
+        distributed.keep_freed_memory()
     # crops have one size, so cuDNN's search for the fastest algorithm pays off after a few steps
     with torch.backends.cudnn.flags(enabled=True, benchmark=device.type == "cuda"):
         state = TrainingState(config, train_set, val_set, device, run)
@@ -245,14 +230,12 @@ def _train_epochs(state: TrainingState, on_epoch: Callable[[Row, nn.Module], Non
     config, run, first = state.config, state.run, rank() == 0
     if first:
         run.drop_metrics_after(state.epoch)
-        environment = {"device": str(state.device), "amp": state.amp or "off", "processes": config.processes}
-        run.record_environment({**runs.environment(), **environment, "resumed_at_step": state.step})
+        run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
     last_saved = state.seconds
-    bar = progress_bar(
-        state.total_steps, enabled=progress and first, initial=state.step, unit="step", desc=run.path.name
-    )
+    look = {"enabled": progress and first, "unit": "step", "desc": run.path.name}
+    bar = progress_bar(state.total_steps, initial=state.step, **look)
 
     def save() -> None:
         nonlocal last_saved
@@ -309,12 +292,9 @@ def _write_summary(state: TrainingState) -> Row:
         "max_minutes": config.max_minutes,
         "images_per_s": last_row["images_per_s"],
         **state.provenance,
-        "protocol_definition": state.protocol.to_dict(),
         "data": state.data,
         **config.only("model", "revision"),
-        "device": str(state.device),
-        "amp": state.amp or "off",
-        "processes": config.processes,
+        **state.execution,
     }
     runs.write_json(run.result, summary)
     return runs.read_json(run.result)

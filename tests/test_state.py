@@ -11,7 +11,7 @@ from s2fpn_lib.data import open_dataset
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.state import TrainingState, load_teacher, origin, pretraining, step_seed
+from s2fpn_lib.state import TrainingState, load_teacher, origin, step_seed
 from s2fpn_lib.train import train_step
 
 CPU = torch.device("cpu")
@@ -78,11 +78,17 @@ def test_a_training_step_adds_the_weighted_distillation_loss(teacher_file, tmp_p
     assert (student.loss_sum - plain.loss_sum).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_pretraining_names_the_data_of_earlier_weights_and_of_the_teacher(teacher_file):
-    assert pretraining(TrainConfig()) == "none"
-    assert pretraining(TrainConfig(encoder_weights="imagenet")) == "imagenet"
-    assert pretraining(TrainConfig(init_from=str(teacher_file))) == "none, then roadscenes train"
-    assert pretraining(distilled(teacher_file)) == "none; taught by a network trained on roadscenes train"
+@pytest.mark.parametrize(
+    ("init", "changes", "expected"),
+    [
+        (False, {}, "none"),
+        (False, {"encoder_weights": "imagenet"}, "imagenet"),
+        (True, {}, "none, then roadscenes train"),
+    ],
+)
+def test_pretraining_names_the_data_of_earlier_weights(teacher_file, init, changes, expected):
+    config = TrainConfig(init_from=str(teacher_file) if init else "", **changes)
+    assert origin(config, "shop")["pretraining"] == expected
 
 
 def test_the_origin_lists_all_trainings_oldest_first(teacher_file, tmp_path):
@@ -92,9 +98,11 @@ def test_the_origin_lists_all_trainings_oldest_first(teacher_file, tmp_path):
         "pretraining": "none, then roadscenes train; taught by a network trained on roadscenes train",
         "training": [train, train, {"dataset": "shop", "split": "train:drive=park"}],
     }
-    assert pretraining(config, ["head.weight"]).startswith(
+    assert origin(config, "shop", ["head.weight"])["pretraining"].startswith(
         "none, then roadscenes train; initialized anew: head.weight;"
     )
+    taught = "none; taught by a network trained on roadscenes train"
+    assert origin(distilled(teacher_file), "shop")["pretraining"] == taught
     published = {"classifier.fc.conv.weight": torch.zeros(11, 64, 1, 1)}
     torch.save(published, tmp_path / "model_150.pth")
     assert origin(TrainConfig(init_from=str(tmp_path / "model_150.pth")), "camvid") == {
