@@ -1,53 +1,46 @@
 """Optimizer with parameter groups, learning-rate schedule, and exponential moving average of the weights."""
 
 import copy
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-def build_optimizer(model: nn.Module, name: str, *, momentum: float = 0.9, **options: Any) -> Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    encoder_lr: float = 0.0,
+    weight_decay: float = 0.0,
+    decay_all: bool = True,
+    momentum: float = 0.9,
+) -> Optimizer:
     """Adam (weight decay as an L2 penalty, as published), AdamW, or SGD with momentum, as fused kernels.
 
     Args:
-        model: an S2FPN.
+        model: an S2FPN. The parameters of its encoder come first.
         name: one of `OPTIMIZERS`.
-        momentum: of SGD.
-        options: lr, encoder_lr, weight_decay, and decay_all, see `parameter_groups`.
-    """
-    groups = parameter_groups(model, **options)
-    if name == "sgd":
-        return torch.optim.SGD(groups, momentum=momentum, fused=True)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, fused=True)
-
-
-def parameter_groups(
-    model: nn.Module, *, lr: float, encoder_lr: float = 0.0, weight_decay: float = 0.0, decay_all: bool = True
-) -> list[dict[str, Any]]:
-    """Parameter groups of an S2FPN: the encoder first, the decoder last.
-
-    Args:
-        lr: learning rate of the decoder.
-        encoder_lr: learning rate of the encoder; 0 means `lr`.
-        weight_decay: of all parameters.
+        lr: learning rate of the decoder, and of the encoder where `encoder_lr` is 0.
         decay_all: False excludes one-dimensional parameters (biases, normalization, slopes, gates) from weight decay;
             they form groups of their own.
+        momentum: of SGD.
     """
     groups = []
-    for part, parameters in model.parameter_groups().items():
-        rate = encoder_lr if part == "encoder" and encoder_lr else lr
+    for encoder in (True, False):
+        parameters = [p for key, p in model.named_parameters() if key.startswith("encoder.") == encoder]
+        rate = encoder_lr if encoder and encoder_lr else lr
         decayed = [p for p in parameters if decay_all or p.ndim > 1]
         exempt = [p for p in parameters if not decay_all and p.ndim <= 1]
         for chosen, decay in ((decayed, weight_decay), (exempt, 0.0)):
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    return groups
+    if name == "sgd":
+        return torch.optim.SGD(groups, momentum=momentum, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, fused=True)
 
 
 def warmup_poly(step: int, *, total: int, warmup: int, start_factor: float = 1 / 3, power: float = 0.9) -> float:
@@ -64,21 +57,11 @@ def warmup_poly(step: int, *, total: int, warmup: int, start_factor: float = 1 /
     if total <= 0:
         raise ValueError(f"total is {total} steps; a schedule needs at least one")
     if not 0 <= warmup < total:
-        raise ValueError(f"warmup is {warmup} steps of {total}; it must be shorter than the run (see fit_warmup)")
+        raise ValueError(f"warmup is {warmup} steps of {total}; it must be shorter than the run")
     if warmup and step <= warmup:
         progress = step / warmup
         return start_factor * (1 - progress) + progress
     return max(0.0, 1 - (step - warmup) / (total - warmup)) ** power
-
-
-def fit_warmup(warmup: int, total: int) -> int:
-    """`warmup` steps, but at most a tenth of a run of `total` steps, so that a short run leaves its warm-up."""
-    return min(warmup, total // 10)
-
-
-def warmup_poly_schedule(optimizer: Optimizer, *, total: int, warmup: int, **options: float) -> LambdaLR:
-    """`warmup_poly` on every parameter group's own base rate; call `.step()` after each optimizer step."""
-    return LambdaLR(optimizer, partial(warmup_poly, total=total, warmup=warmup, **options))
 
 
 class ExponentialMovingAverage:
@@ -90,14 +73,10 @@ class ExponentialMovingAverage:
     are averaged with the weights; integer buffers are copied. `torch.optim.swa_utils.AveragedModel` counts its updates
     in a buffer on the device, so a decay that depends on t would synchronize with the GPU in every step.
 
-    Args:
-        model: the trained model; its modules must not be replaced afterwards.
-        decay: the decay after the ramp, in (0, 1).
+    The modules of `model` must not be replaced afterwards.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        if not 0 < decay < 1:
-            raise ValueError(f"ema decay is {decay}; it must lie between 0 and 1 (0.999 is usual, 0 turns EMA off)")
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))

@@ -1,11 +1,13 @@
 """The state of a training run: built from a configuration, saved, and restored."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
 from s2fpn_lib import checkpoint, runs
 from s2fpn_lib.config import TrainConfig
@@ -14,7 +16,7 @@ from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import choose_amp, rank, require_equal, synchronize_batch_norm, world_size
 from s2fpn_lib.losses import DeepSupervisionLoss
 from s2fpn_lib.model import S2FPN, build_model
-from s2fpn_lib.optim import ExponentialMovingAverage, build_optimizer, fit_warmup, warmup_poly_schedule
+from s2fpn_lib.optim import ExponentialMovingAverage, build_optimizer, warmup_poly
 from s2fpn_lib.runs import RunDirectory
 
 
@@ -106,13 +108,9 @@ class TrainingState:
         self.teacher = load_teacher(config, self.protocol.num_classes, device)
         rates = config.only("lr", "encoder_lr", "weight_decay", "decay_all", "momentum")
         self.optimizer = build_optimizer(self.model, config.optimizer, **rates)
-        self.schedule = warmup_poly_schedule(
-            self.optimizer,
-            total=self.total_steps,
-            warmup=fit_warmup(config.warmup, self.total_steps),
-            start_factor=config.warmup_start,
-            power=config.poly_power,
-        )
+        schedule = {"warmup": min(config.warmup, self.total_steps // 10), "start_factor": config.warmup_start}
+        factor = partial(warmup_poly, total=self.total_steps, power=config.poly_power, **schedule)
+        self.schedule = LambdaLR(self.optimizer, factor)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
 
         self.step, self.seconds = 0, 0.0

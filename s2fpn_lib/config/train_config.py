@@ -30,12 +30,9 @@ PUBLISHED_OPTIONS = {
     "gpus": "device",
     "cuda": "device",
 }
-# Fields that do not change what a run computes: a resumed run may change them. init_changes only permits what the
-# fields of the network say.
-OPERATIONAL = (
-    *("data_root", "device", "devices", "nodes", "workers"),
-    *("max_minutes", "checkpoint_every", "checkpoint_minutes", "init_changes"),
-)
+# Fields that do not change what a run computes (init_changes only permits what others say); a resumed run may
+OPERATIONAL = ("data_root", "device", "devices", "nodes", "workers", "max_minutes", "checkpoint_every")
+OPERATIONAL += ("checkpoint_minutes", "init_changes")
 NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not
 # Earlier names. Fields are still stored under them in config.json and in the hashes that name run folders, so that
 # earlier runs resume; presets and changes given under them raise a warning.
@@ -53,9 +50,8 @@ CHOICES = {
 # Names of fields, the condition on each of their values, and the condition in words
 LIMITS = (
     ("lr epochs batch_size eval_every checkpoint_every devices nodes", lambda v: v > 0, "above 0"),
-    ("encoder_lr weight_decay clip poly_power warmup workers seed", lambda v: v >= 0, "0 or more"),
-    ("aux_weight lovasz_weight distill_weight", lambda v: v >= 0, "0 or more"),
-    ("max_minutes checkpoint_minutes eval_images", lambda v: v >= 0, "0 or more"),
+    ("encoder_lr weight_decay clip poly_power warmup workers seed aux_weight", lambda v: v >= 0, "0 or more"),
+    ("lovasz_weight distill_weight max_minutes checkpoint_minutes eval_images", lambda v: v >= 0, "0 or more"),
     ("lr encoder_lr weight_decay clip", math.isfinite, "a finite number"),
     ("distill_temperature", lambda v: 0 < v < math.inf, "a finite number above 0"),
     ("momentum", lambda v: 0 <= v < 1, "at least 0 and below 1, such as 0.9"),
@@ -74,9 +70,8 @@ class TrainConfig:
     for the `OPERATIONAL` ones, give bit-equal weights on one CPU. Runs on several processes (`devices`, `nodes`) agree
     up to rounding, the masks that dropout draws, and what `DeepSupervisionLoss` computes per process.
 
-    Raises:
-        TypeError: a field has another type than declared.
-        ValueError: a field is out of range, or two fields contradict each other; the message says what to change.
+    Raises TypeError if a field has another type than declared, and ValueError if it is out of range or two fields
+    contradict each other; the message says what to change.
     """
 
     # data
@@ -145,18 +140,17 @@ class TrainConfig:
         for name, declared in _TYPES.items():
             try:
                 # JSON and YAML have lists for tuples and ints for floats; equal configurations must hash equal
-                object.__setattr__(self, name, as_declared(getattr(self, name), declared))
+                self._set(**{name: as_declared(getattr(self, name), declared)})
             except TypeError as error:
                 raise TypeError(f"{name} is {error}") from None
-        object.__setattr__(self, "model", PUBLISHED_MODELS.get(self.model, self.model))
+        self._set(model=PUBLISHED_MODELS.get(self.model, self.model))
         # what `replace` must not take from another checkpoint
-        object.__setattr__(self, "_given", {name: value for name, value in self.only(*NETWORK).items() if value})
+        self._set(_given={name: value for name, value in self.only(*NETWORK).items() if value})
         if self.init_from and not stored:
             self._continue_network()
-        object.__setattr__(self, "model", self.model or "s2fpn18")
-        object.__setattr__(self, "revision", self.revision or "v1")
+        self._set(model=self.model or "s2fpn18", revision=self.revision or "v1")
         if is_description(self.dataset):
-            object.__setattr__(self, "dataset", str(Path(self.dataset).expanduser().absolute()))
+            self._set(dataset=str(Path(self.dataset).expanduser().absolute()))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -169,16 +163,18 @@ class TrainConfig:
                 f"batch_size is {self.batch_size}, which {self.processes} processes (devices={self.devices}, "
                 f"nodes={self.nodes}) cannot share equally: choose a multiple of {self.processes}"
             )
-        if self.checkpoint_rule == "best-val" and not self.val_split:
-            raise ValueError('checkpoint_rule "best-val" needs a val_split; without one use checkpoint_rule="last"')
-        if self.checkpoint_rule == "best-val" and self.train_split == "trainval" and self.val_split == "val":
-            raise ValueError(
-                'checkpoint_rule "best-val" would choose by images that train_split="trainval" trains on; '
-                'use checkpoint_rule="last"'
-            )
+        seen = self.train_split == "trainval" and self.val_split == "val"
+        if self.checkpoint_rule == "best-val" and (seen or not self.val_split):
+            problem = 'would choose by images that train_split="trainval" trains on' if seen else "needs a val_split"
+            raise ValueError(f'checkpoint_rule "best-val" {problem}; use checkpoint_rule="last"')
         if self.init_from and self.encoder_weights:
             raise ValueError("init_from includes the encoder's weights: leave encoder_weights empty")
         self.augment()  # checks its own fields
+
+    def _set(self, **values: Any) -> None:
+        """Sets attributes while a configuration is built; afterwards it is frozen."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def _continue_network(self) -> None:
         """Takes over from `init_from` what is not given. Raises ValueError for a contradiction."""
@@ -192,8 +188,7 @@ class TrainConfig:
         model, revision, normalization = (network.pop(name, "") for name in ("name", "revision", "normalization"))
         if not self.normalization and model in ENCODERS and normalization == ENCODERS[model].normalization:
             normalization = ""  # one form of a recipe, and one hash
-        for name, value in zip(NETWORK, (model, revision, network, normalization), strict=True):
-            object.__setattr__(self, name, value)
+        self._set(model=model, revision=revision, switches=network, normalization=normalization)
 
     @property
     def processes(self) -> int:
@@ -231,7 +226,7 @@ class TrainConfig:
             if "name" in recorded_network(changes["init_from"]):
                 values = {field: value for field, value in values.items() if field not in NETWORK} | given
         config = cls(**_known({**values, **changes}))
-        object.__setattr__(config, "_given", given)
+        config._set(_given=given)
         return config
 
     @classmethod
@@ -255,8 +250,7 @@ class TrainConfig:
         if asked:
             values = {**values, **dict.fromkeys(NETWORK, ""), "switches": {}, **self._given, **changes}
         config = TrainConfig(**_known(values), stored=not asked)
-        given = {**self._given, **{name: changes[name] for name in NETWORK if name in changes}}
-        object.__setattr__(config, "_given", given)
+        config._set(_given=self._given | {name: changes[name] for name in NETWORK if name in changes})
         return config
 
     def recipe(self) -> dict[str, Any]:
@@ -281,7 +275,6 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _renamed(name: str, renamed: Mapping[str, str], what: str) -> str:
     """The present name of a field or preset; an earlier name still works, with a warning."""
-    if name not in renamed:
-        return name
-    warnings.warn(f"The {what} {name!r} is now called {renamed[name]!r}.", FutureWarning, stacklevel=3)
-    return renamed[name]
+    if name in renamed:
+        warnings.warn(f"The {what} {name!r} is now called {renamed[name]!r}.", FutureWarning, stacklevel=3)
+    return renamed.get(name, name)

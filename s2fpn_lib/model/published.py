@@ -1,19 +1,14 @@
 """Weights that others published: files read without running their code, and the author's checkpoint layout."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from s2fpn_lib.model.s2fpn import S2FPN
+from torch import Tensor, nn
 
 # The name of the network in the published command lines, and its name here.
 PUBLISHED_MODELS = {"SSFPN": "s2fpn18"}
@@ -56,11 +51,11 @@ def published_name(name: str, revision: str) -> str:
     return name
 
 
-def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FPN:
-    """Load a checkpoint in the author's layout into `model` and return it (in the mode it was in).
+def load_published(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
+    """Loads a checkpoint in the author's layout into `model` and returns it. Arguments: as in `published_tensors`.
 
-    source: as in `published_tensors`. Raises KeyError with the missing and unknown keys, ValueError for a shape that
-    does not fit, RuntimeError for a file that cannot be read; the model is then unchanged.
+    Raises KeyError with the missing and unknown keys, ValueError for a shape that does not fit, RuntimeError for a file
+    that cannot be read; the model is then unchanged.
 
     The published weights expect the published input: build the model with `normalization="camvid-mean"` or
     "cityscapes-mean" if images go through `model.preprocess`.
@@ -75,7 +70,7 @@ def load_published(model: S2FPN, source: str | Path | Mapping[str, Any]) -> S2FP
     return model
 
 
-def published_tensors(model: S2FPN, source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def published_tensors(model: nn.Module, source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint in the author's layout, by the names of `model.state_dict()`, whatever their shape.
 
     source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
@@ -135,8 +130,7 @@ def _state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 def _is_unused(key: str, wanted: Mapping[str, str]) -> bool:
     """Whether the published code stores `key` without using it, or the model has no auxiliary heads for it.
 
-    Besides the fixed entries these are the `.bn` and `.act` of a block of which only the convolution is used: our
-    network has its `.conv.weight` but no batch norm.
+    Of some blocks only the convolution is used: our network has `.conv.weight`, but no batch norm `.bn`.
     """
     if _ALWAYS_UNUSED.fullmatch(key):
         return True

@@ -164,11 +164,6 @@ class S2FPN(HubMixin, nn.Module):
         """gfu4 to gfu1, coarse to fine."""
         return [self.gfu4, self.gfu3, self.gfu2, self.gfu1]
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters of the pretrained encoder and of everything else, for two learning rates."""
-        decoder = [parameter for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
-        return {"encoder": list(self.encoder.parameters()), "decoder": decoder}
-
 
 def build_model(
     name: str,

@@ -10,14 +10,11 @@ from s2fpn_lib.metrics import ConfusionMatrix
 
 
 def majority_baselines(dataset: SegmentationDataset, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Scores of two predictors that are fitted to the labels on which they are scored, which favors them.
+    """Scores of two predictors that are fitted to the labels on which they are scored, which favors them: the
+    "commonest class" everywhere, and the "commonest class at each position" of the image.
 
-    - "commonest class": that class everywhere.
-    - "commonest class at each position": at every pixel position the class that is most frequent there.
-
-    Returns:
-        One row per predictor: baseline, protocol, split, images, images_in_split, fitted_on, class (None for
-        positions), miou, pixel_accuracy. `limit`, `miou`, and `pixel_accuracy` are those of `evaluate`.
+    Returns one row per predictor: baseline, protocol, split, images, class (None for positions), miou, pixel_accuracy.
+    `limit`, `miou`, and `pixel_accuracy` are those of `evaluate`.
     """
     protocol, classes = dataset.protocol, dataset.protocol.num_classes
     indices = evenly_spaced(len(dataset), limit)
@@ -34,19 +31,17 @@ def majority_baselines(dataset: SegmentationDataset, *, limit: int | None = None
         label = dataset[index][1]
         for name, guess in guesses.items():
             matrices[name].update(_resized(guess, label.shape), label)
+    common = {"protocol": protocol.name, "split": dataset.split, "images": len(indices)}
+    named = {"commonest class": protocol.classes[everywhere]}
     return [
         {
             "baseline": name,
-            "protocol": protocol.name,
-            "split": dataset.split,
-            "images": len(indices),
-            "images_in_split": len(dataset),
-            "fitted_on": dataset.split,
-            "class": protocol.classes[everywhere] if name == "commonest class" else None,
-            "miou": matrix.miou(),
-            "pixel_accuracy": matrix.pixel_accuracy(),
+            "class": named.get(name),
+            **common,
+            "miou": each.miou(),
+            "pixel_accuracy": each.pixel_accuracy(),
         }
-        for name, matrix in matrices.items()
+        for name, each in matrices.items()
     ]
 
 

@@ -5,19 +5,16 @@ default, and the results do not show it. `checked_parameters()`, in the cell aft
 
 The cell tagged `parameters` holds typed assignments of literals and nothing else, each with a comment:
 
-    dataset: str = "auto"  # camvid, cityscapes, roadscenes, or auto: camvid where found
     epochs: int = 3  # passes over the training split
 
-papermill's `inspect_notebook` reads such lines, too. What it lacks: it needs the notebook's file, which a running
-kernel does not know; it reads no unions (`int | None`); and it never compares the injected names and values with them.
-A kernel sees no cell tags either, so the cell is recognized by its form.
+papermill's `inspect_notebook` needs the notebook's file, which a running kernel does not know, and reads no unions
+(`int | None`). A kernel sees no cell tags either, so the cell is recognized by its form.
 """
 
 import ast
 import html
 import linecache
 import typing
-from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from IPython import get_ipython
@@ -44,8 +41,7 @@ class Declaration(NamedTuple):
 def declarations(source: str) -> dict[str, Declaration]:
     """The declaration of each name in the source of a parameters cell; empty for any other cell.
 
-    Raises:
-        ParameterError: a line of the cell has no type or no comment.
+    Raises ParameterError if a line of the cell has no type or no comment.
     """
     lines, complete, incomplete = source.splitlines(), {}, []
     try:
@@ -73,17 +69,15 @@ def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: current value}, in the order of their declaration.
 
     Call it in the cell after the one tagged `parameters`. It converts the notebook's variables as `as_declared` does
-    (an int to a declared float, a list to a tuple), and displays `parameter_table`.
+    (an int to a declared float, a list to a tuple), and displays them as a table.
 
-    Raises:
-        ParameterError: papermill injected a name that is not declared (the message names the nearest declared one), a
-            value has another type than declared, or no notebook is running.
+    Raises ParameterError if papermill injected a name that is not declared (the message names the nearest declared
+    one), a value has another type than declared, or no notebook is running.
     """
     shell = get_ipython()
     if shell is None:
         raise ParameterError(
-            "checked_parameters() reads the cells of a notebook, and no notebook is running here. "
-            "In a script, pass the values as arguments instead."
+            "checked_parameters() reads the cells of a notebook, and no notebook is running here: pass values instead"
         )
     declared, injected = _parameter_cells(_executed_cells(shell))
     lines = (f"  {name}: {kind} = {default}  # {comment}" for name, (kind, default, comment) in declared.items())
@@ -91,8 +85,8 @@ def checked_parameters() -> dict[str, Any]:
     for name in injected:
         if name not in declared:
             raise ParameterError(f"This notebook has no parameter {name!r}.{did_you_mean(name, declared)}\n{listing}")
-    values, changed = {}, set()
-    for name, (annotation, default, _) in declared.items():
+    values, rows = {}, [_row("th", "parameter", "value", "default", "meaning")]
+    for name, (annotation, default, comment) in declared.items():
         if name not in shell.user_ns:
             raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
         value, kind = shell.user_ns[name], eval(annotation, {**vars(typing), **shell.user_ns})
@@ -103,41 +97,30 @@ def checked_parameters() -> dict[str, Any]:
                 f"Parameter {name!r} must be {annotation}, but it is {value!r} ({type(value).__name__})."
                 f"{_type_hint(name, value, kind)}\n{listing}"
             ) from None
-        if values[name] != as_declared(ast.literal_eval(default), kind):
-            changed.add(name)
+        changed = values[name] != as_declared(ast.literal_eval(default), kind)
+        rows.append(_row("td", name, repr(values[name]), default, comment, bold=changed))
     shell.user_ns.update(values)
-    display({"text/html": parameter_table(values, declared, changed)}, raw=True, metadata={TABLE: True})
+    table = "\n".join(["<table>", f"<thead>{rows[0]}</thead>", "<tbody>", *rows[1:], "</tbody>", "</table>"])
+    display({"text/html": table}, raw=True, metadata={TABLE: True})
     return values
 
 
-def parameter_table(values: Mapping[str, Any], declared: Mapping[str, Declaration], changed: Collection[str]) -> str:
-    """HTML table with name, value, default, and comment of each parameter. The values in `changed` are bold."""
-
-    def row(texts: Iterable[str], tag: str = "td", bold: bool = False) -> str:
-        cells = [html.escape(text, quote=False) for text in texts]
-        if bold:
-            cells[1] = f"<b>{cells[1]}</b>"
-        return "<tr>" + "".join(f'<{tag} style="text-align: left">{cell}</{tag}>' for cell in cells) + "</tr>"
-
-    head = row(("parameter", "value", "default", "meaning"), "th")
-    body = [
-        row((name, repr(values[name]), default, comment), bold=name in changed)
-        for name, (_, default, comment) in declared.items()
-    ]
-    return "\n".join(["<table>", f"<thead>{head}</thead>", "<tbody>", *body, "</tbody>", "</table>"])
+def _row(tag: str, *texts: str, bold: bool = False) -> str:
+    """A row of an HTML table. bold: the second cell."""
+    cells = [html.escape(text, quote=False) for text in texts]
+    if bold:
+        cells[1] = f"<b>{cells[1]}</b>"
+    return "<tr>" + "".join(f'<{tag} style="text-align: left">{cell}</{tag}>' for cell in cells) + "</tr>"
 
 
 def _executed_cells(shell: Any) -> list[str]:
     """Sources of the cells that have run, oldest first.
 
-    nbval turns IPython's input history off. IPython also stores the cells in `linecache` for its tracebacks, as entries
-    without a modification time.
+    Where IPython's input history is off, as under nbval, they are in `linecache`, as entries without modification time.
     """
     history = list(shell.history_manager.input_hist_parsed)
-    if any(history):
-        return history
-    entries = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
-    return ["".join(lines) for _, _, lines, _ in entries]
+    cached = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
+    return history if any(history) else ["".join(lines) for _, _, lines, _ in cached]
 
 
 def _parameter_cells(cells: list[str]) -> tuple[dict[str, Declaration], list[str]]:
@@ -149,9 +132,8 @@ def _parameter_cells(cells: list[str]) -> tuple[dict[str, Declaration], list[str
         if not injected and source.lstrip().startswith(INJECTED_HEADING + "\n"):
             injected = [ast.unparse(statement.targets[0]) for statement in ast.parse(source).body]
     raise ParameterError(
-        "No parameters cell has run in this notebook. Above the call of checked_parameters(), put a cell "
-        "tagged 'parameters' with nothing in it but lines such as:\n"
-        "    epochs: int = 3  # passes over the training split"
+        "No parameters cell has run in this notebook. Above the call of checked_parameters(), put a cell tagged "
+        "'parameters' with nothing in it but lines such as:\n    epochs: int = 3  # passes over the training split"
     )
 
 

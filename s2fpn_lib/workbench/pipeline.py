@@ -32,15 +32,10 @@ def run(
     notebooks: Sequence[str] = NOTEBOOKS,
     folder: Path = PROJECT / "notebooks",
 ) -> Path:
-    """Executes `notebooks` of `folder` in order, prints one line for each, and returns the report's path.
+    """Executes `notebooks` of `folder` in order and returns the path of the report: the last one, without its code.
 
-    The report is the last notebook, converted without its code.
-
-    Args:
-        assignments: "NAME=value" texts.
-
-    Raises:
-        NotebookError: no notebook has such a parameter (before the first one runs), or a notebook fails.
+    assignments: "NAME=value" texts. Raises NotebookError if no notebook has such a parameter (before the first one
+    runs), or a notebook fails.
     """
     results = results_root().resolve()
     values = distribute(assignments, {name: declared_types(folder / f"{name}.ipynb") for name in notebooks})
@@ -63,10 +58,7 @@ def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]
     """Assigns "NAME=value" texts to the notebooks that declare them: {notebook: {parameter: value}}.
 
     The value of a parameter declared `str` stays text. Any other is read as a Python literal where it is one; the
-    notebook checks its type.
-
-    Args:
-        types: {notebook: {parameter: type}}.
+    notebook checks its type. types: {notebook: {parameter: type}}.
     """
     values = {notebook: dict(DEFAULTS.get(notebook, {})) for notebook in types}
     known = sorted({name.upper() for declared in types.values() for name in declared})

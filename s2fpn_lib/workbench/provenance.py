@@ -31,7 +31,7 @@ def newest_run(root: str | Path | None = None) -> Path | None:
         path
         for path in Path(root or results_root()).rglob("result.json")
         if path.parent.name != DEMO_RUN
-        and (path.parent / "config.json").exists()
+        and path.with_name("config.json").exists()
         and any(path.parent.glob("*.safetensors"))
     ]
     return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
@@ -39,7 +39,7 @@ def newest_run(root: str | Path | None = None) -> Path | None:
 
 def default_checkpoint(root: str | Path | None = None) -> Path | str | None:
     """The first released weight, else the newest finished run under `root`; None where there is neither."""
-    return next(iter(released_names()), None) or newest_run(root)
+    return released_names()[0] if released_names() else newest_run(root)
 
 
 def demo_checkpoint(results: str | Path | None = None, dataset: str = "roadscenes") -> Path:
@@ -61,8 +61,7 @@ def demo_checkpoint(results: str | Path | None = None, dataset: str = "roadscene
 
 def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
     """Classes and colors that a checkpoint predicts; None for a published .pth, which does not record them."""
-    path = find_weights(path_or_name)
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    metadata = read_metadata(path_or_name)
     if own := metadata.get("protocol_definition"):
         return register(Protocol.from_dict(own))
     return get_protocol(metadata["protocol"]) if "protocol" in metadata else None
@@ -74,13 +73,11 @@ def training_dataset(path_or_name: str | Path) -> str:
     For the user's own dataset this is the YAML file of the run, or where that is gone the dataset's name, which
     `open_dataset` refuses with the advice to give the file.
     """
-    path = find_weights(path_or_name)
-    config = path.parent / "config.json"
+    config = find_weights(path_or_name).with_name("config.json")
     described = read_json(config).get("dataset", "") if config.exists() else ""
     if is_description(described) and Path(described).exists():
         return described
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
-    return metadata.get("dataset") or "auto"
+    return read_metadata(path_or_name).get("dataset") or "auto"
 
 
 def checkpoint_provenance(
@@ -98,18 +95,17 @@ def checkpoint_provenance(
         `RECORDED` that the file has; for a run folder also the hashes of `recipe_hashes`.
     """
     path = find_weights(path_or_name)
-    result, recipe = path.parent / "result.json", path.parent / "config.json"
+    result, recipe = path.with_name("result.json"), path.with_name("config.json")
     row: dict[str, Any] = {
         "checkpoint": f"{path.parent.name}/{path.name}",
         "checkpoint_sha": hashlib.sha256(path.read_bytes()).hexdigest()[:10],
         "checkpoint_rule": read_json(result).get("checkpoint_rule", "unstated") if result.exists() else "unstated",
     }
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
-    if network := dict(metadata.get("config") or config or {}):
-        row["model"] = network.pop("name")
-        row |= {key: network.pop(key, None) for key in ("revision", "normalization")}
-        network.pop("num_classes", None)
-        row["switches"] = describe_switches(network)
+    metadata = read_metadata(path)
+    if network := metadata.get("config") or config:
+        row |= {"model": network["name"], **{key: network.get(key) for key in ("revision", "normalization")}}
+        switches = Switches.__dataclass_fields__
+        row["switches"] = describe_switches({key: value for key, value in network.items() if key in switches})
     if metadata:
         row["trained_on"] = metadata.get("dataset")
         row |= {key: metadata[key] for key in RECORDED if key in metadata}
@@ -118,14 +114,10 @@ def checkpoint_provenance(
 
 
 def recipe_hashes(recipe: Mapping[str, Any], varied: Collection[str] = ()) -> dict[str, str]:
-    """Two hashes of a run's config.json.
+    """Two hashes of a run's config.json: recipe_without_seed, equal for repetitions, and training_recipe, equal for all
+    networks that were trained alike, also without the network (model, revision, switches) and the varied fields.
 
-    Args:
-        varied: fields of TrainConfig that a study varies on purpose.
-
-    Returns:
-        recipe_without_seed, equal for repetitions, and training_recipe, equal for all networks that were trained alike:
-        also without the network (model, revision, switches) and the varied fields.
+    varied: fields of TrainConfig that a study varies on purpose.
     """
     repeated = {name: value for name, value in recipe.items() if name != "seed"}
     varied = {"model", "revision", "switches", *(RENAMED_FIELDS.get(name, name) for name in varied)}

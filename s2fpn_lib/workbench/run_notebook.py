@@ -3,9 +3,8 @@
     python -m s2fpn_lib.workbench.run_notebook 20_ablation results/studies/try/one --parameters '{"seed": 1}'
 
 The folder gets the executed notebook and then done.json, or failure.json, which the next success removes. After a
-failure, the executed notebook ends with the outputs of the cell that failed.
-papermill executes the notebook. What it lacks: waiting for another process that works in the same folder, reserving
-GPUs for a notebook, and a record of a failure that survives until the notebook succeeds.
+failure, the executed notebook ends with the outputs of the cell that failed. papermill, which executes it, neither
+waits for another process in the same folder, nor reserves GPUs, nor records a failure until the notebook succeeds.
 """
 
 import argparse
@@ -38,7 +37,7 @@ class NotebookError(RuntimeError):
     """A notebook failed, or it cannot be run as asked. The message is for the person at the shell.
 
     `cell` is the first line of the cell that failed, `error` says what it raised, and `executed` is the path of the
-    notebook as far as it ran. All three are empty where no notebook ran.
+    notebook as far as it ran; empty where no notebook ran.
     """
 
     def __init__(self, message: str, cell: str = "", error: str = "", executed: str = ""):
@@ -49,9 +48,8 @@ class NotebookError(RuntimeError):
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Runs a notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`.
 
-    Raises:
-        NotebookError: a cell failed, or the kernel died, ran out of memory, or did not start. `target` holds the
-            outputs up to there; it does not exist if papermill could not read the notebook.
+    Raises NotebookError if a cell failed, or the kernel died or did not start. `target` holds the outputs up to there;
+    it does not exist if papermill could not read the notebook.
     """
     target.unlink(missing_ok=True)  # an earlier attempt's copy must not be taken for this one's
     try:
@@ -80,9 +78,7 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
     """Executes `source` with `parameters` into `folder` and writes done.json.
 
     Waits for any other process that works in this folder: another study, or the kernel of one that was just killed.
-
-    Raises:
-        NotebookError: the notebook failed. failure.json says where and why.
+    Raises NotebookError if the notebook failed; failure.json says where and why.
     """
     folder = folder.resolve()
     executed, failure = folder / source.name, folder / "failure.json"
@@ -127,7 +123,7 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
     """Names of `count` GPUs that no other notebook on this machine has reserved; waits until they are free.
 
     The GPUs are among those that CUDA_VISIBLE_DEVICES allows. If it allows exactly `count`, a cluster has assigned
-    them, and they are taken without a reservation. The reservations end with the process.
+    them, and they are taken without a reservation.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
@@ -136,23 +132,18 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
     if not count or (visible and len(names) == count):
         yield names[:count]
         return
-    prefix = f"{tempfile.gettempdir()}/s2fpn-gpu-{os.getuid()}-"
-    gpus = {Path(f"{prefix}{name}"): name for name in names}
+    gpus = {Path(tempfile.gettempdir(), f"s2fpn-gpu-{os.getuid()}-{name}"): name for name in names}
     with _locked(gpus, count) as reserved:
         yield [gpus[folder] for folder in reserved]
 
 
 def _last_started_cell(executed: Path) -> str:
-    """The last code cell that papermill started: there the kernel died. Empty if unknown.
-
-    papermill marks the cells after it as completed, but gives them no start time.
-    """
+    """The last code cell that papermill gave a start time: there the kernel died. Empty if unknown."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except Exception:  # missing, or damaged by the failure
         return ""
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    started = [cell.source for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    started = [each.source for each in cells if each.metadata.get("papermill", {}).get("start_time")]
     return started[-1] if started else ""
 
 

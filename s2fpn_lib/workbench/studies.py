@@ -1,13 +1,10 @@
 """Studies: one YAML file describes many notebook runs. Each run is a job with its own folder.
 
-    jobs = read_study("notebooks/studies/ablation.yaml")
-
 Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. This module names things:
 
     <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/
-        variant.json       study, variant, dataset, model, revision, seed, switches, preset, recipe (hash of the whole
-                           recipe), split, limit (images scored, 0: all), data (digests of the training and the scored
-                           split), hash (the folder's)
+        variant.json       `Variant.record`: what the folder's name says, preset, recipe (hash of the whole recipe),
+                           split, limit (images scored, 0: all), data (digests of the training and the scored split)
         run/               the training run: config.json, metrics.jsonl, result.json, ...; last.pt until it is finished
         evaluation.json    the scores; their provenance is that of 11_evaluate plus "study" and "variant"
         predictions.png, 20_ablation.ipynb (as executed)
@@ -19,10 +16,8 @@ A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook
 """
 
 import functools
-import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +27,6 @@ import yaml
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, open_dataset
-from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
 from s2fpn_lib.validate import did_you_mean
@@ -72,7 +66,6 @@ class Job(NamedTuple):
     gpus: int
 
     def folder(self, results: str | Path) -> Path:
-        """Its folder under `results`."""
         return Path(results) / "studies" / self.study / self.name
 
     def arguments(self, results: str | Path) -> dict[str, Any]:
@@ -100,21 +93,20 @@ def make_variant(
 ) -> Variant:
     """The variant with its dataset resolved, because "auto" would name another folder once CamVid is installed.
 
-    Raises:
-        StudyError: `study` or `name` makes no folder name, or a switch does not exist.
-        ValueError, TypeError: as `TrainConfig.preset`.
+    Raises StudyError if `study` or `name` makes no folder name, or a switch does not exist; otherwise as
+    `TrainConfig.preset`.
     """
     for what, value in {"study": study, "variant": name}.items():
         if not NAME.fullmatch(value):
             raise StudyError(f"{what} {value!r}: use lower-case letters, digits, - and _, which make a folder name")
-    _check_names(f"variant {name}", changes.get("switches", {}), [each.name for each in fields(Switches)], "switch")
+    _check_names(f"variant {name}", changes.get("switches", {}), Switches.__dataclass_fields__, "switch")
     config = TrainConfig.preset(preset, **changes)
     if config.dataset == "auto":
-        found = _opened("camvid", _root(config), config.train_split)
+        found = _opened("camvid", config.data_root, config.train_split)
         config = config.replace(dataset=found.name if found else "roadscenes")
     recipe, defaults, scored = config.recipe(), TrainConfig().recipe(), {"split": split, "limit": limit}
-    opened = [_opened(config.dataset, _root(config), each) for each in (config.train_split, split)]
     # A job whose data are missing or damaged fails when it runs, and says why
+    opened = [_opened(config.dataset, config.data_root, each) for each in (config.train_split, split)]
     data = [each.digest() if each else None for each in opened]
     dataset = opened[0].name if opened[0] else Path(config.dataset).stem
     # The hash covers what differs from the defaults, so that a field added later changes no folder's name
@@ -123,11 +115,6 @@ def make_variant(
     record = {"study": study, "variant": name, "dataset": dataset, **named, "preset": preset}
     record |= {"recipe": config_hash(recipe), **scored, "data": data}
     return Variant(config, record | {"hash": config_hash(changed | scored | {"dataset": dataset, "data": data})})
-
-
-def _root(config: TrainConfig) -> str:
-    """Where the data are searched for; empty: in the project's folder, or next to a YAML file."""
-    return config.data_root or ("" if is_description(config.dataset) else os.environ.get("S2FPN_DATA", ""))
 
 
 @functools.cache
@@ -144,12 +131,8 @@ def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
 def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
     """{name: jobs} of every study file in a folder.
 
-    Args:
-        overrides: as in `read_study`. Texts in it are read as YAML, because `snakemake --config` gives lists and
-            mappings of texts.
-
-    Raises:
-        StudyError: as in `read_study`, or no kind of study has a field of `overrides`.
+    overrides: as in `read_study`. Texts in it are read as YAML, because `snakemake --config` gives lists and mappings
+    of texts. Raises StudyError as `read_study`, or if no kind of study has a field of `overrides`.
     """
     overrides = _parsed(overrides)
     _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
@@ -159,11 +142,9 @@ def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[
 def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
     """The jobs of a study file: all variants of the first seed, then of the next one.
 
-    Args:
-        overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}.
+    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}.
 
-    Raises:
-        StudyError: the file is not a study.
+    Raises StudyError if the file is not a study.
     """
     try:
         given = yaml.safe_load(path.read_text())
@@ -192,23 +173,22 @@ def _measuring_jobs(study: str, values: dict[str, Any]) -> list[Job]:
 
 
 def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
-    variants = []  # name, switches, changes of the recipe
     for name, described in values["variants"].items():
         if not isinstance(described, Mapping) or not isinstance(described.get("changes", {}), Mapping):
             raise StudyError(
                 f"variant {name} is {described!r}; it takes switches, and fields of TrainConfig under changes"
             )
-        switches = dict(described)
-        variants.append((name, switches, switches.pop("changes", {})))
-    varied = sorted({field for _, _, own in variants for field in own})
+    variants = [(name, {"changes": {}, **described}) for name, described in values["variants"].items()]
+    varied = sorted({field for _, described in variants for field in described["changes"]})
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
     jobs = {}
-    for seed, dataset, model, revision, (name, switches, own) in product(*axes, variants):
-        scored = {"split": values["split"], "limit": values["limit"]}
+    scored = {"split": values["split"], "limit": values["limit"]}
+    for seed, dataset, model, revision, (name, described) in product(*axes, variants):
+        switches = {switch: value for switch, value in described.items() if switch != "changes"}
         network = {"dataset": dataset, "model": model, "revision": revision, "switches": switches}
         network |= {"seed": seed, "device": values["device"]}
         given = {field: value for field, value in network.items() if value not in ("", {})}
-        changes = values["changes"] | own
+        changes = values["changes"] | described["changes"]
         variant = make_variant(study, name, values["preset"], given | changes, **scored)
         folder = variant.folder_name
         if folder in jobs:
@@ -220,11 +200,10 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
     return list(jobs.values())
 
 
-def failures(results: str | Path | None = None) -> list[dict[str, Any]]:
+def failures(results: str | Path) -> list[dict[str, Any]]:
     """The content of failure.json, plus `folder`, of every folder under <results>/studies whose last attempt failed."""
-    root = Path(results or results_root())
-    found = sorted((root / "studies").glob("*/*/failure.json"))
-    return [{"folder": path.parent.relative_to(root).as_posix(), **read_json(path)} for path in found]
+    found = sorted(Path(results).glob("studies/*/*/failure.json"))
+    return [{"folder": path.parent.relative_to(results).as_posix(), **read_json(path)} for path in found]
 
 
 def _parsed(value: Any) -> Any:

@@ -69,12 +69,6 @@ class TestEveryModel:
         with torch.inference_mode():
             torch.testing.assert_close(model.eval()(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
 
-    def test_parameter_groups_are_a_partition(self, model):
-        groups = model.parameter_groups()
-        ids = [id(p) for group in groups.values() for p in group]
-        assert sorted(ids) == sorted(id(p) for p in model.parameters())
-        assert {id(p) for p in groups["encoder"]} == {id(p) for p in model.encoder.parameters()}
-
 
 # docs/network.md, "Size and cost": parameters in millions, GMACs; 19 classes, 512x1024, without auxiliary heads.
 @pytest.mark.parametrize(("name", "revision", "millions", "gigamacs"), [

@@ -27,6 +27,9 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("S2FPN_DATA", str(tmp_path / "none"))
+    studies._opened.cache_clear()
+    yield
+    studies._opened.cache_clear()
 
 
 def write(folder: Path, name: str = "small", **changes) -> Path:
@@ -140,6 +143,7 @@ def test_auto_is_what_there_is(tmp_path, monkeypatch, request):
     assert {job.parameters["dataset"] for job in read_study(path)} == {"roadscenes"}
     monkeypatch.undo()
     request.getfixturevalue("camvid_root")
+    studies._opened.cache_clear()
     assert {job.parameters["dataset"] for job in read_study(path)} == {"camvid"}
 
 
