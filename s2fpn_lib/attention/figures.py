@@ -1,7 +1,6 @@
 """Figures of a recorded forward pass, all levels side by side, for notebooks and papers."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +47,13 @@ def attention_figure(
     """One image of a recorded batch; below it the auxiliary predictions, gates, strips, and GFU shares of each level.
 
     Gates are red above 0 and blue below, with full color at the largest magnitude of the map; their range is printed.
-
-    Args:
-        image: (3, H, W) uint8, the input of the network.
-        index: of the image in the batch; label: its (H, W) ids, drawn beside the prediction.
-        pixels: (y, x) in 0..1 whose distributions over the columns are drawn (v2 only).
-        warning: drawn in red above the figure.
+    image: (3, H, W) uint8, the input of the network; index: its place in the batch; label: its (H, W) ids, drawn beside
+    the prediction; pixels: (y, x) in 0..1 whose distributions over the columns are drawn (v2 only).
     """
-    levels = [_of_image(level, index) for level in capture.levels]
+    levels = [level.of_image(index) for level in capture.levels]
     entry = "row" if levels[0].strip_axis == "width" else "column"  # of a strip
-    rows = _rows(capture, entry)
-    aspect = image.shape[-2] / image.shape[-1]
-    flat = {"strips", "columns"} | ({"gate1", "gate2"} if capture.revision == "v1" else set())
+    rows, aspect = _rows(capture, entry), image.shape[-2] / image.shape[-1]
+    flat = ("strips", "columns", "gate1", "gate2") if capture.revision == "v1" else ("strips", "columns")
     ratios = [aspect, *(STRIP_HEIGHT if row in flat else aspect for row in rows)]
     size = (WIDTH, (WIDTH - 1.5) / 4 * sum(ratios) + 0.3 * len(ratios) + 0.7)
     figure, axes = plt.subplots(len(ratios), 4, figsize=size, height_ratios=ratios, squeeze=False, layout="constrained")
@@ -122,10 +116,7 @@ def crb_figure(statistics: AttentionStatistics, capture: Capture, *, index: int 
 
 @styled
 def statistics_figure(statistics: AttentionStatistics) -> Figure:
-    """Statistics of a split, one point per image, levels side by side: influence, then entropy and reach.
-
-    Raises ValueError for a network without strip attention and CRB.
-    """
+    """Statistics of a split, one point per image; ValueError for a network without strip attention and CRB."""
     panels = {
         "attended_share": "share of the strips\nin the blend",
         "entropy": "entropy of P\n(1: uniform)",
@@ -165,12 +156,6 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
         with plt.rc_context({"pdf.fonttype": 42}), atomic_file(written[-1]) as file:
             figure.savefig(file, format=suffix, dpi=150, metadata=metadata)
     return written
-
-
-def _of_image(level: LevelCapture, index: int) -> LevelCapture:
-    """The level of one image of the batch, as a batch of one on the CPU."""
-    tensors = {name: value for name, value in vars(level).items() if isinstance(value, Tensor)}
-    return replace(level, **{name: value[index : index + 1].cpu() for name, value in tensors.items()})
 
 
 def _rows(capture: Capture, entry: str) -> dict[str, str]:

@@ -5,9 +5,9 @@
     capture = recorder.capture
     capture.levels[3].gates, capture.levels[3].gamma, capture.logits
 
-In both revisions the attention uses strips: feature maps after pooling over the height, with one entry per image column
-(`strip_axis="width"`: pooling over the width, one entry per row). In v1 two gates per column weigh two strips; in v2
-each pixel has a distribution over the columns and two gates. docs/network.md has the equations.
+Strips are feature maps after pooling over the height, with one entry per image column (`strip_axis="width"`: pooling
+over the width, one entry per row). In v1 two gates per column weigh two strips; in v2 each pixel has a distribution
+over the columns and two gates. docs/network.md has the equations.
 """
 
 import re
@@ -56,14 +56,16 @@ class LevelCapture:
     auxiliary: Tensor | None = None  # (B, K, h, w) logits of the auxiliary head
 
     def column_attention(self, y: int, x: int) -> Tensor:
-        """The distribution P of pixel (y, x) of the level over strip entries, (B, L); v2 only.
-
-        Raises IndexError for a pixel outside the level, and LookupError in v1 and with SSAM off.
-        """
+        """The distribution of pixel (y, x) of the level over strip entries, (B, L); LookupError if there is none."""
         if self.query is None:
             why = "SSAM is off" if self.gates is None else "revision v1 has two gates per column instead"
             raise LookupError(f"{self.name} has no distribution over columns: {why}")
         return ColumnAttention.distribution(self.query[:, :, y, x, None, None], self.strip_max)[:, 0]
+
+    def of_image(self, index: int) -> Self:
+        """The level of one image of the batch, as a batch of one on the CPU."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value[index : index + 1].cpu() for name, value in tensors.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +92,18 @@ class Capture:
 class AttentionRecorder:
     """Context manager that records each forward pass of a model inside it; `capture` is the last one.
 
-    It works for every model of `build_model`, in training and evaluation mode, with and without gradients, also wrapped
-    in DistributedDataParallel. Recorded tensors keep no graph, and no hook is left afterwards, also after an error.
-    Auxiliary heads that the pass does not run are run by the recorder, in evaluation mode.
-
-    Raises TypeError for any other model: optimized, exported, and compiled models do not call their submodules.
+    It takes every model of `build_model`, in training and evaluation mode, also wrapped in DistributedDataParallel, and
+    raises TypeError for others: optimized, exported, and compiled models do not call their submodules. Recorded tensors
+    keep no graph, and no hook is left afterwards. Auxiliary heads that the pass leaves out run in evaluation mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = _network(model)
+        self.model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        if hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None:
+            raise TypeError("a compiled model cannot be recorded: pass the network as it was before torch.compile")
+        if not isinstance(self.model, S2FPN):
+            advice = "for an optimized or exported one pass the one that was given to optimize_for_inference or export"
+            raise TypeError(f"pass a model of build_model or load_model, not {type(self.model).__name__}; {advice}")
         self._hooks: ExitStack | None = None
         self._seen: dict[str, Tensor] = {}
         self._capture: Capture | None = None
@@ -150,14 +155,9 @@ class AttentionRecorder:
 
 def _level(index: int, level: nn.Module, seen: dict[str, Tensor]) -> LevelCapture:
     name = f"apf{index + 1}"
-    crb, refined = seen.get(f"{name}.crb.expand"), seen.get(f"{name}.frb")
-    capture = LevelCapture(
-        name,
-        size=tuple(seen[name].shape[-2:]),
-        refined=refined,
-        crb=None if crb is None else torch.sigmoid(crb).flatten(1),  # (B, C, 1, 1) -> (B, C)
-        auxiliary=seen.get(f"auxiliary.{index}"),
-    )
+    crb, refined, auxiliary = (seen.get(key) for key in (f"{name}.crb.expand", f"{name}.frb", f"auxiliary.{index}"))
+    crb = None if crb is None else torch.sigmoid(crb).flatten(1)  # (B, C, 1, 1) -> (B, C)
+    capture = LevelCapture(name, tuple(seen[name].shape[-2:]), refined=refined, crb=crb, auxiliary=auxiliary)
     gate = next((module for module in level.modules() if isinstance(module, StripGate)), None)
     if gate is None:
         return capture
@@ -188,15 +188,3 @@ def _gfu(name: str, block: GFUv1, seen: dict[str, Tensor]) -> GFUCapture:
     # The resize changes nothing unless the block applies its 1x1 convolution before it
     context = torch.relu(reduced if block.pool else resize_like(reduced, fine))
     return GFUCapture(name, context, fine, seen.get(f"{name}.s1"), None if s2 is None else torch.sigmoid(s2))
-
-
-def _network(model: Any) -> S2FPN:
-    """The S2FPN to hook. Raises TypeError for other models; the message says which model to pass instead."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise TypeError("a compiled model cannot be recorded: pass and call the network as it was before torch.compile")
-    if not isinstance(model, S2FPN):
-        advice = "for an optimized or exported one pass the one that was given to optimize_for_inference or export"
-        raise TypeError(f"pass a model of build_model or load_model, not {type(model).__name__}; {advice}")
-    return model

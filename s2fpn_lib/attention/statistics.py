@@ -3,9 +3,8 @@
     statistics = attention_statistics(model, open_dataset("camvid", split="val"), limit=50)
     statistics.summary()
 
-Only a few numbers per image are kept, so that a split of any length fits into memory. `switched` and `without_strips`
-give the trained network with a part switched off, which tells what the part contributes to this network. That is not an
-ablation: a network that is trained without a part learns to do without it.
+`switched` and `without_strips` give the trained network with a part switched off, which tells what the part contributes
+to this network. That is not an ablation: a network that is trained without a part learns to do without it.
 """
 
 import copy
@@ -31,11 +30,10 @@ PIXELS_AT_ONCE = 16384  # pixels whose distributions over columns are in memory 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """Statistics of each image and level.
+    """images: one row per image and level: image, level, gamma, and the columns of `level_statistics`.
 
-    images: one row per image and level: image, level, gamma, and the columns of `level_statistics`. crb_by_class:
-    levels x classes, the mean CRB weight in the regions of a class, with channels weighted by their mean activation |R|
-    there, which is the share of a class's features that passes CRB; NaN where the class is absent.
+    crb_by_class: levels x classes, the mean CRB weight in the regions of a class, with channels weighted by their mean
+    activation |R| there: the share of a class's features that passes CRB; NaN where the class is absent.
     """
 
     images: pd.DataFrame
@@ -51,12 +49,10 @@ class AttentionStatistics:
 def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
     """Statistics of one level, each (B,); parts that are switched off have none.
 
-    - attended_share: see `LevelCapture`.
-    - gate1_mean, gate1_std, gate2_mean, gate2_std: of each gate over its map.
-    - entropy, reach (v2): see `column_statistics`.
-    - gate1_concentration, gate2_concentration (v1): 1 - H(p) / ln L, with p the gate normalized to sum 1 over the
-      columns: 0 for a constant gate, 1 for a gate that is open in a single column.
-    - crb_mean, crb_std: of the channel weights.
+    attended_share: see `LevelCapture`. gate1_mean, gate1_std, gate2_mean, gate2_std: of each gate over its map.
+    gate1_concentration, gate2_concentration (v1): 1 - H(p) / ln L, with p the gate normalized to sum 1 over the
+    columns: 0 for a constant gate, 1 for a gate that is open in a single column. entropy, reach (v2): see
+    `column_statistics`. crb_mean, crb_std: of the channel weights.
     """
     found: dict[str, Tensor] = {}
     if level.gates is not None:
@@ -98,10 +94,8 @@ def coarse_share(gfu: GFUCapture) -> Tensor:
 
     The means are over the channels; v1 has no gates s1 and s2.
     """
-    context, fine = gfu.context, gfu.fine
-    if gfu.s1 is not None:
-        context, fine = gfu.s1 * context, gfu.s2 * fine
-    context, fine = context.abs().mean(1), fine.abs().mean(1)  # context is (B, 1, 1) with gfu_pool
+    s1, s2 = (1, 1) if gfu.s1 is None else (gfu.s1, gfu.s2)
+    context, fine = (s1 * gfu.context).abs().mean(1), (s2 * gfu.fine).abs().mean(1)  # (B, 1, 1) context with gfu_pool
     return context / (context + fine).clamp_min(torch.finfo(torch.float32).tiny)
 
 
@@ -119,30 +113,22 @@ def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> Tensor:
 
 @torch.inference_mode()
 def attention_statistics(
-    model: S2FPN, dataset: SegmentationDataset, *, limit: int | None = None, device: torch.device | str | None = None
+    model: S2FPN, dataset: SegmentationDataset, *, limit: int | None = None
 ) -> AttentionStatistics:
-    """Runs the model over a split, images at the protocol's size, and computes the statistics of each image and level.
-
-    limit: number of images, evenly spaced; None for all. device: where to run; None leaves the model where it is.
-    """
-    if device is not None:
-        model = model.to(device)
-    protocol = dataset.protocol
-    rows: list[dict[str, Any]] = []
-    sums: dict[str, Tensor] = {}
+    """The statistics of `limit` evenly spaced images of a split (None: of all), at the protocol's size."""
+    protocol, rows, sums = dataset.protocol, [], {}
     with evaluation_mode(model), AttentionRecorder(model) as recorder:
         for index in evenly_spaced(len(dataset), limit):
             image, label = dataset[index]
-            x = model.preprocess(at_size(image, protocol.size)[None])
-            model(x)
+            model(model.preprocess(at_size(image, protocol.size)[None]))
             for level in recorder.capture.levels:
                 numbers = {key: value.item() for key, value in level_statistics(level).items()}
                 rows.append({"image": dataset.names[index], "level": level.name, "gamma": level.gamma, **numbers})
                 if level.crb is not None:
-                    both = crb_passes(level, label[None].to(x.device), protocol.num_classes)
-                    sums[level.name] = sums.get(level.name, 0) + both
-    passes = {name: (passed / total).cpu().numpy() for name, (passed, total) in sums.items()}
-    by_class = pd.DataFrame.from_dict(passes, orient="index", columns=list(protocol.classes))
+                    passes = crb_passes(level, label[None].to(level.crb.device), protocol.num_classes)
+                    sums[level.name] = sums.get(level.name, 0) + passes
+    shares = {name: (passed / total).cpu().numpy() for name, (passed, total) in sums.items()}
+    by_class = pd.DataFrame.from_dict(shares, orient="index", columns=list(protocol.classes))
     return AttentionStatistics(pd.DataFrame(rows), by_class)
 
 
@@ -180,8 +166,7 @@ def switched(model: S2FPN, **switches: Any) -> S2FPN:
     """
     other = build_model(**{**model.config, **switches})
     state, wanted = model.state_dict(), other.state_dict()
-    lacking = [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]
-    if lacking:
+    if lacking := [name for name, value in wanted.items() if name not in state or state[name].shape != value.shape]:
         what = ", ".join(f"{name}={value}" for name, value in switches.items())
         raise ValueError(f"{what} needs weights this network lacks ({lacking[0]}): train a network with this switch")
     other.load_state_dict({name: state[name] for name in wanted})
@@ -190,10 +175,7 @@ def switched(model: S2FPN, **switches: Any) -> S2FPN:
 
 
 def without_strips(model: S2FPN) -> S2FPN:
-    """A copy of `model` with gamma 0 at each level, in evaluation mode, so that no strip reaches the prediction.
-
-    In v1 this is the same as `switched(model, ssam=False)`; in v2 SSAM has further layers.
-    """
+    """A copy in evaluation mode with gamma 0 at each level: no strip reaches the prediction; the rest of SSAM does."""
     silent = copy.deepcopy(model).eval()
     for module in silent.modules():
         if isinstance(module, StripGate):

@@ -22,12 +22,10 @@ class ClickCanvas(anywidget.AnyWidget):
     _esm = HERE / "click_canvas.js"
     _css = HERE / "click_canvas.css"
     picture = traitlets.Bytes(b"").tag(sync=True)  # JPEG, drawn as wide as its container
-    # (H, W) of the image and (y, x) of the chosen pixel in it; the picture may be smaller
-    size = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(1, 1)).tag(sync=True)
-    pixel = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(0, 0)).tag(sync=True)
-    # For screen readers: what the picture shows, and what is at the chosen pixel, which is read when it changes
-    label = traitlets.Unicode("").tag(sync=True)
-    description = traitlets.Unicode("").tag(sync=True)
+    size = traitlets.Tuple((1, 1)).tag(sync=True)  # (H, W) of the image; the picture may be smaller
+    pixel = traitlets.Tuple((0, 0)).tag(sync=True)  # (y, x) of the chosen pixel of the image
+    label = traitlets.Unicode("").tag(sync=True)  # for screen readers: what the picture shows
+    description = traitlets.Unicode("").tag(sync=True)  # and what is at the chosen pixel, read when it changes
     interactive = traitlets.Bool(True).tag(sync=True)  # False for a picture that takes no focus and no clicks
 
 
@@ -47,22 +45,20 @@ class ModelPanel(widgets.VBox):
 
     def show(self, state: State, inspection: Inspection) -> None:
         """Draws a state; the inspection is only indexed."""
-        found, name, image_name = readout(state, inspection), inspection.model.name, inspection.picture.name
+        found, name = readout(state, inspection), inspection.model.name
         with self.canvas.hold_sync():
             self.canvas.picture = jpeg(render(state, inspection))
             self.canvas.size, self.canvas.pixel = inspection.size, (state.y, state.x)
-            self.canvas.label = f"{image_name}, {state.view} of {name}: click, or move with the arrow keys"
+            self.canvas.label = f"{inspection.picture.name}, {state.view} of {name}: click, or move with the arrow keys"
             self.canvas.description = found.sentence()
         self.title.value = f"<b>{escape(name)}</b>"
         self.text.value = _readout_html(found, inspection.protocol)
         self.note.value = _muted(revision_note(inspection))
-        for index, level in enumerate(found.levels):
-            with self.levels[index].hold_sync():
-                self.levels[index].picture = jpeg(render_level(state, inspection, index))
-                self.levels[index].label = level.sentence()
-            title = f"<b>{level.name}</b> {_muted(level.shape())}"
-            lines = "<br>".join([title, *map(escape, level.facts())])
-            self.captions[index].value = f'<div class="s2fpn-level">{lines}</div>'
+        for index, (level, canvas) in enumerate(zip(found.levels, self.levels, strict=True)):
+            with canvas.hold_sync():
+                canvas.picture, canvas.label = jpeg(render_level(state, inspection, index)), level.sentence()
+            lines = [f"<b>{level.name}</b> {_muted(level.shape())}", *map(escape, level.facts())]
+            self.captions[index].value = f'<div class="s2fpn-level">{"<br>".join(lines)}</div>'
 
 
 class ImageControls(widgets.VBox):

@@ -1,6 +1,6 @@
-"""What the inspector writes: a still picture, its numbers with provenance, and a page that works on its own.
+"""What the inspector writes: a still picture, its numbers with provenance, and an HTML page.
 
-The HTML page needs no kernel and no network: its script answers to clicks and keys. It holds the image, the three most
+The page needs no kernel and no network: its script answers to clicks and keys. It holds the image, the three most
 probable classes of each drawn pixel, the gates, and for v2 the queries and keys (int16), from which the script computes
 a pixel's distribution over the columns.
 """
@@ -35,10 +35,7 @@ MAX_QUERY_VALUES = 1_000_000  # per level; a larger query map is written with a 
 
 
 def save_inspection(folder: str | Path, state: State, inspections: Sequence[Inspection]) -> tuple[Path, Path]:
-    """Writes the still figure (PNG) and its record (JSON) of one image to `folder` and returns both paths.
-
-    The same view of the same image by the same weights has the same name and replaces the earlier files.
-    """
+    """Writes the still figure (PNG) and its record (JSON) to `folder`, replacing earlier ones; returns both paths."""
     picture, record = (Path(folder) / f"{file_stem(state, inspections)}.{suffix}" for suffix in ("png", "json"))
     write_atomic(picture, _figure_bytes(state, inspections, format="png", dpi=150))
     write_json(record, inspection_record(state, inspections) | {"environment": environment()})
@@ -47,8 +44,7 @@ def save_inspection(folder: str | Path, state: State, inspections: Sequence[Insp
 
 def file_stem(state: State, inspections: Sequence[Inspection]) -> str:
     """File name without suffix: image, pixel, and a hash of everything else that decides what is shown."""
-    models = [each.model for each in inspections]
-    names, provenance = [model.name for model in models], [model.provenance for model in models]
+    names, provenance = zip(*((each.model.name, each.model.provenance) for each in inspections), strict=True)
     shown = config_hash({**_plain(state), "names": names, "provenance": provenance})
     image = re.sub(r"[^\w.-]+", "_", inspections[0].picture.name).strip("._") or "image"
     return f"{image}-y{state.y}-x{state.x}-{shown[:6]}"
@@ -100,7 +96,7 @@ def _figure_bytes(state: State, inspections: Sequence[Inspection], **options: An
 
 
 def _still(state: State, inspections: Sequence[Inspection]) -> str:
-    """The still figure and the sentences that describe it, as HTML."""
+    """The still figure with the sentences that describe it, as HTML."""
     figure = _figure_bytes(state, inspections, format="jpeg", dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
     text = escape(" ".join(readout(state, each).sentence() for each in inspections))
     return f'<p>{text}</p><img alt="{text}" src="{_data_url(figure)}">'
@@ -128,7 +124,6 @@ def _page_data(state: State, inspections: Sequence[Inspection]) -> dict[str, Any
 def _model_data(state: State, inspection: Inspection) -> dict[str, Any]:
     shares, ranked = inspection.drawn(inspection.probabilities).topk(min(3, inspection.protocol.num_classes), 0)
     ranked[0] = inspection.drawn(inspection.ids)  # topk may order equally probable classes differently
-    levels = zip(inspection.levels, readout(state, inspection).levels, strict=True)
     return {
         "name": inspection.model.name,
         "note": revision_note(inspection),
@@ -136,7 +131,7 @@ def _model_data(state: State, inspection: Inspection) -> dict[str, Any]:
         "seen": inspection.seen,
         "ranked": _packed(ranked.numpy().astype(np.uint8)),
         "shares": _packed((shares.numpy() * 65535).round().astype("<u2")),
-        "levels": [_level_data(level, found) for level, found in levels],
+        "levels": list(map(_level_data, inspection.levels, readout(state, inspection).levels)),
     }
 
 

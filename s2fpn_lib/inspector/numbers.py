@@ -10,29 +10,22 @@ from s2fpn_lib.inspector.state import Inspection, State
 
 @dataclass(frozen=True)
 class LevelReadout:
-    """One level at the chosen pixel.
+    """One level at the chosen pixel; what belongs to SSAM or the auxiliary head is empty or None without it.
 
-    Attributes:
-        name, size, pixel: apf1 to apf4, its (h, w), and the pixel's (y, x) on it.
-        entries: what the strip entries stand for, "columns" or (strip_axis="width") "rows"; empty without SSAM.
-        own_distribution: True in v2, where each pixel has a distribution over the entries.
-        gamma, share: learned weight of the strips, and the share of the blend that they make up; None without SSAM.
-        gates: the two gates at the pixel; empty without SSAM.
-        top: up to three (first, last, weight), the image columns (or rows) first..last of an entry. v2: the entries
-            that the pixel attends to most. v1: the entries whose two gates differ most, with the difference.
-        decides: class predicted here by the level's auxiliary head; empty without one.
+    `top` has up to three (first, last, weight), the image columns (or rows) first..last of a strip entry. v2: the
+    entries that the pixel attends to most. v1: the entries whose two gates differ most, with the difference.
     """
 
-    name: str
-    size: tuple[int, int]
-    pixel: tuple[int, int]
-    entries: str
-    own_distribution: bool
-    gamma: float | None
-    share: float | None
-    gates: tuple[float, ...]
+    name: str  # apf1 to apf4
+    size: tuple[int, int]  # (h, w)
+    pixel: tuple[int, int]  # (y, x) on the level
+    entries: str  # what the strip entries stand for: "columns" or (strip_axis="width") "rows"
+    own_distribution: bool  # True in v2, where each pixel has a distribution over the entries
+    gamma: float | None  # learned weight of the strips
+    share: float | None  # of the strips in the blend
+    gates: tuple[float, ...]  # the two gates at the pixel
     top: tuple[tuple[int, int, float], ...]
-    decides: str
+    decides: str  # class predicted here by the level's auxiliary head
 
     def shape(self) -> str:
         """The level's size as text, such as 45x60."""
@@ -51,11 +44,9 @@ class LevelReadout:
         if self.gates:
             places = ", ".join(f"{first}-{last} ({weight:.2g})" for first, last, weight in self.top)
             one, two = (f"{gate:.2g}" for gate in self.gates)
-            if self.own_distribution:
-                facts.append(f"attends most to {self.entries} {places}; gates {one} and {two}")
-            else:
-                here = f"gates of this {self.entries[:-1]}: average {one}, maximum {two}"
-                facts.append(f"{here}; they differ most at {self.entries} {places}")
+            v2 = f"attends most to {self.entries} {places}; gates {one} and {two}"
+            v1 = f"gates of this {self.entries[:-1]}: average {one}, maximum {two}"
+            facts.append(v2 if self.own_distribution else f"{v1}; they differ most at {self.entries} {places}")
         if self.decides:
             facts.append(f"auxiliary head: {self.decides}")
         return facts
@@ -67,24 +58,16 @@ class LevelReadout:
 
 @dataclass(frozen=True)
 class Readout:
-    """The chosen pixel (y, x) of the image.
-
-    Attributes:
-        prediction, confidence: the most probable class and its probability.
-        others: the next two classes with their probabilities.
-        truth: the true class, "not labeled", or empty if the image has no label.
-        seen: whether the model was trained on the image.
-        levels: apf1 to apf4.
-    """
+    """The chosen pixel (y, x) of the image."""
 
     y: int
     x: int
-    prediction: str
-    confidence: float
-    others: tuple[tuple[str, float], ...]
-    truth: str
-    levels: tuple[LevelReadout, ...]
-    seen: bool = False
+    prediction: str  # the most probable class
+    confidence: float  # its probability
+    others: tuple[tuple[str, float], ...]  # the next two classes with their probabilities
+    truth: str  # the true class, "not labeled", or empty if the image has no label
+    levels: tuple[LevelReadout, ...]  # apf1 to apf4
+    seen: bool = False  # whether the model was trained on the image
 
     def truth_words(self) -> str:
         """The true class in words, with the remark that the model was trained on it."""
@@ -140,7 +123,9 @@ def revision_note(inspection: Inspection) -> str:
 def _level_readout(state: State, inspection: Inspection, level: LevelCapture) -> LevelReadout:
     place = inspection.on_level(level, state.y, state.x)
     axis = 0 if level.strip_axis == "width" else 1
-    gates, top = (), ()
+    gates, top, decides = (), (), ""
+    if level.auxiliary is not None:
+        decides = inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()]
     if level.gates is not None:
         gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
         values = inspection.strips(level, state.y, state.x).abs()
@@ -150,7 +135,6 @@ def _level_readout(state: State, inspection: Inspection, level: LevelCapture) ->
             (math.ceil(entry * size / length), math.ceil((entry + 1) * size / length) - 1, weight)
             for entry, weight in zip(order.tolist(), weights.tolist(), strict=True)
         )
-    auxiliary = level.auxiliary
     return LevelReadout(
         name=level.name,
         size=tuple(level.size),
@@ -161,5 +145,5 @@ def _level_readout(state: State, inspection: Inspection, level: LevelCapture) ->
         share=None if level.attended_share is None else float(level.attended_share[0]),
         gates=tuple(map(float, gates)),
         top=top,
-        decides="" if auxiliary is None else inspection.protocol.classes[auxiliary[0, :, *place].argmax()],
+        decides=decides,
     )

@@ -1,11 +1,9 @@
-"""What the inspector looks at: a model, a picture, what the model computes for it, and the chosen pixel.
+"""What the inspector looks at, all immutable: a model, a picture, what the model computes for it, the chosen pixel.
 
-    model = NamedModel.load("s2fpn_lite-camvid")
-    picture = Picture.of_file("street.png", "protocol", protocol)
-    inspection = inspect(model, picture, protocol)     # the only forward pass
-    state = State(y=120, x=200).pinned()
-
-Models, pictures, inspections, and states are immutable: their methods return a new one.
+model = NamedModel.load("s2fpn_lite-camvid")
+picture = Picture.of_file("street.png", "protocol", protocol)
+inspection = inspect(model, picture, protocol)     # the only forward pass
+state = State(y=120, x=200).pinned()
 """
 
 import io
@@ -39,7 +37,7 @@ MAX_WIDTH = 640  # pixels; a wider image is drawn with a stride
 
 
 class Upload(io.BytesIO):
-    """One entry of a `FileUpload`'s value, to be read like a file; error messages show its name."""
+    """One entry of a `FileUpload`'s value, read like a file; error messages show its name."""
 
     def __init__(self, upload: Mapping[str, Any]) -> None:
         super().__init__(bytes(upload["content"]))
@@ -62,28 +60,19 @@ class NamedModel:
         """What `load_model` loads with the options, named by its released name or by folder and file."""
         network = load_model(path_or_name, **options)
         provenance = checkpoint_provenance(path_or_name, network.config)
-        released = path_or_name in released_names()
-        name = path_or_name if released else provenance["checkpoint"].removesuffix(".safetensors")
-        return cls(name, network, provenance)
+        file = provenance["checkpoint"].removesuffix(".safetensors")
+        return cls(path_or_name if path_or_name in released_names() else file, network, provenance)
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image as the network sees it.
+    """An image as the network sees it."""
 
-    Attributes:
-        name: name of the file or sample.
-        image: (3, H, W) uint8.
-        own_size: (height, width) before scaling.
-        label: (H, W) uint8 true ids, or None.
-        sample: the dataset that the image is from, and its index there; None for a file.
-    """
-
-    name: str
-    image: Tensor
-    own_size: tuple[int, int]
-    label: Tensor | None = None
-    sample: tuple[SegmentationDataset, int] | None = None
+    name: str  # of the file or sample
+    image: Tensor  # (3, H, W) uint8
+    own_size: tuple[int, int]  # (height, width) before scaling
+    label: Tensor | None = None  # (H, W) uint8 true ids
+    sample: tuple[SegmentationDataset, int] | None = None  # the dataset that the image is from, and its index there
 
     @classmethod
     def scaled(cls, name: str, image: Tensor, size: Size, protocol: Protocol) -> Self:
@@ -108,8 +97,8 @@ class Picture:
 
     def labeled(self, ids: Tensor) -> Self:
         """The picture with a label of its own size, scaled like the image; ValueError for another size."""
-        if tuple(ids.shape) != self.own_size:
-            sizes = f"the label is {tuple(ids.shape)} and the picture {self.own_size} (height, width)"
+        if (size := tuple(ids.shape)) != self.own_size:
+            sizes = f"the label is {size} and the picture {self.own_size} (height, width)"
             raise ValueError(f"{sizes}: give the label of this picture")
         resized = F.interpolate(ids[None, None].float(), size=self.image.shape[-2:], mode="nearest-exact")[0, 0]
         return replace(self, label=resized.to(torch.uint8))
@@ -117,28 +106,17 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """One picture seen by one model. All tensors are on the CPU.
-
-    Attributes:
-        protocol: class names and colors.
-        probabilities: (K, H, W) float32, the softmax of the logits.
-        ids: (H, W) uint8, the predicted class ids.
-        levels: apf1 to apf4.
-        revision: "v1" or "v2".
-        warning: a sentence for an untrained model, whose attention maps mean nothing, and for an image that the model
-            was trained on; empty otherwise.
-        seen: whether the model was trained on the image.
-    """
+    """One picture seen by one model. All tensors are on the CPU."""
 
     model: NamedModel
     picture: Picture
     protocol: Protocol
-    probabilities: Tensor
-    ids: Tensor
-    levels: list[LevelCapture]
-    revision: str
-    warning: str
-    seen: bool = False
+    probabilities: Tensor  # (K, H, W) float32, the softmax of the logits
+    ids: Tensor  # (H, W) uint8, the predicted class ids
+    levels: list[LevelCapture]  # apf1 to apf4
+    revision: str  # "v1" or "v2"
+    warning: str  # for an untrained model, whose maps mean nothing, and for an image that the model was trained on
+    seen: bool = False  # whether the model was trained on the image
 
     @property
     def size(self) -> tuple[int, int]:
@@ -147,13 +125,13 @@ class Inspection:
 
     @property
     def stride(self) -> int:
-        """Stride with which the image is drawn, so that the picture is at most `MAX_WIDTH` pixels wide."""
+        """Stride with which the image is drawn, at most `MAX_WIDTH` pixels wide."""
         return -(-self.size[1] // MAX_WIDTH)
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The views that can be drawn, which depend on whether there is a label."""
-        return VIEWS if self.picture.label is not None else tuple(view for view in VIEWS if view not in LABEL_VIEWS)
+        """The views that can be drawn, with and without a label."""
+        return tuple(view for view in VIEWS if self.picture.label is not None or view not in LABEL_VIEWS)
 
     def drawn(self, maps: Tensor) -> Tensor:
         """(..., H, W) -> (..., h, w), the pixels that are drawn."""
@@ -172,22 +150,14 @@ class Inspection:
 
 @dataclass(frozen=True)
 class State:
-    """What is shown of an inspection.
-
-    Attributes:
-        y, x: the chosen pixel of the image.
-        view: one of `VIEWS`.
-        opacity: opacity of the view's colors over the image, 0 to 1.
-        hidden: class ids whose color is not drawn.
-        pins: (y, x) of the pinned pixels, in the order of pinning.
-    """
+    """What is shown of an inspection; (y, x) is the chosen pixel of the image."""
 
     y: int = 0
     x: int = 0
-    view: str = "prediction"
-    opacity: float = 0.55
-    hidden: frozenset[int] = frozenset()
-    pins: tuple[tuple[int, int], ...] = ()
+    view: str = "prediction"  # one of `VIEWS`
+    opacity: float = 0.55  # of the view's colors over the image, 0 to 1
+    hidden: frozenset[int] = frozenset()  # class ids whose color is not drawn
+    pins: tuple[tuple[int, int], ...] = ()  # (y, x) of the pinned pixels, in the order of pinning
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
@@ -207,53 +177,44 @@ class State:
 
 
 def label_ids(source: str | Path | Upload, protocol: Protocol) -> Tensor:
-    """(H, W) uint8 ids of a label PNG, which holds train ids or the protocol's colors.
+    """(H, W) uint8 ids of a label PNG of train ids or the protocol's colors; 255 and other colors are ignored.
 
-    255, and colors of no class, become the protocol's ignore id. Raises ImageError for a file that cannot be read or
-    has damaged class colors, and ValueError for ids or colors that do not belong to the protocol.
+    Raises ImageError for a file that cannot be read or has damaged class colors, and ValueError for other ids.
     """
     pixels = read_label(_expanded(source))
     if pixels.ndim == 3:
-        colors = {color: class_id for class_id, color in enumerate(protocol.palette)}
+        colors = dict(zip(protocol.palette, range(protocol.num_classes), strict=True))
         ids = ids_of_colors(pixels, colors, str(source), protocol.classes, unknown=protocol.ignore_id)
         if (ids == protocol.ignore_id).all():
             raise ValueError(f"{source}: none of its colors is a color of {protocol.name}; give a PNG of train ids")
-    else:
-        ids = np.where(pixels == 255, protocol.ignore_id, pixels).astype(np.uint8)
-        if unknown := np.setdiff1d(ids, protocol.label_ids).tolist():
-            raise ValueError(
-                f"{source}: holds the ids {unknown[:5]}, but the train ids of {protocol.name} are 0 to "
-                f"{protocol.num_classes - 1}, and {protocol.ignore_id} or 255 for unlabeled pixels"
-            )
+        return torch.from_numpy(ids)
+    ids = np.where(pixels == 255, protocol.ignore_id, pixels).astype(np.uint8)
+    if unknown := np.setdiff1d(ids, protocol.label_ids).tolist():
+        allowed = f"0 to {protocol.num_classes - 1}, and {protocol.ignore_id} or 255 for unlabeled pixels"
+        raise ValueError(f"{source}: holds the ids {unknown[:5]}, but the train ids of {protocol.name} are {allowed}")
     return torch.from_numpy(ids)
 
 
 def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspection:
     """Runs the model once on the picture and returns what the inspector shows.
 
-    Raises ValueError if the label and the image differ in size or the model and the protocol in the number of classes,
-    and TypeError for an optimized or exported model, whose parts cannot be recorded.
+    Raises ValueError for a model of another number of classes, and TypeError for an optimized or exported model.
     """
-    image, label, network = picture.image, picture.label, model.network
-    if label is not None and label.shape != image.shape[-2:]:
-        raise ValueError(f"the label is {tuple(label.shape)} and the image {tuple(image.shape[-2:])}: sizes must match")
-    device = next(network.parameters()).device
+    network = model.network
     with torch.inference_mode(), evaluation_mode(network), AttentionRecorder(network) as recorder:
-        network(network.preprocess(image[None].to(device)))
+        network(network.preprocess(picture.image[None]))
     capture = recorder.capture
+    if (classes := capture.logits.shape[1]) != protocol.num_classes:
+        numbers = f"{model.name} predicts {classes} classes, but {protocol.name} has {protocol.num_classes}"
+        raise ValueError(f"{numbers}: give a model that was trained on it")
     seen = count_seen(network, picture.sample[0], [picture.sample[1]]) if picture.sample else 0
-    if capture.logits.shape[1] != protocol.num_classes:
-        raise ValueError(
-            f"{model.name} predicts {capture.logits.shape[1]} classes, but {protocol.name} has {protocol.num_classes}: "
-            "give a model that was trained on it"
-        )
     return Inspection(
         model,
         picture,
         protocol,
         probabilities=capture.logits[0].softmax(0).cpu(),
         ids=class_ids(capture.logits)[0].to("cpu", torch.uint8),
-        levels=[_on_cpu(level) for level in capture.levels],
+        levels=[level.of_image(0) for level in capture.levels],
         revision=capture.revision,
         warning=untrained_warning(network) or seen_caveat(seen, 1),
         seen=bool(seen),
@@ -262,7 +223,3 @@ def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspecti
 
 def _expanded(source: str | Path | Upload) -> Path | Upload:
     return source if isinstance(source, Upload) else Path(source).expanduser()
-
-
-def _on_cpu(level: LevelCapture) -> LevelCapture:
-    return replace(level, **{name: value.cpu() for name, value in vars(level).items() if isinstance(value, Tensor)})

@@ -20,11 +20,9 @@ CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
 BLUE, VERMILION, GRAY = (0, 114, 178), (213, 94, 0), (205, 211, 217)
 CONFIDENCE = (255 * plt.colormaps["viridis"](np.arange(256))[:, :3]).round().astype(np.uint8)  # (256, 3)
 
-# Inches: the figure, a model's picture and one of its levels
-WIDTH, MAIN, LEVEL = 11, 6.38, 2.54
-# Inches: the margin, the gap between pictures, the room for a title, for a level's text, for the legend
-MARGIN, GAP, HEAD, CAPTION, LEGEND = 0.12, 0.2, 0.32, 0.95, 0.5
-TEXT = MARGIN + MAIN + 0.25  # left edge of the readout
+# Widths in inches: the figure, a model's picture, one of its levels, the margin, the gap between levels
+WIDTH, MAIN, LEVEL, MARGIN, GAP = 11, 6.38, 2.54, 0.12, 0.2
+HEAD, CAPTION, LEGEND = 0.32, 0.95, 0.5  # heights: a title, a level's text, the legend
 
 
 def render(state: State, inspection: Inspection) -> np.ndarray:
@@ -52,10 +50,9 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
     picture = 128 + 0.5 * gray
     plot = np.full((PROFILE_HEIGHT, width, 3), 255, np.uint8)
     if level.gates is not None:
+        own, length, across = state.x // s, width, (1, -1, 1)  # across: shape that spreads strips over the image
         if level.strip_axis == "width":
             own, length, across = state.y * width // inspection.size[0], height, (-1, 1, 1)
-        else:
-            own, length, across = state.x // s, width, (1, -1, 1)  # across: shape that spreads strips over the image
         plot[:, max(own - 1, 0) : own + 2] = GRAY
         values = inspection.strips(level, state.y, state.x).numpy()
         values = values / max(np.abs(values).max(), 1e-12)
@@ -77,29 +74,28 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
 @styled
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
-    height, width = inspections[0].size
-    main_height = MAIN * height / width
-    level_shape = render_level(state, inspections[0], 0).shape
-    level_height = LEVEL * level_shape[0] / level_shape[1]
+    height, width, _ = render(state, inspections[0]).shape
+    main_height, level_height = MAIN * height / width, LEVEL * (height + PROFILE_HEIGHT) / width
     block = HEAD + main_height + HEAD + level_height + CAPTION
     total = block * len(inspections) + LEGEND
     figure = plt.figure(figsize=(WIDTH, total))
 
-    def place(left: float, top: float, wide: float, high: float) -> Axes:
+    def place(left: float, top: float, wide: float, high: float, picture: np.ndarray | None = None) -> Axes:
         axis = figure.add_axes([left / WIDTH, (total - top - high) / total, wide / WIDTH, high / total])
         axis.set_axis_off()
+        if picture is not None:
+            axis.imshow(picture, aspect="auto", interpolation="auto")
         return axis
 
     for i, inspection in enumerate(inspections):
-        top = i * block + HEAD
-        axis = place(MARGIN, top, MAIN, main_height)
-        axis.imshow(render(state, inspection), aspect="auto", interpolation="auto")
+        top, text = i * block + HEAD, MARGIN + MAIN + 0.25
+        axis = place(MARGIN, top, MAIN, main_height, render(state, inspection))
         axis.set_title(f"{inspection.model.name}  on  {inspection.picture.name}")
-        _write(place(TEXT, top, WIDTH - TEXT - MARGIN, main_height), state, inspection)
+        _write(place(text, top, WIDTH - text - MARGIN, main_height), state, inspection)
         top += main_height + HEAD
         for index, level in enumerate(readout(state, inspection).levels):
-            axis = place(MARGIN + index * (LEVEL + GAP), top, LEVEL, level_height)
-            axis.imshow(render_level(state, inspection, index), aspect="auto", interpolation="auto")
+            picture = render_level(state, inspection, index)
+            axis = place(MARGIN + index * (LEVEL + GAP), top, LEVEL, level_height, picture)
             axis.set_title(level.name)
             axis.set_title(level.shape(), loc="right", fontsize=8.2, fontweight="normal", color=MUTED)
             text = "\n".join(textwrap.fill(fact, int(LEVEL * 17)) for fact in level.facts())
@@ -123,12 +119,12 @@ def _image(inspection: Inspection) -> np.ndarray:
 
 def _layer(state: State, inspection: Inspection) -> tuple[np.ndarray, np.ndarray]:
     """The view's colors (h, w, 3) and a mask (h, w) of the pixels where they are drawn."""
-    protocol, label = inspection.protocol, inspection.picture.label
+    protocol = inspection.protocol
     ids = shown = inspection.drawn(inspection.ids)
     if state.view == "image" or state.view not in inspection.views:
         return np.zeros((*ids.shape, 3)), np.zeros(ids.shape, bool)
     if state.view in LABEL_VIEWS:
-        shown = inspection.drawn(label)
+        shown = inspection.drawn(inspection.picture.label)
     drawn = (shown < protocol.num_classes).numpy() & ~np.isin(shown.numpy(), list(state.hidden))
     if state.view == "errors":
         return np.where((ids != shown).numpy()[..., None], VERMILION, GRAY), drawn
@@ -146,9 +142,8 @@ def _stretched(values: np.ndarray, length: int) -> np.ndarray:
 def _plot_line(plot: np.ndarray, values: np.ndarray, color: tuple[int, int, int]) -> None:
     rows = len(plot) - 3 - (values * (len(plot) - 6)).astype(int)
     previous = np.concatenate([rows[:1], rows[:-1]])
-    low, high = np.minimum(rows, previous), np.maximum(rows, previous)
     every = np.arange(len(plot))[:, None]
-    plot[(every >= low) & (every <= high + 1)] = color
+    plot[(every >= np.minimum(rows, previous)) & (every <= np.maximum(rows, previous) + 1)] = color
 
 
 def _with_cross(picture: np.ndarray, y: int, x: int, color: tuple[int, int, int], *, arm: int) -> np.ndarray:
@@ -180,11 +175,9 @@ def _write(axis: Axes, state: State, inspection: Inspection) -> None:
         y += 0.24
     y += 0.1
     pins = [f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pin_readouts(state, inspection)]
-    for text, color, weight in (
-        (inspection.warning, BAD, "bold"),
-        (revision_note(inspection), MUTED, "normal"),
-        (pins and f"Pinned (row, column): {'; '.join(pins)}", INK, "normal"),
-    ):
+    pinned = f"Pinned (row, column): {'; '.join(pins)}" if pins else ""
+    texts = {inspection.warning: (BAD, "bold"), revision_note(inspection): (MUTED, "normal"), pinned: (INK, "normal")}
+    for text, (color, weight) in texts.items():
         if text:
             lines = textwrap.fill(text, int(box.width * 14.5))
             axis.text(0, y, lines, va="top", fontsize=8.2, color=color, weight=weight, linespacing=1.35)

@@ -1,9 +1,5 @@
 """The attention inspector as a widget for JupyterLab, VS Code, and Voila.
 
-    data = open_dataset("auto", split="val")
-    picture = Picture.of_dataset(data, 0, "protocol", data.protocol)
-    Inspector([NamedModel.load("s2fpn_lite-camvid")], data, picture, data.protocol)
-
 A click, a key, or a control makes a new `State`; drawing it runs no network.
 """
 
@@ -56,7 +52,7 @@ class Inspector(widgets.VBox):
         self.updating = False
         self.message, self.status, self.stage = widgets.HTML(), widgets.HTML(), widgets.Box().add_class("s2fpn-stage")
         choose = self._handler(self._choose_pixel, "Choosing a pixel", OTHER_PIXEL)
-        hide = self._handler(self._hide_classes, "Choosing classes", "Press “all” to show every class again.")
+        hide = self._handler(self._hide, "Choosing classes", "Press “all” to show every class again.")
         self.panels = [ModelPanel(choose) for _ in range(2)]
         self.image_controls, self.view_controls = ImageControls(dataset), ViewControls(choose)
         self.legend = ClassLegend(protocol, hide)
@@ -65,40 +61,34 @@ class Inspector(widgets.VBox):
         super().__init__([widgets.HTML(f"<style>{STYLE}</style>"), *parts])
         self.add_class("s2fpn-inspector")
         self.inspections = [self._inspect(model, picture) for model in models]
-        self.state = State(*(side // 2 for side in self.inspections[0].size))
-        self._draw()
+        self.apply(State(*(side // 2 for side in self.inspections[0].size)))
 
     def open_picture(self, picture: Picture) -> None:
         """Runs every model on the picture and shows it; the chosen pixel stays if it lies inside."""
         self.inspections = [self._inspect(each.model, picture) for each in self.inspections]
-        self.state = replace(self.state.at(self.state.y, self.state.x, self.inspections[0].size), pins=())
-        if self.state.view not in self.inspections[0].views:
-            self.state = replace(self.state, view="prediction")
-        self._draw()
+        first, state = self.inspections[0], self.state
+        view = state.view if state.view in first.views else "prediction"
+        self.apply(replace(state.at(state.y, state.x, first.size), view=view, pins=()))
 
     def compare(self, second: NamedModel | None) -> None:
         """Shows another model next to the first one; None closes the second model."""
         added = [self._inspect(second, self.inspections[0].picture)] if second else []
         self.inspections = self.inspections[:1] + added
-        self._draw()
+        self.apply(self.state)
 
     def apply(self, state: State) -> None:
         """Shows another state of the same image."""
-        if state != self.state:
-            self.state = state
-            self._draw()
-
-    def _inspect(self, model: NamedModel, picture: Picture) -> Inspection:
-        self._say(f"Running {model.name} on {picture.name} …")
-        return inspect(model, picture, self.protocol)
-
-    def _draw(self) -> None:
+        self.state = state
         self._say("")
         self._clear_error()
         self._update_controls()
         for panel, inspection in zip(self.panels, self.inspections, strict=False):
-            panel.show(self.state, inspection)
+            panel.show(state, inspection)
         self.stage.children = self.panels[: len(self.inspections)]
+
+    def _inspect(self, model: NamedModel, picture: Picture) -> Inspection:
+        self._say(f"Running {model.name} on {picture.name} …")
+        return inspect(model, picture, self.protocol)
 
     def _update_controls(self) -> None:
         self.updating = True
@@ -110,16 +100,12 @@ class Inspector(widgets.VBox):
             self.updating = False
 
     def _say(self, text: str) -> None:
-        self.status.value = f'<div role="status" class="s2fpn-message">{escape(text)}</div>' if text else ""
+        self.status.value = _message("status", "", escape(text)) if text else ""
 
     def _clear_error(self) -> None:
-        """Removes the error message; the warnings of untrained models stay."""
-        self.message.value = "".join(
-            '<div role="alert" class="s2fpn-message s2fpn-warning">'
-            f"{escape(each.model.name)}: {escape(each.warning)}.</div>"
-            for each in self.inspections
-            if each.warning
-        )
+        """Removes the error message; the warnings of the models stay."""
+        warnings = [f"{each.model.name}: {each.warning}." for each in self.inspections if each.warning]
+        self.message.value = "".join(_message("alert", "s2fpn-warning", escape(text)) for text in warnings)
 
     def _handler(self, method: Callable[..., None], action: str, remedy: str) -> Callable[..., None]:
         """An event handler that shows exceptions above the picture and ignores the inspector's own changes."""
@@ -131,11 +117,10 @@ class Inspector(widgets.VBox):
                 self._clear_error()
                 method(*args)
             except Exception as error:
-                self.message.value = (
-                    f'<div role="alert" class="s2fpn-message s2fpn-error"><b>{action} failed.</b> {escape(str(error))}'
-                    f"<br><b>What to do:</b> {remedy}<details><summary>Details</summary>"
-                    f"<pre>{escape(''.join(traceback.format_exception(error)))}</pre></details></div>"
-                )
+                text = f"<b>{action} failed.</b> {escape(str(error))}<br><b>What to do:</b> {remedy}"
+                details = escape("".join(traceback.format_exception(error)))
+                text += f"<details><summary>Details</summary><pre>{details}</pre></details>"
+                self.message.value = _message("alert", "s2fpn-error", text)
                 self._say("")
                 self._update_controls()
 
@@ -145,7 +130,7 @@ class Inspector(widgets.VBox):
         view, image = self.view_controls, self.image_controls
         for controls, method, action, remedy in (
             ((view.y, view.x, view.view, view.opacity), self._change_view, "Changing the view", OTHER_PIXEL),
-            ((view.pin,), self._pin, "Pinning the pixel", OTHER_PIXEL),
+            ((view.pin,), lambda _: self.apply(self.state.pinned()), "Pinning the pixel", OTHER_PIXEL),
             ((view.save,), self._save, "Saving", DISK),
             ((view.export,), self._export, "Exporting", DISK),
             ((image.index, image.show_index), self._open_index, "Opening the image", DAMAGED),
@@ -153,7 +138,7 @@ class Inspector(widgets.VBox):
             ((image.upload,), self._open_upload, "Opening the upload", "Upload an image (PNG, JPEG, ...)."),
             ((image.upload_label,), self._open_label, "Opening the label", LABEL),
             ((image.compare,), self._open_second, "Opening the second model", CHECKPOINT),
-            ((image.stop,), self._close_second, "Closing the second model", "Run the notebook's cell again."),
+            ((image.stop,), lambda _: self.compare(None), "Closing the second model", "Run the notebook's cell again."),
         ):
             handler = self._handler(method, action, remedy)
             for control in controls:
@@ -165,15 +150,12 @@ class Inspector(widgets.VBox):
     def _choose_pixel(self, y: int, x: int) -> None:
         self.apply(self.state.at(y, x, self.inspections[0].size))
 
+    def _hide(self, hidden: frozenset[int]) -> None:
+        self.apply(replace(self.state, hidden=hidden))
+
     def _change_view(self, _: Any) -> None:
         names = ("y", "x", "view", "opacity")
         self.apply(replace(self.state, **{name: getattr(self.view_controls, name).value for name in names}))
-
-    def _hide_classes(self, hidden: frozenset[int]) -> None:
-        self.apply(replace(self.state, hidden=hidden))
-
-    def _pin(self, _: Any) -> None:
-        self.apply(self.state.pinned())
 
     def _save(self, _: Any) -> None:
         picture, record = save_inspection(self.results, self.state, self.inspections)
@@ -203,11 +185,12 @@ class Inspector(widgets.VBox):
         for upload in change["new"]:
             picture = self.inspections[0].picture.labeled(label_ids(Upload(upload), self.protocol))
             self.inspections = [replace(each, picture=picture) for each in self.inspections]
-            self._draw()
+            self.apply(self.state)
 
     def _open_second(self, _: Any) -> None:
         device = next(self.inspections[0].model.network.parameters()).device
         self.compare(NamedModel.load(self.image_controls.second.value.strip(), device=device))
 
-    def _close_second(self, _: Any) -> None:
-        self.compare(None)
+
+def _message(role: str, style: str, html: str) -> str:
+    return f'<div role="{role}" class="s2fpn-message {style}">{html}</div>'

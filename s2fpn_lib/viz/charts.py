@@ -133,10 +133,7 @@ def gmacs_by_part(parts: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def speed_growth(rows: pd.DataFrame) -> Figure:
-    """Milliseconds against megapixels, one line per network, revision, backend, and precision.
-
-    rows: of `benchmark.inference.measure_rows`, of one stage.
-    """
+    """Milliseconds against megapixels of rows of `measure_rows` of one stage, one line per network and backend."""
     figure, axis = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
     frame = rows.assign(megapixels=rows["batch"] * rows["height"] * rows["width"] / 1e6).sort_values("megapixels")
     for i, (key, line) in enumerate(frame.groupby(["network", "revision", "backend", "precision"], sort=False)):

@@ -108,7 +108,7 @@ def worst_images(
     count: int = 3,
     **views: Any,
 ) -> Figure:
-    """The images with the lowest IoU of a class (None: mean over the classes), lowest first, scores in the captions.
+    """The images with the lowest IoU of a class (None: of the mean), lowest first, with the score in the caption.
 
     Raises ValueError if no scored image has enough pixels of the class (see `Evaluation.worst`).
     """
