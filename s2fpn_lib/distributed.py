@@ -65,9 +65,8 @@ def choose_amp(amp: str, device: torch.device) -> str | None:
 def keep_freed_memory() -> None:
     """Makes glibc's malloc keep freed memory for the next training step; without glibc nothing changes.
 
-    torch has a caching allocator for CUDA only. On a CPU, glibc maps and unmaps every block over 32 MB, and the kernel
-    clears the same hundreds of megabytes in every step, which takes a fifth of a training step of s2fpn_lite. With this
-    setting the process keeps its largest size.
+    On a CPU, where torch has no caching allocator, glibc maps and unmaps every block over 32 MB, and clearing the pages
+    takes a fifth of a training step of s2fpn_lite. With this setting the process keeps its largest size.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
@@ -76,7 +75,7 @@ def keep_freed_memory() -> None:
 
 
 def rank() -> int:
-    """Number of this process among all processes; 0 for the first."""
+    """Number of this process among all processes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -92,7 +91,7 @@ def world_size() -> int:
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of every process's `value`, bit-equal in all of them; no gradient flows through it."""
-    return value if world_size() == 1 else _all_reduce(value.detach())
+    return value if world_size() == 1 else _SumOverProcesses.apply(value.detach())
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -118,25 +117,19 @@ def require_equal(what: str, value: Any, advice: str) -> None:
         raise ValueError(f"the processes of this training differ in {what} ({values}): {advice}")
 
 
-def _all_reduce(tensor: Tensor) -> Tensor:
-    total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
-
-
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over processes with a gradient, which is the sum of the gradients that the processes' results get.
+    """The sum over processes; its gradient is the sum of the gradients that the processes' results get.
 
     `torch.distributed.nn.functional.all_reduce`, which does this, is deprecated.
     """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _all_reduce(tensor)
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _all_reduce(gradient)
+    backward = forward
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
@@ -208,9 +201,8 @@ def node_rank(nodes: int) -> int:
 def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, backend: str) -> Any:
     """Runs `function(*args)` in `devices` new processes on this node, connected to those of the other nodes.
 
-    torchrun's elastic launcher starts and watches the processes. They are spawned, so `function` and `args` must be
-    picklable, and a script calls this under `if __name__ == "__main__":`. When one process fails, the others are
-    stopped; when this process ends, they end with it.
+    The processes are spawned, so `function` and `args` must be picklable, and a script calls this under
+    `if __name__ == "__main__":`. When one process fails, the others are stopped; when this process ends, they end, too.
 
     Args:
         devices: processes on each node; each gets an equal share of this process's CPU threads.
@@ -227,18 +219,11 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
     first_node = node_rank(nodes) == 0
     endpoint = "localhost:0" if nodes == 1 else "{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
     with tempfile.TemporaryDirectory(prefix="s2fpn-launch-") as logs, _restored_signal_handlers():
-        config = LaunchConfig(
-            min_nodes=nodes,
-            max_nodes=nodes,
-            nproc_per_node=devices,
-            run_id="s2fpn",
-            rdzv_backend="c10d",
-            rdzv_endpoint=endpoint,
-            rdzv_configs={"is_host": first_node},
-            local_addr="localhost" if nodes == 1 else None,
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )
+        size = {"min_nodes": nodes, "max_nodes": nodes, "nproc_per_node": devices}
+        place = {"rdzv_backend": "c10d", "rdzv_endpoint": endpoint, "rdzv_configs": {"is_host": first_node}}
+        place["local_addr"] = "localhost" if nodes == 1 else None
+        specs = DefaultLogsSpecs(log_dir=logs)
+        config = LaunchConfig(**size, **place, run_id="s2fpn", max_restarts=0, logs_specs=specs)
         try:
             returned = elastic_launch(config, _run_worker)(function, args, backend, devices)
         except ChildFailedError as error:

@@ -27,8 +27,8 @@ class DeepSupervisionLoss(nn.Module):
     ignored, or 0 where every pixel is ignored. The arithmetic is float32 under any autocast.
 
     Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights. The
-    mean of the processes' losses, and of their gradients, is then that of one process on the whole batch, however the
-    ignored pixels are distributed. OHEM's k-th hardest pixel and the Lovász term are those of each process's own part.
+    mean of the processes' losses, and of their gradients, is then that of one process on the whole batch. OHEM's k-th
+    hardest pixel and the Lovász term are those of each process's own part.
 
     A label id that is neither a class nor `ignore_index` raises a ValueError on a CPU. On CUDA, where raising would
     need a host synchronization, the loss becomes NaN, and the training loop calls `check_labels` for the message.
@@ -145,10 +145,9 @@ def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
     3x3 convolutions with padding 1 center pixel i of a stride-s feature map on input pixel s * i, not on the middle of
     an s x s block. `F.interpolate` takes no integer labels.
     """
-    height, width = label.shape[-2:]
-    rows = torch.arange(size[0], device=label.device) * height // size[0]
-    columns = torch.arange(size[1], device=label.device) * width // size[1]
-    return label[:, rows[:, None], columns]  # (B, h, w)
+    sides = zip(size, label.shape[-2:], strict=True)
+    rows, columns = (torch.arange(small, device=label.device) * large // small for small, large in sides)
+    return label[:, rows[:, None], columns]
 
 
 def lovasz_softmax(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -188,8 +187,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     """Scalar T² KL(softmax(teacher / T) || softmax(student / T)), the mean over all pixels, labeled or not.
 
     (B,K,h,w) student logits are resized to the teacher's (B,K,H,W), bilinear with align_corners=True as the network
-    resizes its own. A temperature T above 1 gives more weight to the classes that come second and third; T² keeps the
-    size of the gradient. The arithmetic is float32.
+    resizes its own. The arithmetic is float32.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; per
     pixel as in Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equation 1.

@@ -197,8 +197,8 @@ def measure_speed_and_accuracy(
 ) -> Iterator[dict[str, Any]]:
     """One row per backend and precision: the speed and the mIoU of the same callable.
 
-    A row holds its protocol and: p50_ms, p90_ms, and fps end to end (uint8 image to class ids), spread, miou, and
-    `changed`, the share of the pixels of the timed image whose class differs from the float32 network's.
+    A row holds its protocol and: p50_ms, p90_ms, and fps (uint8 image to class ids), spread, miou, and `changed`, the
+    share of the timed image's pixels whose class differs from the float32 network's.
 
     Args:
         scored: the split that is scored; its first image is timed, at the protocol's size.

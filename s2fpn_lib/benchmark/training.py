@@ -41,7 +41,6 @@ from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
 
 STEPS = ("published", "same loss", "modern")
-SCENES = 32  # images of the training steps
 
 
 def measure_training(
@@ -51,8 +50,7 @@ def measure_training(
 
     Implementations: "published" (`PublishedStep` on a batch in memory), "same loss" (the workbench's step with the
     same loss and gradients, and its loader) and "modern" (the step of that preset). Each has its own process, because
-    malloc is configured per process: as the published code and as `train` leave it. data_ms: median time that the step
-    waited for its batch.
+    malloc is configured per process. data_ms: median time that the step waited for its batch.
     """
     spawn = multiprocessing.get_context("spawn")
     waits: dict[str, list[float]] = {step: [] for step in STEPS}
@@ -87,7 +85,7 @@ def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: s
     config = step_config(step, name, batch, size)
     target = torch.device(device)
     folder = tempfile.TemporaryDirectory()
-    scenes = cached(RoadScenes("train", size=size, count=max(SCENES, batch)), Path(folder.name) / "cache")
+    scenes = cached(RoadScenes("train", size=size, count=max(32, batch)), Path(folder.name) / "cache")
     state = TrainingState(config, scenes, None, target, RunDirectory(folder.name))
     state.model.train()
     if step == "published":
@@ -151,16 +149,16 @@ def measure_loader(
         correct = np.array_equal(image.permute(1, 2, 0), changed)
     protocol = {"kind": kind, "images": images, "height": crop[0], "width": crop[1], "batch": batch}
     for (implementation, count), timing in timings.items():
-        throughput = timing.averaged()  # workers deliver batches in bursts
         row = {**protocol, "way": implementation, "workers": count, **timing.row(), "cache_correct": correct}
-        row["samples_per_s"] = round(batch / throughput.p50, 2)
+        throughput = timing.averaged()  # workers deliver batches in bursts
+        row |= {"samples_per_s": round(batch / throughput.p50, 2)}
         yield {**row, **throughput.ratio_row(timings["published", 0].averaged()), **session(CPU)}
 
 
 def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: Any) -> Iterator[dict[str, Any]]:
     """Rows of the confusion matrix of one prediction of `size`: published loop over pixels, bincount, ConfusionMatrix.
 
-    Label and prediction are RoadScenes labels. Raises RuntimeError if the three matrices differ.
+    Raises RuntimeError if the three matrices differ.
     """
     scenes = RoadScenes("val", size=size, count=2)
     label, pred = scenes[0][1], scenes[1][1].clamp(max=num_classes - 1)
@@ -180,7 +178,7 @@ def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: An
 
 
 def bincount_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """(K, K) counts by the usual expression: bincount of label * K + prediction over the scored pixels."""
+    """(K, K) counts: bincount of label * K + prediction over the scored pixels."""
     scored = label < num_classes
     code = label[scored].long() * num_classes + pred[scored].long()
     return torch.bincount(code, minlength=num_classes**2).view(num_classes, num_classes)

@@ -1,10 +1,6 @@
 """The network prepared for inference: batch norms folded, auxiliary heads removed, and one of four backends.
 
-    fast = optimize_for_inference(model, example, backend="compile")
-    logits = fast(fast.preprocess(images))
-
-Each change is exact in real arithmetic. The effect of rounding is measured on the example and kept as `max_difference`.
-Precisions below float32 are not exact, and are only used on request.
+Each change is exact in real arithmetic; precisions below float32 are only used on request.
 """
 
 import contextlib
@@ -113,15 +109,12 @@ def _torch_runner(network: S2FPN, dtype: torch.dtype | None, *, compiled: bool) 
 
 
 def cuda_graphs(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`run`, a function of one CUDA tensor without host syncs, recorded as one CUDA graph per input shape.
-
-    torch records a single shape and overwrites the result at the next call; the result returned here is a copy.
-    """
+    """`run`, a function of one CUDA tensor without host syncs, recorded as one CUDA graph per input shape."""
     graphs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
 
     def replay(x: Tensor) -> Tensor:
         if x.shape not in graphs:
             graphs[x.shape] = torch.cuda.make_graphed_callables(run, (x.clone(),))
-        return graphs[x.shape](x).clone()
+        return graphs[x.shape](x).clone()  # the next call overwrites the result
 
     return replay

@@ -49,10 +49,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 class SplitFRB(nn.Module):
-    """An FRB with folded batch norms that begins with two convolutions instead of a concatenation.
-
-    W [L, U] + b = W_low L + b + resize(W_high high), because U = resize(high). Arguments and result are FRB's.
-    """
+    """An FRB with folded batch norms: W [L, U] + b = W_low L + b + resize(W_high high), because U = resize(high)."""
 
     def __init__(self, frb: FRB) -> None:
         super().__init__()

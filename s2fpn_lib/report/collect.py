@@ -26,10 +26,7 @@ METHOD = ("network", "revision", "backend", "precision")  # what was timed, and 
 
 
 def collect_runs(root: str | Path) -> pd.DataFrame:
-    """One row per finished training run: its result.json, hashes of its recipe, and its folder `run`.
-
-    `study` and `variant` are None outside of studies. `data` is the digest of the validation split.
-    """
+    """One row per finished training run: its folder `run`, its result.json, hashes of its recipe, study and variant."""
     rows = []
     for run, path in sorted(_find(root, "result.json").items()):
         if path.with_name("config.json").exists():
@@ -45,12 +42,12 @@ def collect_runs(root: str | Path) -> pd.DataFrame:
 
 
 def collect_curves(root: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """{run: rows of its metrics.jsonl} of finished and unfinished runs, the most recently written run last."""
+    """{run: rows of its metrics.jsonl}, the most recently written run last."""
     return {run: rows for run, path in _find(root, "metrics.jsonl").items() if (rows := read_rows(path))}
 
 
 def collect_evaluations(root: str | Path) -> dict[str, Evaluation]:
-    """{folder: evaluation} of every evaluation.json, the most recently written one last; demo networks included."""
+    """{folder: evaluation} of every evaluation.json, the most recently written last; of demo networks, too."""
     return {folder: Evaluation.load(path) for folder, path in _find(root, "evaluation.json").items()}
 
 

@@ -1,8 +1,4 @@
-"""Predictions of several networks for the same images, side by side.
-
-An evaluation's folder keeps a few samples (image, label, prediction) in samples.npz, so that the report can compare
-networks whose weights or data no longer exist.
-"""
+"""Predictions of several networks for the same images, side by side, also after their weights or data are gone."""
 
 import zipfile
 from collections.abc import Mapping, Sequence

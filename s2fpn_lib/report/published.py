@@ -31,9 +31,7 @@ def published_tables() -> dict[str, pd.DataFrame]:
 def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
     """Measured mean mIoU per network beside the published values, each protocol and source in a column of its own.
 
-    measured: evaluation rows of one protocol. Columns: network, "measured here: <protocol>, <split>", and one per
-    published (protocol, split, input) of the same dataset. Each recipe of a network has its own mean and number of runs
-    (n).
+    measured: evaluation rows of one protocol. Each recipe of a network has its own mean and number of runs (n).
     """
     protocol = one_protocol(measured)
     cells: dict[str, dict[str, str]] = {}

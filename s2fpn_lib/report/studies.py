@@ -1,7 +1,7 @@
-"""Studies: what each variant costs or gains against the full network, seed by seed.
+"""Studies: what each variant costs or gains against the full network, as paired differences over the common seeds.
 
 Two variants that are trained with one seed share initialization and batches where they can, so their difference varies
-less than either score. The tables give the mean and the spread of these paired differences over the common seeds.
+less than either score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from s2fpn_lib.report.tables import REPETITION, fixed, one_protocol, over_seeds,
 from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, styled
 
 FULL = "full"
-VARYING = ["variant", "switches", "recipe_without_seed"]  # may differ between a variant and the full network
+VARYING = ("variant", "switches", "recipe_without_seed")  # may differ between a variant and the full network
 PART = ["study", "protocol", "split", "data", "images", "device", "amp", "training_recipe"]
 
 
@@ -79,9 +79,8 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """`over_seeds` of `miou` and `difference`: one row per variant, with two more columns.
-
-    pairs: number of seeds that the full network has too. lower: in how many of them the variant's mIoU is lower.
+    """`over_seeds` of `miou` and `difference`, with `pairs`, the number of seeds that the full network has, too, and
+    `lower`, in how many of them the variant's mIoU is lower.
     """
     rows = with_differences(frame)
     table = over_seeds(rows, ["miou", "difference"])

@@ -19,27 +19,21 @@ REPETITION = (
     *("convention", "scales", "flip", "window", "device", "amp"),
 )
 SCORES = ("miou", "published_miou", "pixel_accuracy", "class_accuracy", "fwiou", "boundary_f")
-# Column headings that `heading` does not derive from the stored key
+# Column headings that `heading` does not derive from the words of the stored key
 HEADINGS = {
-    "miou": "mIoU",
     "published_miou": "mIoU (published convention)",
-    "val_miou": "validation mIoU",
     "fwiou": "frequency-weighted IoU",
     "boundary_f": "boundary F-score",
     "amp": "precision",
     "split": "scored split",
     "data": "data digest",
-    "train_split": "training split",
-    "val_split": "validation split",
     "recipe_without_seed": "recipe hash",
     "training_recipe": "training recipe hash",
-    "checkpoint_sha": "checkpoint hash",
     "way": "implementation",
-    "fps": "FPS",
-    "parameters_m": "parameters (M)",
-    "gmacs": "GMACs",
     "peak_mb": "peak memory (MB)",
 }
+WORDS = {"miou": "mIoU", "val": "validation", "train": "training", "sha": "hash", "fps": "FPS", "gmacs": "GMACs"}
+WORDS |= {"m": "(M)", "ms": "(ms)", "s": "second"}
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
 
@@ -49,7 +43,7 @@ class ProtocolMixError(ValueError):
 
 def heading(key: str) -> str:
     """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data (ms)" for "data_ms"."""
-    return HEADINGS.get(key) or re.sub("_ms$", " (ms)", key).replace("_per_s", " per second").replace("_", " ")
+    return HEADINGS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))
 
 
 def network_name(model: str, revision: str = "") -> str:
