@@ -4,6 +4,7 @@ Weights:  save_weights(model, path, metadata)  ->  load_model(path or released n
 States:   save_state(path, state)              ->  load_state(path), which falls back to the previous state
 """
 
+import io
 import json
 import re
 import warnings
@@ -23,7 +24,7 @@ from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
 from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, serialized
 from s2fpn_lib.model.published import published_classes, published_tensors
-from s2fpn_lib.runs import atomic_file, read_json, write_atomic
+from s2fpn_lib.runs import atomic_file, read_json
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
@@ -48,10 +49,21 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 
     Raises CheckpointError if the file cannot be written; an earlier file is intact then.
     """
+    data = serialized(model, metadata, half=half)
+    with _writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _writing(path: str | Path, previous: str = "") -> Iterator[io.BufferedWriter]:
+    """`atomic_file` whose errors say what to do."""
     try:
-        write_atomic(path, serialized(model, metadata, half=half))
-    except OSError as error:
-        raise CheckpointError(_cannot_write(path, error)) from error
+        with atomic_file(path, previous=previous) as file:
+            yield file
+    except (OSError, RuntimeError) as error:  # torch's zip writer reports a failed write as RuntimeError
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        advice = "Earlier files are intact: make room on that disk and run again"
+        raise CheckpointError(f"could not write {path} ({cause}). {advice}") from error
 
 
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
@@ -146,9 +158,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def recorded_network(path_or_name: str | Path) -> dict[str, Any]:
     """The arguments of `build_model` that a checkpoint records; for the author's layout {"normalization": ...} alone,
-    the one that belongs to the number of its classes, where that is known.
-
-    Raises CheckpointError if there is no such file or name, or the file is damaged.
+    the one that belongs to the number of its classes, where that is known. Raises CheckpointError as `read_metadata`.
     """
     if metadata := read_metadata(path_or_name):
         return metadata["config"]
@@ -162,17 +172,10 @@ def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
     """Loads the weights that a training starts from, also those of a network with another number of classes.
 
     The output layers of the head and of the auxiliary heads keep their initialization where the number of classes
-    differs, and so do the parts that a network with other switches lacks.
+    differs, and so do the parts that the other network lacks.
 
-    Args:
-        model: the new network.
-        path_or_name: as in `load_model`, the author's layout included.
-
-    Returns:
-        The names of the parameters and buffers that keep their initialization.
-
-    Raises CheckpointError if there is no such file, it is damaged, or another tensor does not fit; the message names
-    the file, and the model is unchanged.
+    Returns the names of the parameters and buffers that keep their initialization. Raises CheckpointError if there is
+    no such file, it is damaged, or another tensor does not fit; the model is unchanged then.
     """
     path, own = find_weights(path_or_name), model.state_dict()
     with _named(path):
@@ -276,12 +279,8 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
     Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
-    try:
-        with atomic_file(path, previous=PREVIOUS) as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a failed write as RuntimeError
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise CheckpointError(_cannot_write(path, cause)) from error
+    with _writing(path, PREVIOUS) as file:
+        torch.save(state, file)
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
@@ -309,7 +308,3 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     if damage:
         raise CheckpointError("; ".join(damage) + ": delete the run directory to start again")
     return None
-
-
-def _cannot_write(path: str | Path, error: BaseException) -> str:
-    return f"could not write {path} ({error}). Earlier files are intact: make room on that disk and run again"

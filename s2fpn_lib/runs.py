@@ -108,7 +108,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Appends one row to a JSON Lines file; several processes may append to the same file.
+    """Appends one row to a JSON Lines file, to which other processes may append, too.
 
     If a crash left the last line unfinished, it is removed first, so that the new row starts a line of its own.
     """
@@ -124,7 +124,7 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _locked(file: io.IOBase, *, wait: bool) -> Iterator[None]:
-    """Locks an open file against other processes; raises OSError where one holds it, with `wait` after waiting.
+    """Locks an open file against other processes; where one holds it, waits or raises OSError.
 
     The operating system removes the lock when this process dies. With fcntl it lasts until the file is closed: with
     `wait` a lock of the open file (threads exclude each other, too), else one of the process, which no fork inherits.

@@ -32,9 +32,9 @@ class TrainingState:
     batch, so all processes hold the same weights after each step; only the first one writes files.
 
     Attributes:
-        model: the network. `network` is what a step calls: the model itself or a wrapper that shares its parameters.
+        network: what a step calls: `model` itself or a wrapper that shares its parameters.
         averaged: the weights that are validated and saved: the moving average, or the model without one.
-        step: number of finished optimizer steps. `epoch`: number of finished epochs.
+        step, epoch: numbers of finished optimizer steps and epochs.
         seconds: time spent in training and validation, over all starts.
     """
 
@@ -171,11 +171,9 @@ class TrainingState:
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""
-        return {
-            **{name: None if part is None else part.state_dict() for name, part in self._parts().items()},
-            **{name: getattr(self, name) for name in ("step", "best", "seconds", "origin")},
-            "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds],
-        }
+        parts = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
+        others = {name: getattr(self, name) for name in ("step", "best", "seconds", "origin")}
+        return {**parts, **others, "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
@@ -195,9 +193,7 @@ class TrainingState:
 def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """The training and validation splits of a run, with every file checked; None without a validation split.
 
-    Raises:
-        DatasetError: files are broken; the message names all of them.
-        ValueError: the checkpoint rule would choose by images that are trained on.
+    Raises DatasetError if files are broken, and ValueError if the checkpoint rule would choose by images trained on.
     """
     root = config.data_root or None
     train_set = open_dataset(config.dataset, root, config.train_split)
@@ -239,9 +235,7 @@ def origin(config: TrainConfig, dataset: str, fresh: Sequence[str] = ()) -> dict
     """What the weights of a run are trained on: `pretraining`, in words what came before the run ("none", "imagenet",
     or the data of `init_from`, and the data of the teacher), and `training` as in `checkpoint.training_history`.
 
-    Args:
-        dataset: name of the training split's dataset.
-        fresh: names of the parameters that `init_from` leaves as initialized.
+    dataset: name of the training split's. fresh: names of the parameters that `init_from` leaves as initialized.
     """
     pretraining, training = config.encoder_weights or "none", []
     if config.init_from:

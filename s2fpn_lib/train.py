@@ -2,9 +2,8 @@
 
     result = train(TrainConfig.preset("quick", dataset="roadscenes"))
 
-Batch k of a run and the dropout masks of step k are pure functions of (seed, k). A training state therefore holds
-weights, optimizer, averages, and a position, but no random state, and a run that is interrupted anywhere gives the same
-weights on one CPU as one that is not.
+Batch k of a run and the dropout masks of step k are pure functions of (seed, k). A training state therefore holds no
+random state, and a run that is interrupted anywhere gives the same weights on one CPU as one that is not.
 
 `config.devices` processes on each of `config.nodes` machines train together: DistributedDataParallel over equal parts
 of every batch, with BatchNorm statistics of the whole batch. A resumed run may use another number of them.
@@ -129,7 +128,7 @@ class TrainResult:
         history: one dict per epoch: epoch (finished ones), step, lr, loss, val_miou (share; None without validation),
             data_s and step_s (seconds per step spent waiting for the batch and computing), images_per_s (with both),
             seconds (of the epoch, with validation).
-        summary: the contents of result.json: checkpoint, rule, val_miou, stopped_by, protocol, amp, device, ...
+        summary: the contents of result.json.
     """
 
     run_dir: Path
@@ -137,6 +136,10 @@ class TrainResult:
     model: nn.Module
     history: list[Row]
     summary: Row
+
+    @property
+    def checkpoint(self) -> Path:
+        return checkpoint.find_weights(self.run_dir)
 
 
 def train(
@@ -154,22 +157,19 @@ def train(
     results) on a disk that all nodes share and MASTER_ADDR, MASTER_PORT, and NODE_RANK in the environment.
 
     Args:
-        config: the whole recipe.
         run_dir: folder of the run; default: `default_run_dir`.
         results: folder of all results; default: `runs.results_root()`.
         on_epoch: called after the state of an epoch is saved, with its row and the network that was validated (the
-            averaged one), for example to redraw a plot. With several processes, the first one calls it, so it must be
-            a function of an importable module.
+            averaged one). With several processes, the first one calls it, so it must be a function of an importable
+            module.
         progress: whether to show a progress bar; None: on a terminal and in a notebook. Each epoch prints one line.
 
     Raises:
         DatasetError: files of a split are broken; the message names all of them, and nothing has been written.
         ConfigChanged: run_dir holds a run with another recipe or on other data.
         RunLocked: another process trains in run_dir.
-        TrainingDiverged: the loss is NaN or infinite; the last good state stays.
-        CheckpointError: a state could not be written (disk full); the last good state stays.
-        WorkerFailed: one of several processes was killed or raised an error; the message names it. The last good state
-            stays, and the same call continues from there.
+        TrainingDiverged, CheckpointError, WorkerFailed: the loss is NaN or infinite, a state could not be written, or
+            one of several processes failed. The last good state stays, and the same call continues from there.
         ValueError: the device is not supported, there are fewer than requested, or the nodes do not know where to meet.
     """
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
@@ -184,9 +184,12 @@ def train(
     with forked, run.lock() if first_node else nullcontext():
         if first_node:
             run.claim(config.recipe(), TrainConfig().recipe(), data)
-        summary = _finished(run, config)
+        summary = runs.read_json(run.result) if run.result.exists() else None
+        if summary and summary["stopped_by"] == "max_minutes":
+            has_time = not config.max_minutes or config.max_minutes > summary["max_minutes"]
+            summary = None if has_time else summary
         arguments = (config, train_set, val_set, run, on_epoch, progress)
-        if summary is not None:
+        if summary:
             print(f"{run.path} is already finished; returning it")
         elif config.processes == 1:
             summary = _run(*arguments)
@@ -195,15 +198,6 @@ def train(
             summary = distributed.launch(_run, *arguments, devices=config.devices, nodes=config.nodes, backend=backend)
         model = checkpoint.load_model(run.path)
         return TrainResult(run.path, config, model, runs.read_rows(run.metrics), summary)
-
-
-def _finished(run: RunDirectory, config: TrainConfig) -> Row | None:
-    """The summary of a finished run; None for others, and where the time budget that stopped the run has grown."""
-    if not run.result.exists():
-        return None
-    summary = runs.read_json(run.result)
-    has_time = not config.max_minutes or config.max_minutes > summary["max_minutes"]
-    return None if summary["stopped_by"] == "max_minutes" and has_time else summary
 
 
 def _run(

@@ -302,10 +302,10 @@ def test_a_full_disk_keeps_earlier_weights(model, tmp_path, monkeypatch):
     path = tmp_path / "best.safetensors"
     save_weights(model, path, {"epoch": 1})
 
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_atomic", full_disk)
+    monkeypatch.setattr(checkpoint, "atomic_file", full_disk)
     with pytest.raises(CheckpointError, match=r"could not write .*best\.safetensors .*No space left"):
         save_weights(model, path, {"epoch": 2})
     assert read_metadata(path)["epoch"] == 1

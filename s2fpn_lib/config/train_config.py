@@ -30,7 +30,7 @@ PUBLISHED_OPTIONS = {
     "gpus": "device",
     "cuda": "device",
 }
-# Fields that do not change what a run computes (init_changes only permits what others say); a resumed run may
+# Fields that a resumed run may change: they do not change what it computes (init_changes only permits what others say)
 OPERATIONAL = ("data_root", "device", "devices", "nodes", "workers", "max_minutes", "checkpoint_every")
 OPERATIONAL += ("checkpoint_minutes", "init_changes")
 NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not

@@ -55,10 +55,8 @@ def load_published(model: nn.Module, source: str | Path | Mapping[str, Any]) -> 
     """Loads a checkpoint in the author's layout into `model` and returns it. Arguments: as in `published_tensors`.
 
     Raises KeyError with the missing and unknown keys, ValueError for a shape that does not fit, RuntimeError for a file
-    that cannot be read; the model is then unchanged.
-
-    The published weights expect the published input: build the model with `normalization="camvid-mean"` or
-    "cityscapes-mean" if images go through `model.preprocess`.
+    that cannot be read; the model is then unchanged. The weights expect the published input: build the model with
+    `normalization="camvid-mean"` or "cityscapes-mean" if images go through `model.preprocess`.
     """
     loaded, own = published_tensors(model, source), model.state_dict()
     for name, tensor in loaded.items():
@@ -132,9 +130,8 @@ def _is_unused(key: str, wanted: Mapping[str, str]) -> bool:
 
     Of some blocks only the convolution is used: our network has `.conv.weight`, but no batch norm `.bn`.
     """
-    if _ALWAYS_UNUSED.fullmatch(key):
-        return True
-    if re.match(r"apf\d\.classifier\.", key) and not any(".classifier." in name for name in wanted):
+    other_head = re.match(r"apf\d\.classifier\.", key) and not any(".classifier." in name for name in wanted)
+    if _ALWAYS_UNUSED.fullmatch(key) or other_head:
         return True
     block = re.fullmatch(r"(.*)\.(bn|act)\.\w+", key)
     return block is not None and f"{block[1]}.conv.weight" in wanted and f"{block[1]}.bn.weight" not in wanted

@@ -61,11 +61,8 @@ class Switches:
 
 @dataclass
 class Pyramid:
-    """All results of one forward pass, each at its own resolution, from coarse to fine.
-
-    apf: the four results of apf1 to apf4; auxiliary: their class logits (empty unless requested); gfu: the results of
-    gfu4 to gfu1; logits: the head's (B, K, H/4, W/4).
-    """
+    """All results of one forward pass, each at its own resolution, from coarse to fine: apf1 to apf4, their auxiliary
+    class logits (empty unless requested), gfu4 to gfu1, and the head's logits (B, K, H/4, W/4)."""
 
     apf: list[Tensor]
     auxiliary: list[Tensor]
@@ -84,10 +81,9 @@ class S2FPN(HubMixin, nn.Module):
         revision, num_classes, rate = config["revision"], config["num_classes"], switches.dropout
         self.config, self.num_classes = config, num_classes
         self.encoder = spec.build(double_resolution=switches.double_resolution)
+        project = partial(ConvBNAct, kernel=spec.projection_kernel, revision=revision)
         self.project = nn.ModuleList(
-            nn.Identity()
-            if channels == width
-            else ConvBNAct(channels, width, spec.projection_kernel, revision=revision)
+            nn.Identity() if channels == width else project(channels, width)
             for channels, width in zip(spec.channels, spec.widths, strict=True)
         )
         p1, p2, p3, p4 = spec.pyramid
@@ -127,7 +123,12 @@ class S2FPN(HubMixin, nn.Module):
 
     def pyramid(self, x: Tensor, *, aux: bool = False) -> Pyramid:
         """Run the network without the final resize. The auxiliary heads run only with `aux`."""
-        _check_input(x)
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"S2FPN needs images (B, 3, H, W), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"S2FPN needs normalized float images, got {x.dtype}: use model.preprocess first")
+        if min(x.shape[-2:]) < MIN_SIZE:
+            raise ValueError(f"S2FPN needs at least {MIN_SIZE}x{MIN_SIZE} pixels, got {x.shape[-2]}x{x.shape[-1]}")
         x2, x3, x4, x5 = (project(level) for project, level in zip(self.project, self.encoder(x), strict=True))
         apf, auxiliary, gfu = [], [], []
         coarse = self.cfgb(x5)
@@ -146,7 +147,7 @@ class S2FPN(HubMixin, nn.Module):
         """Logits (B, K, H, W); with `aux` also the list of the four auxiliary logits, in the order apf1 to apf4.
 
         `resize=False` leaves all of them at the resolution at which they were computed (main at stride 4, auxiliaries
-        at strides 32, 16, 8, and 4; twice that resolution for S²-FPN34M or with double_resolution).
+        at strides 32, 16, 8, and 4; half these strides for S²-FPN34M or with double_resolution).
         """
         result = self.pyramid(x, aux=aux)
         logits, auxiliary = result.logits, result.auxiliary
@@ -174,7 +175,7 @@ def build_model(
     normalization: str | None = None,
     **switches: Any,
 ) -> S2FPN:
-    """Build an S²-FPN.
+    """Builds an S²-FPN.
 
     Args:
         name: s2fpn18, s2fpn34, s2fpn34m, s2fpn50, s2fpn101, s2fpn152, or s2fpn_lite.
@@ -183,10 +184,8 @@ def build_model(
         normalization: a key of NORMALIZATIONS, by default the one that the encoder was trained with.
         switches: the fields of `Switches`.
 
-    Raises:
-        ValueError: unknown name, revision, or normalization.
-        TypeError: unknown switch, or a switch of the wrong type.
-        FileNotFoundError: there is no file at `encoder_weights`.
+    Raises ValueError for an unknown name, revision, or normalization, TypeError for an unknown switch or one of the
+    wrong type, and FileNotFoundError if there is no file at `encoder_weights`.
     """
     _check_known(ValueError, "model", name, ENCODERS)
     _check_known(ValueError, "revision", revision, REVISIONS)
@@ -215,9 +214,7 @@ def continued_network(
         recorded: the other network's `config`, or the part of it that is known.
         given: what the user chose; everything else is taken over.
         deliberate: names of arguments in which the new network may differ.
-        source: of the weights, for the message.
-
-    Raises ValueError if a given value contradicts a recorded one; the message names both.
+        source: of the weights, for the message of the ValueError if a given value contradicts a recorded one.
     """
     known = {**asdict(Switches()), **recorded} if "name" in recorded else {}
     for name, value in given.items():
@@ -235,12 +232,3 @@ def continued_network(
 def _check_known(error: type[Exception], what: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise error(f"unknown {what} {value!r}.{did_you_mean(value, known)} Known: {', '.join(known)}")
-
-
-def _check_input(x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"S2FPN needs images (B, 3, H, W), got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"S2FPN needs normalized float images, got {x.dtype}: pass them through model.preprocess first")
-    if min(x.shape[-2:]) < MIN_SIZE:
-        raise ValueError(f"S2FPN needs at least {MIN_SIZE}x{MIN_SIZE} pixels, got {x.shape[-2]}x{x.shape[-1]}")

@@ -181,8 +181,7 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
     variants = [(name, {"changes": {}, **described}) for name, described in values["variants"].items()]
     varied = sorted({field for _, described in variants for field in described["changes"]})
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
-    jobs = {}
-    scored = {"split": values["split"], "limit": values["limit"]}
+    scored, jobs = {"split": values["split"], "limit": values["limit"]}, {}
     for seed, dataset, model, revision, (name, described) in product(*axes, variants):
         switches = {switch: value for switch, value in described.items() if switch != "changes"}
         network = {"dataset": dataset, "model": model, "revision": revision, "switches": switches}
