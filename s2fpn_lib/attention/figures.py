@@ -108,7 +108,7 @@ def crb_figure(statistics: AttentionStatistics, capture: Capture, *, index: int 
     left.legend(fontsize=8.5, title="level (channels)")
     table = statistics.crb_by_class
     spread = max(0.02, float(np.nanmax(np.abs(table.to_numpy() - 0.5)))) if table.size else 0.5
-    scale = {"cmap": DIVERGING, "center": 0.5, "vmin": 0.5 - spread, "vmax": 0.5 + spread}
+    scale = {"cmap": DIVERGING, "vmin": 0.5 - spread, "vmax": 0.5 + spread}
     heatmap(right, table, annot=True, fmt=".2f", linewidths=0.5, cbar=False, **scale)
     right.set_title("mean weight in the regions of a class, weighted by activation")
     return figure
@@ -117,7 +117,7 @@ def crb_figure(statistics: AttentionStatistics, capture: Capture, *, index: int 
 @styled
 def statistics_figure(statistics: AttentionStatistics) -> Figure:
     """Statistics of a split, one point per image; ValueError for a network without strip attention and CRB."""
-    panels = {
+    titles = {
         "attended_share": "share of the strips\nin the blend",
         "entropy": "entropy of P\n(1: uniform)",
         "reach": "reach of P\n(image widths)",
@@ -127,7 +127,7 @@ def statistics_figure(statistics: AttentionStatistics) -> Figure:
     }
     uniform = {"entropy": 1, "reach": 1 / 3}
     images = statistics.images.dropna(axis="columns", how="all")
-    panels = {column: title for column, title in panels.items() if column in images}
+    panels = {column: title for column, title in titles.items() if column in images}
     if not panels:
         raise ValueError("nothing to draw: this network has neither strip attention nor CRB")
     figure, axes = plt.subplots(1, len(panels), figsize=(2.75 * len(panels), 3.0), layout="constrained", squeeze=False)

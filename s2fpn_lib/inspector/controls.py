@@ -38,7 +38,7 @@ class ModelPanel(widgets.VBox):
         self.canvas.observe(lambda change: chosen(*change["new"]), "pixel")
         self.levels = [ClickCanvas(interactive=False) for _ in range(4)]
         self.captions = [widgets.HTML() for _ in range(4)]
-        columns = [widgets.VBox(pair) for pair in zip(self.levels, self.captions, strict=True)]
+        columns = list(map(widgets.VBox, zip(self.levels, self.captions, strict=True)))
         main = widgets.Box([self.canvas, self.text]).add_class("s2fpn-main")
         super().__init__([self.title, main, self.note, widgets.Box(columns).add_class("s2fpn-levels")])
         self.add_class("s2fpn-panel")

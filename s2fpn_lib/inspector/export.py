@@ -24,8 +24,8 @@ from torch import Tensor
 from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.inspector.numbers import LevelReadout, pin_readouts, readout, revision_note
 from s2fpn_lib.inspector.state import Inspection, State
-from s2fpn_lib.inspector.views import CONFIDENCE, inspection_figure, jpeg
-from s2fpn_lib.runs import config_hash, environment, write_atomic, write_json
+from s2fpn_lib.inspector.views import CONFIDENCE, JPEG, inspection_figure, jpeg
+from s2fpn_lib.runs import atomic_file, config_hash, environment, write_atomic, write_json
 from s2fpn_lib.viz.images import as_array
 
 HERE = Path(__file__).parent
@@ -37,7 +37,8 @@ MAX_QUERY_VALUES = 1_000_000  # per level; a larger query map is written with a 
 def save_inspection(folder: str | Path, state: State, inspections: Sequence[Inspection]) -> tuple[Path, Path]:
     """Writes the still figure (PNG) and its record (JSON) to `folder`, replacing earlier ones; returns both paths."""
     picture, record = (Path(folder) / f"{file_stem(state, inspections)}.{suffix}" for suffix in ("png", "json"))
-    write_atomic(picture, _figure_bytes(state, inspections, format="png", dpi=150))
+    with atomic_file(picture) as file:
+        inspection_figure(state, inspections).savefig(file, format="png", dpi=150)
     write_json(record, inspection_record(state, inspections) | {"environment": environment()})
     return picture, record
 
@@ -89,17 +90,12 @@ def _plain(state: State) -> dict[str, Any]:
     return {**asdict(state), "hidden": sorted(state.hidden)}
 
 
-def _figure_bytes(state: State, inspections: Sequence[Inspection], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    inspection_figure(state, inspections).savefig(buffer, **options)
-    return buffer.getvalue()
-
-
 def _still(state: State, inspections: Sequence[Inspection]) -> str:
     """The still figure with the sentences that describe it, as HTML."""
-    figure = _figure_bytes(state, inspections, format="jpeg", dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
+    figure = io.BytesIO()
+    inspection_figure(state, inspections).savefig(figure, format="jpeg", dpi=100, pil_kwargs=JPEG)
     text = escape(" ".join(readout(state, each).sentence() for each in inspections))
-    return f'<p>{text}</p><img alt="{text}" src="{_data_url(figure)}">'
+    return f'<p>{text}</p><img alt="{text}" src="{_data_url(figure.getvalue())}">'
 
 
 def _page_data(state: State, inspections: Sequence[Inspection]) -> dict[str, Any]:
@@ -137,7 +133,7 @@ def _model_data(state: State, inspection: Inspection) -> dict[str, Any]:
 
 def _level_data(level: LevelCapture, found: LevelReadout) -> dict[str, Any]:
     auxiliary, gates = level.auxiliary, level.gates
-    data: dict[str, Any] = {
+    data = {
         "name": level.name,
         "size": level.size,
         "entries": found.entries,

@@ -7,6 +7,14 @@ from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.attention.statistics import NEGLIGIBLE_SHARE
 from s2fpn_lib.inspector.state import Inspection, State
 
+NOTES = {
+    "v1": "Revision v1 has two gates per image {one}, shared by all pixels of the {one}. A {one} is blue where the "
+    "gate of the average strip is larger and vermilion where the gate of the maximum strip is larger. (In v2 each "
+    "pixel has its own distribution over the {one}s.)",
+    "v2": "Revision v2: each pixel has its own distribution over the image {one}s. The {one}s that the chosen pixel "
+    "attends to are bright; the plot below shows the distribution. (v1 has two gates per {one} instead.)",
+}
+
 
 @dataclass(frozen=True)
 class LevelReadout:
@@ -89,10 +97,8 @@ def readout(state: State, inspection: Inspection) -> Readout:
     classes, label = inspection.protocol.classes, inspection.picture.label
     values, order = inspection.probabilities[:, state.y, state.x].topk(min(3, len(classes)))
     (first, confidence), *others = zip([classes[k] for k in order], values.tolist(), strict=True)
-    truth = ""
-    if label is not None:
-        true_id = int(label[state.y, state.x])
-        truth = classes[true_id] if true_id < len(classes) else "not labeled"
+    names = dict(enumerate(classes))
+    truth = "" if label is None else names.get(int(label[state.y, state.x]), "not labeled")
     levels = tuple(_level_readout(state, inspection, level) for level in inspection.levels)
     return Readout(state.y, state.x, first, confidence, tuple(others), truth, levels, inspection.seen)
 
@@ -107,17 +113,7 @@ def revision_note(inspection: Inspection) -> str:
     axes = [level.strip_axis for level in inspection.levels if level.strip_axis]
     if not axes:
         return "SSAM is off in this network: there are no strips to show."
-    one = "row" if axes[0] == "width" else "column"
-    if inspection.revision == "v1":
-        return (
-            f"Revision v1 has two gates per image {one}, shared by all pixels of the {one}. A {one} is blue where the "
-            f"gate of the average strip is larger and vermilion where the gate of the maximum strip is larger. (In v2 "
-            f"each pixel has its own distribution over the {one}s.)"
-        )
-    return (
-        f"Revision v2: each pixel has its own distribution over the image {one}s. The {one}s that the chosen pixel "
-        f"attends to are bright; the plot below shows the distribution. (v1 has two gates per {one} instead.)"
-    )
+    return NOTES[inspection.revision].format(one="row" if axes[0] == "width" else "column")
 
 
 def _level_readout(state: State, inspection: Inspection, level: LevelCapture) -> LevelReadout:

@@ -15,6 +15,7 @@ from s2fpn_lib.inspector.state import LABEL_VIEWS, Inspection, State
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, INK, MUTED, styled
 
+JPEG = {"quality": 92, "subsampling": 0}
 PROFILE_HEIGHT = 56  # pixels of the plot below the picture of a level
 CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
 BLUE, VERMILION, GRAY = (0, 114, 178), (213, 94, 0), (205, 211, 217)
@@ -88,10 +89,10 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
         return axis
 
     for i, inspection in enumerate(inspections):
-        top, text = i * block + HEAD, MARGIN + MAIN + 0.25
+        top, beside = i * block + HEAD, MARGIN + MAIN + 0.25
         axis = place(MARGIN, top, MAIN, main_height, render(state, inspection))
         axis.set_title(f"{inspection.model.name}  on  {inspection.picture.name}")
-        _write(place(text, top, WIDTH - text - MARGIN, main_height), state, inspection)
+        _write(place(beside, top, WIDTH - beside - MARGIN, main_height), state, inspection)
         top += main_height + HEAD
         for index, level in enumerate(readout(state, inspection).levels):
             picture = render_level(state, inspection, index)
@@ -108,7 +109,7 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
 def jpeg(pixels: np.ndarray) -> bytes:
     """(h, w, 3) uint8 as JPEG: a third of the time and bytes of a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
+    Image.fromarray(pixels).save(buffer, "JPEG", **JPEG)
     return buffer.getvalue()
 
 

@@ -28,12 +28,9 @@ CHECKPOINT = "Give a released name, a run folder, or a .safetensors file."
 class Inspector(widgets.VBox):
     """One image, first `picture`, seen by one model or by two models side by side.
 
-    Args:
-        models: one or two models; the second one can also be chosen in the widget.
-        dataset: its images can be opened by index.
-        protocol: classes and colors that the models were trained on.
-        size: the size at which the network sees the images that are opened in the widget.
-        results: folder for saved files.
+    models: one or two; the second one can also be chosen in the widget. dataset: its images can be opened by index.
+    protocol: classes and colors that the models were trained on. size: the size at which the network sees the images
+    that are opened in the widget. results: folder for saved files.
 
     `state` and `inspections` (one per model) are what is shown. The methods raise exceptions; the controls show them.
     """
