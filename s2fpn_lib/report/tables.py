@@ -216,12 +216,14 @@ def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
 
 
 def evaluation_names(rows: pd.DataFrame) -> dict[str, str]:
-    """{short name: folder of the evaluation}; a name has the seed, and the checkpoint's hash or folder if needed."""
+    """{short name: folder of the evaluation}; a name has the seed, the checkpoint's hash or folder if needed, and the
+    remark that the weights were trained on the scored images."""
     for more in ([], ["checkpoint_sha"], ["evaluation"]):
         names = short_names(rows, ["seed", *more])
         if len(set(names)) == len(names):
             break
-    return dict(zip(names, rows["evaluation"], strict=True))
+    seen = [f" (trained on {words} images)" if words else "" for words in seen_words(rows)]
+    return {name + remark: folder for name, remark, folder in zip(names, seen, rows["evaluation"], strict=True)}
 
 
 def _networks(rows: pd.DataFrame) -> list[str]:
