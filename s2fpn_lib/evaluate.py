@@ -284,6 +284,6 @@ def seen_caveat(seen: int, images: int) -> str:
     """The sentence for a score or picture of `images` images of which `seen` were trained on; empty for none."""
     if not seen:
         return ""
-    these = f"All {images} images were" if seen == images else f"{seen} of {images} images were"
-    these = "This image was" if images == 1 else these
-    return f"{these} trained on, which says little about new images"
+    these = f"all {images} of these images" if seen == images else f"{seen} of these {images} images"
+    these = "this image" if images == 1 else these
+    return f"The network was trained on {these}, so the result says little about new images"

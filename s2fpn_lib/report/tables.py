@@ -32,8 +32,8 @@ HEADINGS = {
     "way": "implementation",
     "peak_mb": "peak memory (MB)",
 }
-WORDS = {"miou": "mIoU", "val": "validation", "train": "training", "sha": "hash", "fps": "FPS", "gmacs": "GMACs"}
-WORDS |= {"m": "(M)", "ms": "(ms)", "s": "second"}
+WORDS = {"miou": "mIoU", "iou": "IoU", "fps": "FPS", "gmacs": "GMACs", "val": "validation", "train": "training"}
+WORDS |= {"sha": "hash", "m": "(M)", "ms": "(ms)", "s": "second"}
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
 
