@@ -275,7 +275,8 @@ def search_figure(search: Search) -> Figure:
         axis.set(title="score over the trials" if field == "trial" else field)
     best = score.where(table["state"] == "complete").cummax().ffill()
     axes[0, 0].step(table["trial"], best, where="post", color=COLORS[1], label="best so far", zorder=0.9)
-    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes[0, 0].set_xlim(-0.5, table["trial"].max() + 0.5)
     plt.setp(axes[:, 0], ylabel="validation mIoU in %")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
