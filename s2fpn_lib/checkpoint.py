@@ -206,8 +206,9 @@ def _named(path: Path) -> Iterator[None]:
         raise CheckpointError(str(error)) from error
 
 
-def training_history(metadata: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What weights were trained on, oldest first: one {"dataset": ..., "split": ...} for each training.
+def training_history(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What weights were trained on, oldest first: one {"dataset": ..., "split": ...} for each training, with the names
+    of the `images` where the dataset is the user's own, whose splits may change.
 
     metadata: of `read_metadata`. Older files describe earlier trainings in words.
     """
@@ -225,12 +226,12 @@ def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> in
     metadata: of `read_metadata`, or a model's attribute `metadata`.
     """
     own = getattr(dataset, "name", None)
-    splits = {each["split"] for each in training_history(metadata) if same_images(each["dataset"], own)}
+    trainings = [each for each in training_history(metadata) if same_images(each["dataset"], own)]
     source = dataset
     while getattr(source, "items", None):
         source = source.items[0][0]
-    seen: set[str] = set()
-    for split in splits:
+    seen = {name for each in trainings for name in each.get("images", ())}
+    for split in {each["split"] for each in trainings if "images" not in each}:
         try:
             where = getattr(source, "path", own), getattr(source, "root", None)
             seen.update(open_dataset(*where, split, cache=False).names)

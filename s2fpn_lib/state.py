@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from s2fpn_lib import checkpoint, runs
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import SegmentationDataset, check_dataset, open_dataset, train_loader
+from s2fpn_lib.data import PROTOCOLS, SegmentationDataset, check_dataset, open_dataset, train_loader
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import choose_amp, rank, require_equal, synchronize_batch_norm, world_size
 from s2fpn_lib.losses import DeepSupervisionLoss
@@ -33,6 +33,7 @@ class TrainingState:
 
     Attributes:
         network: what a step calls: `model` itself or a wrapper that shares its parameters.
+        val_images_seen: number of validation images that the weights were or are trained on.
         averaged: the weights that are validated and saved: the moving average, or the model without one.
         step, epoch: numbers of finished optimizer steps and epochs.
         seconds: time spent in training and validation, over all starts.
@@ -77,6 +78,8 @@ class TrainingState:
                 kept = "all weights are kept but these, which are initialized anew"
                 print(f"{config.init_from}: {kept}: {', '.join(fresh)}")
             self.origin = origin(config, train_set.name, fresh)
+            if self.protocol.name not in PROTOCOLS:  # splits of the user's own dataset may change
+                self.origin["training"][-1]["images"] = train_set.names
         else:
             self.origin = state.get("origin") or origin_of_earlier_version(config, train_set.name, run)
         self.data = data_digests(train_set, val_set)
@@ -99,6 +102,7 @@ class TrainingState:
             self.network = DistributedDataParallel(self.network, static_graph=True)
         self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
         self.averaged = self.ema.model if self.ema else self.model
+        self.val_images_seen = checkpoint.images_seen(self.origin, val_set) if val_set else 0
         self.criterion = DeepSupervisionLoss(
             self.protocol.ignore_id,
             class_weights_from(train_set, config.class_weights) if config.class_weights else None,

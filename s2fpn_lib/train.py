@@ -264,7 +264,7 @@ def _train_epochs(state: TrainingState, on_epoch: Callable[[Row, nn.Module], Non
             if last or state.epoch % config.checkpoint_every == 0:
                 save()
             if first:
-                bar.write(_epoch_line(row, config.epochs))
+                bar.write(_epoch_line(row, state))
                 if on_epoch:
                     on_epoch(row, state.averaged)
 
@@ -279,6 +279,7 @@ def _write_summary(state: TrainingState) -> Row:
         "checkpoint": (run.best if best else run.last).name,
         "checkpoint_rule": config.checkpoint_rule,
         "val_miou": state.best if best else last_row["val_miou"],
+        "val_images_seen": state.val_images_seen,
         "stopped_by": "epochs" if state.epoch == config.epochs else "max_minutes",
         "epochs": state.epoch,
         "steps": state.step,
@@ -294,9 +295,11 @@ def _write_summary(state: TrainingState) -> Row:
     return runs.read_json(run.result)
 
 
-def _epoch_line(row: Row, epochs: int) -> str:
+def _epoch_line(row: Row, state: TrainingState) -> str:
     score = "" if row["val_miou"] is None else f"  val mIoU {100 * row['val_miou']:.2f} %"
+    if score and state.val_images_seen:
+        score += f" ({state.val_images_seen} of {len(state.val_set)} images trained on)"
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}{score}  lr {row['lr']:.2e}  "
+        f"epoch {row['epoch']}/{state.config.epochs}  loss {row['loss']:.4f}{score}  lr {row['lr']:.2e}  "
         f"{row['images_per_s']:.1f} images/s  waited {1e3 * row['data_s']:.0f} ms, step {1e3 * row['step_s']:.0f} ms"
     )

@@ -12,10 +12,10 @@ from s2fpn_lib.data.protocols import _own
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.inspector import State, readout, render
 from s2fpn_lib.inspector.state import NamedModel, Picture, inspect
-from s2fpn_lib.report.collect import collect_evaluations, scored_rows
+from s2fpn_lib.report.collect import collect_evaluations, collect_runs, scored_rows
 from s2fpn_lib.report.comparison import compare_evaluations, save_samples
 from s2fpn_lib.report.results_table import class_table, results_table
-from s2fpn_lib.report.tables import class_score_table, score_table
+from s2fpn_lib.report.tables import class_score_table, run_table, score_table
 from s2fpn_lib.runs import PROJECT
 from s2fpn_lib.train import TrainConfig, train
 from s2fpn_lib.viz.images import prediction_grid
@@ -149,3 +149,26 @@ def test_export(run, folder):
     export_onnx(simplify(model), folder / "own.onnx", x, dynamic=False)
     (logits,) = onnxruntime.InferenceSession(folder / "own.onnx").run(None, {"image": x.numpy()})
     assert logits.shape == (1, 3, 64, 96)
+
+
+def test_a_change_of_the_splits_does_not_hide_what_was_trained_on(tmp_path):
+    make = load_file(PROJECT / "examples" / "make_own_data.py").make
+    path = make(tmp_path, size=(48, 64), train=6, val=2)
+    other = "{images: images/val, labels: masks/val, label_suffix: _mask}"
+    path.write_text(path.read_text().replace(other, "{every: 3}"))
+    changes = {"dataset": str(path), "encoder_weights": "", "crop": (32, 48), "epochs": 1, "batch_size": 4}
+    result = train(TrainConfig.preset("demo", **changes), run_dir=tmp_path / "run", progress=False)
+    path.write_text(path.read_text().replace("{every: 3}", "{every: 2}"))  # images 0, 2, and 4 instead of 0 and 3
+    scored = evaluate(load_model(result.run_dir), open_dataset(path, split="val"), progress=False)
+    assert scored.settings["images_seen"] == 2
+
+
+def test_a_fine_tuned_network_is_validated_on_images_that_were_trained_on(run, street, tmp_path, capsys):
+    changes = {"dataset": str(street), "crop": (32, 48), "epochs": 1, "batch_size": 2}
+    both = {"train_split": "val", "val_split": "train", "init_from": str(run.run_dir)}
+    result = train(TrainConfig.preset("demo", **changes, **both), run_dir=tmp_path / "run", progress=False)
+    assert result.summary["val_images_seen"] == 6
+    assert "(6 of 6 images trained on)" in capsys.readouterr().out
+    table = results_table(tmp_path)
+    assert table.loc[0, "images_seen"] == 6
+    assert "validation images trained on" in run_table(collect_runs(tmp_path))

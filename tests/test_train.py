@@ -395,7 +395,10 @@ def test_fine_tuning_takes_over_the_network_and_says_what_is_new(finished, tmp_p
     assert "which are initialized anew: auxiliary.0.2" in capsys.readouterr().out
     metadata = read_metadata(result.checkpoint)
     assert metadata["pretraining"].startswith("none, then roadscenes train; initialized anew: auxiliary.0.2")
-    history = [{"dataset": "roadscenes", "split": "train"}, {"dataset": "shop", "split": "train"}]
+    images = result.summary["training"][1]["images"]  # of the user's own dataset, whose splits may change
+    assert len(images) == 10
+    history = [{"dataset": "roadscenes", "split": "train"}]
+    history += [{"dataset": "shop", "split": "train", "images": images}]
     assert metadata["training"] == result.summary["training"] == history
     assert (metadata["dataset"], metadata["data"]) == ("shop", result.summary["data"]["train"])
     old, new = (dict(each.named_parameters()) for each in (finished.model, result.model))

@@ -23,7 +23,7 @@ from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
 from s2fpn_lib.data.files import FileDataset, Sample
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
-from s2fpn_lib.data.protocols import Protocol, register
+from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, register
 from s2fpn_lib.model import NORMALIZATIONS
 from s2fpn_lib.validate import as_declared, did_you_mean
 
@@ -34,6 +34,8 @@ SPLIT_HELP = (
     "give {images: folder, labels: folder} with an optional label_suffix, {list: file} with `image label` on each "
     "line, or, for one split other than train, {every: n} with n of at least 2, which takes every n-th pair of train"
 )
+RESERVED_NAMES = {"auto", "camvid", "cityscapes", "roadscenes", *PROTOCOLS}
+RESERVED_CLASSES = {IGNORE, "picture", "source", "width", "height"}  # columns of areas.csv of 13_predict
 Color = tuple[int, int, int]
 
 
@@ -52,11 +54,13 @@ class Description:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
-            raise ValueError(f"name {self.name!r}: use lower-case letters, digits, - and _, which make a folder name")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name) or self.name in RESERVED_NAMES:
+            advice = "use lower-case letters, digits, - and _, and no name of a built-in dataset"
+            raise ValueError(f"name {self.name!r}: {advice}")
         names = list(self.classes)
-        if not 1 <= len(names) <= 253 or len(set(names)) < len(names) or IGNORE in names:
-            raise ValueError(f"classes {names}: give 1 to 253 different names; {IGNORE!r} is reserved")
+        if not 1 <= len(names) <= 253 or len(set(names)) < len(names) or RESERVED_CLASSES & set(names):
+            reserved = ", ".join(sorted(RESERVED_CLASSES))
+            raise ValueError(f"classes {names}: give 1 to 253 different names, and none of {reserved}")
         colors = [*self.classes.values(), self.ignore] if isinstance(self.classes, dict) else []
         if len(set(colors)) < len(colors) or not all(0 <= n <= 255 for color in self.colors() for n in color):
             raise ValueError(f"classes {self.classes}, ignore {self.ignore}: give each another color, of 0 to 255")
@@ -71,8 +75,8 @@ class Description:
         if isinstance(self.ignore, int) and self.ids().get(self.ignore, self.ignore_id) != self.ignore_id:
             meant = names[self.ids()[self.ignore]]
             raise ValueError(
-                f"ignore is {self.ignore}, which is also the id of {meant}: without a label_map, the ids of the "
-                f"classes are 0 to {len(names) - 1} in their order; give a label_map, such as {{1: {names[0]}, ...}}"
+                f"ignore is {self.ignore}, which is also the id of {meant}. Without a label_map, the ids are 0 to "
+                f"{len(names) - 1} in the order of the classes; one such as {{1: {names[0]}, ...}} changes them"
             )
 
     @property
@@ -97,6 +101,7 @@ class Description:
     def protocol(self, path: Path) -> Protocol:
         """The evaluation protocol. Its name ends in 4 hex digits of the label rules: other rules, other numbers."""
         rules = [list(self.classes), list(self.ids().items()), list(self.colors().items()), self.ignore, self.unknown]
+        rules.append(bool(self.label_map))  # then label files hold ids, not colors
         mark = hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:4]
         palette = list(self.classes.values()) if isinstance(self.classes, dict) else _palette(len(self.classes))
         return Protocol(
@@ -126,10 +131,12 @@ def read_description(path: str | Path) -> Description:
 
     path = Path(path).expanduser()
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        given = yaml.safe_load(text)
+        _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader))
     except FileNotFoundError:
         raise DatasetNotFound(f"{path}: there is no such file; docs/own-data.md shows how to write one") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
     declared = get_type_hints(Description)
     try:
@@ -147,6 +154,16 @@ def read_description(path: str | Path) -> Description:
         return Description(**given)
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
+
+
+def _refuse_repeated_keys(node: Any) -> None:
+    """Raises ValueError for a mapping with a repeated key, of which YAML silently takes the last."""
+    pairs = node.value if isinstance(getattr(node, "value", None), list) else []
+    keys = [pair[0].value for pair in pairs if isinstance(pair, tuple)]
+    if repeated := [str(key) for key, count in Counter(map(str, keys)).items() if count > 1]:
+        raise ValueError(f"{', '.join(repeated)} occurs more than once, line {node.start_mark.line + 1}")
+    for pair in pairs:
+        _refuse_repeated_keys(pair[1] if isinstance(pair, tuple) else pair)
 
 
 class CustomDataset(FileDataset):
@@ -178,7 +195,12 @@ class CustomDataset(FileDataset):
         named, problems = self._pairs(split)
         self.names, self.samples = list(named), list(named.values())
         self.problems = tuple(problems)
-        found = [re.search(self.description.recording, name) for name in self.names]
+        try:
+            found = [re.search(self.description.recording, name) for name in self.names]
+        except re.error as error:
+            raise DatasetError(
+                f"{self.path}: recording {self.description.recording!r} is no pattern: {error}"
+            ) from None
         if self.description.recording and not all(found):
             missed = self.names[found.index(None)]
             raise DatasetError(f"{self.path}: recording {self.description.recording!r} does not match {missed!r}")
@@ -196,6 +218,12 @@ class CustomDataset(FileDataset):
             unknown = self.protocol.ignore_id if self.description.unknown == IGNORE else None
             return ids_of_colors(pixels, colors, path, self.protocol.classes, unknown)
         ids = self.table[pixels]
+        for value in np.unique(pixels).tolist() if colors else ():
+            if colors.get((value, value, value), self.table[value]) != self.table[value]:
+                raise ImageError(
+                    f"{path}: a gray image, and the gray {value} is both an id and a class color in {self.path.name}: "
+                    "save it in RGB like the other labels, or give a label_map if the labels hold ids"
+                )
         if (undeclared := pixels[ids < 0]).size:
             counts = np.bincount(undeclared)
             found = ", ".join(f"{value} ({counts[value]} pixels)" for value in np.flatnonzero(counts)[:5])
@@ -234,7 +262,10 @@ class CustomDataset(FileDataset):
         """{name: image and label} of a split, and the problems found while pairing."""
         splits = self.description.splits
         if split not in splits:
-            raise DatasetNotFound(f"{self.path} has no split {split!r}; it has {', '.join(splits)}")
+            advice = (
+                f"add one under `splits`, for example `{split}: {{every: 5}}`, which takes every fifth pair of train"
+            )
+            raise DatasetNotFound(f"{self.path} has no split {split!r}; it has {', '.join(splits)}: {advice}")
         held_out = {name: each["every"] for name, each in splits.items() if set(each) == {"every"}}
         given = splits["train"] if split in held_out and "train" in splits else splits[split]
         if set(given) == {"list"}:
@@ -250,6 +281,8 @@ class CustomDataset(FileDataset):
                 raise DatasetError(f"{self.path}: {SPLIT_HELP}; it is given as {held_out}")
             kept = [name for i, name in enumerate(named) if (i % every == 0) == (split == part)]
             named = {name: named[name] for name in kept}
+        if not named:
+            raise DatasetNotFound(f"{self.path}: no pair is left for the split {split!r}: {SPLIT_HELP}")
         return named, problems
 
     def _from_list(self, path: Path) -> tuple[dict[str, Sample], list[str]]:
@@ -267,7 +300,8 @@ class CustomDataset(FileDataset):
             if len(words) != 2:
                 advice = "separate paths that contain spaces by a tab or a comma"
                 raise DatasetError(f"{path}, line {number}: expected `image label`, found {line[:80]!r}; {advice}")
-            name = Path(words[0]).with_suffix("").as_posix().lstrip("/")
+            parts = Path(words[0]).with_suffix("").parts
+            name = "/".join(part for part in parts if part not in ("..", "/"))  # a name never leaves its folder
             if name in named:
                 problems.append(f"{path}, line {number}: the image {words[0]} is listed twice")
             named[name] = Sample(self.root / words[0], self.root / words[1])
@@ -304,6 +338,7 @@ def _stems(folder: Path, suffix: str = "") -> dict[Path, str]:
     """{image file below the folder: its path in the folder without `suffix` and kind of file}, sorted by path."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     stems = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
+    stems = {path: stem for path, stem in stems.items() if "/." not in f"/{stem}"}  # without hidden ones
     return {path: stem.removesuffix(suffix) for path, stem in stems.items() if stem.endswith(suffix)}
 
 

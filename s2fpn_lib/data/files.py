@@ -121,7 +121,10 @@ class FileDataset(SegmentationDataset):
             raise DatasetError(str(error)) from None
         if image.shape[:2] != label.shape:
             (h, w), (lh, lw) = image.shape[:2], label.shape
-            raise DatasetError(f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}")
+            turned = ", turned by the orientation in its EXIF data" if (h, w) == (lw, lh) and h != w else ""
+            raise DatasetError(
+                f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}{turned}"
+            )
         if label.shape != self.protocol.size and not self.RESIZED:
             (h, w), (ph, pw) = label.shape, self.protocol.size
             raise DatasetError(

@@ -43,6 +43,7 @@ def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarr
     if image.mode not in ids and not image.mode.startswith("I"):
         image = image.convert("RGB")
     pixels = np.array(image)
+    pixels = pixels // image.info["stretch"] if image.mode == "L" else pixels
     if pixels.min() < 0 or pixels.max() > 255:
         raise ImageError(f"{path}: class ids run from {pixels.min()} to {pixels.max()}, which do not fit into 8 bits")
     return pixels.astype(np.uint8)
@@ -135,6 +136,9 @@ def _unknown_colors(
 def _open(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
+            # Pillow stretches gray of 2 and 4 bits to 0..255, which is right for an image and not for ids
+            packing = image.tile[0][3] if image.tile else ""
+            image.info["stretch"] = {"L;2": 85, "L;4": 17}.get(packing if isinstance(packing, str) else "", 1)
             if image.mode == "F":
                 raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
             return ImageOps.exif_transpose(image)

@@ -91,7 +91,9 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
     if name not in READERS:
         known = ("auto", *READERS, "roadscenes")
         hint = did_you_mean(name, known)
-        raise ValueError(f"dataset={name!r} is unknown; choose {', '.join(known)}, or give a .yaml file.{hint}")
+        raise ValueError(
+            f"dataset={name!r} is unknown; choose {', '.join(known)}, or the .yaml file of an own dataset.{hint}"
+        )
     for reader in READERS[name]:
         if folder := reader.find(base):
             return reader(folder, split)

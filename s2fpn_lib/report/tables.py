@@ -174,6 +174,8 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     out.insert(1, "network", _networks(runs))
     if "seconds" in out:
         out["seconds"] = fixed(out["seconds"], 0)
+    if (seen := runs.get("val_images_seen", pd.Series(0)).fillna(0)).any():
+        out["validation images trained on"] = [f"{number:g}" for number in seen]
     return out.assign(**{f"{heading('val_miou')} %": runs["val_miou"].map(percent)})
 
 

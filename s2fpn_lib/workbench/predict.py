@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2fpn_lib.data import Protocol
+from s2fpn_lib.data import PROTOCOLS, Protocol
 from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import ImageError, read_ids, read_image
 from s2fpn_lib.model import S2FPN
@@ -172,6 +172,8 @@ def network_size(own: Sequence[int], size: str | Sequence[int], protocol: Protoc
     if not isinstance(size, str):
         return tuple(size)
     factor = protocol.size[0] / height if size == "protocol" else 1.0
+    if size == "protocol" and protocol.name not in PROTOCOLS:
+        factor = min(factor, protocol.size[1] / width)  # an own dataset's images are fitted into the size
     factor = max(factor, MIN_SIZE / height, MIN_SIZE / width)
     return max(MIN_SIZE, round(height * factor)), max(MIN_SIZE, round(width * factor))
 

@@ -1,5 +1,7 @@
 """Own datasets: the YAML description, pairing, ids, palettes, colors, sizes, and the errors that name file and fix."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +196,7 @@ def test_lists_and_held_out_pairs(tmp_path):
     assert open_dataset(path, split="val").names == ["images/a", "images/d"]
     path.write_text(path.read_text().replace("{every: 3}}", "{every: 3}, trial: {list: train.txt}}"))
     assert len(CustomDataset(path, "trial").names) == 6  # a split of its own is not thinned out
-    with pytest.raises(DatasetNotFound, match="no split 'test'; it has train, val"):
+    with pytest.raises(DatasetNotFound, match="no split 'test'; it has train, val, trial: add one"):
         open_dataset(path, split="test")
     (tmp_path / "train.txt").write_text("images/a.png\n")
     with pytest.raises(DatasetError, match="line 1: expected `image label`"):
@@ -215,6 +217,11 @@ def test_lists_and_held_out_pairs(tmp_path):
         ("labels: masks", "labels: mask", "mask: the labels folder"),
         ("labels: masks", "labels: masks, label_suffix: _m", "whose name ends in '_m'"),
         ("name: warehouse", "name: [", "cannot be read as YAML"),
+        ("name: warehouse", "name: camvid", "no name of a built-in dataset"),
+        ("[floor, rack, person]", "[floor, picture, person]", "none of height, ignore, picture"),
+        ("classes: ", "recording: '['\nclasses: ", "is no pattern"),
+        ("classes: ", "label_map: {0: floor, 1: rack, 1: person}\nclasses: ", "1 occurs more than once"),
+        ("{images: images, labels: masks}}", "{images: images, labels: masks}, val: {every: 2}}", "no pair is left"),
         ("[floor, rack, person]", "{floor: [1, 2, 3], rack: [1, 2, 3]}", "give each another color"),
         ("[floor, rack, person]", "{floor: [1, 2, 3], rack: [1, 2, 300]}", "of 0 to 255"),
     ],
@@ -246,3 +253,55 @@ def test_the_digest_follows_the_content(tmp_path):
     image[5, 5, 0] ^= 1
     Image.fromarray(image).save(tmp_path / "images" / "a.png")
     assert open_dataset(path, split="train").digest() != before
+
+
+def test_a_label_map_makes_the_same_files_another_protocol(tmp_path):
+    """Palette labels are read as colors without a label_map and as indices with one."""
+    ids = some_ids()
+    table = np.array([*COLORS.values()], dtype=np.uint8)
+
+    def save(path):
+        image = Image.fromarray(2 - ids)
+        image.putpalette(table[::-1].tobytes())
+        image.save(path)
+
+    classes = ", ".join(f"{name}: {list(color)}" for name, color in COLORS.items())
+    path = write(tmp_path, ids, save, f"classes: {{{classes}}}\n")
+    before = open_dataset(path, split="train")
+    np.testing.assert_array_equal(before[0][1], ids)
+    path.write_text(path.read_text() + "label_map: {0: floor, 1: rack, 2: person}\n")
+    after = open_dataset(path, split="train")
+    np.testing.assert_array_equal(after[0][1], 2 - ids)
+    assert before.protocol.name != after.protocol.name
+
+
+def test_a_gray_label_among_colors_is_refused_where_it_is_ambiguous(tmp_path):
+    classes = "classes: {road: [128, 64, 128], background: [0, 0, 0]}\n"
+    path = write(tmp_path, np.zeros((32, 40), np.uint8), description=classes)
+    assert "save it in RGB" in message_of(path)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_ids_of_few_bits_are_not_stretched(tmp_path, bits):
+    ids = some_ids((0, 1, 2, 3))
+    rows = np.packbits(((ids[..., None] >> np.arange(bits)[::-1]) & 1).reshape(len(ids), -1), axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def save(path):
+        header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+        data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+    path = write(tmp_path, ids, save, "classes: [a, b, c, d]\n")
+    np.testing.assert_array_equal(label_of(path), ids)
+
+
+def test_names_stay_inside_and_hidden_files_do_not_count(tmp_path):
+    path = write(tmp_path / "set", some_ids())
+    (tmp_path / "set" / "images" / "._a.png").write_bytes(b"of macOS")
+    assert open_dataset(path, split="train").names == ["a"]
+    (tmp_path / "set" / "train.txt").write_text("../set/images/a.png ../set/masks/a.png\n")
+    path.write_text(path.read_text().replace("{images: images, labels: masks}", "{list: train.txt}"))
+    assert open_dataset(path, split="train").names == ["set/images/a"]
