@@ -20,7 +20,7 @@ from s2fpn_lib.runs import PROJECT
 from s2fpn_lib.train import TrainConfig, train
 from s2fpn_lib.viz.images import prediction_grid
 from s2fpn_lib.workbench import studies
-from s2fpn_lib.workbench.predict import predict
+from s2fpn_lib.workbench.predict import network_size, predict
 from s2fpn_lib.workbench.provenance import checkpoint_protocol, checkpoint_provenance, training_dataset
 from s2fpn_lib.workbench.studies import read_study
 from tests.loading import load_file
@@ -99,6 +99,13 @@ def test_predictions_have_the_palette(run, street, folder):
         [np.asarray(Image.open(each)).reshape(-1, 3) for each in (folder / "predicted" / "colour").glob("*")]
     )
     assert {tuple(color) for color in np.unique(colors, axis=0).tolist()} <= set(protocol.palette)
+
+
+def test_predictions_see_the_scale_of_the_training(run):
+    protocol = checkpoint_protocol(run.run_dir)  # 48x64: wider images are fitted into it, as the dataset's are
+    assert network_size((480, 640), "protocol", protocol) == (48, 64)
+    assert network_size((480, 960), "protocol", protocol) == (32, 64)
+    assert network_size((480, 960), "protocol", get_protocol("camvid-segnet-360x480")) == (360, 720)
 
 
 def test_attention_inspector_and_pictures(run, street):
