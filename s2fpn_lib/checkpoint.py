@@ -219,8 +219,8 @@ def training_history(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"dataset": name, "split": split} for name, split in found if split not in (None, "None")]
 
 
-def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> int:
-    """Number of a dataset's images that are in a split that the weights were trained on, compared by their names.
+def names_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> set[str]:
+    """Names of images that the weights were trained on, of the splits of `dataset` and of other editions of its images.
 
     Where such a split cannot be opened, all images count if its name and the dataset's share a part (train, val, test).
     metadata: of `read_metadata`, or a model's attribute `metadata`.
@@ -238,7 +238,13 @@ def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> in
         except (OSError, ValueError):
             parts = [set(SPLITS.get(each.partition(":")[0], ())) for each in (split, dataset.split)]
             seen.update(dataset.names if parts[0] & parts[1] else ())
-    return sum(name in seen for name in dataset.names) if seen else 0
+    return seen
+
+
+def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> int:
+    """Number of a dataset's images that the weights were trained on, see `names_seen`."""
+    seen = names_seen(metadata, dataset)
+    return sum(name in seen for name in dataset.names)
 
 
 def released_names() -> list[str]:

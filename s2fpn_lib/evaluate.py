@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.checkpoint import images_seen
+from s2fpn_lib.checkpoint import names_seen
 from s2fpn_lib.data import (
     PROTOCOLS,
     Protocol,
     SegmentationDataset,
-    Subset,
     evenly_spaced,
     get_protocol,
     register,
@@ -277,7 +276,8 @@ def count_seen(model: nn.Module, dataset: SegmentationDataset, indices: Sequence
     metadata = getattr(model, "metadata", {})
     if not metadata or not isinstance(dataset, SegmentationDataset):
         return 0
-    return images_seen(metadata, Subset([(dataset, index) for index in indices], dataset.split, like=dataset))
+    seen = names_seen(metadata, dataset)
+    return sum(dataset.names[index] in seen for index in indices)
 
 
 def seen_caveat(seen: int, images: int) -> str:

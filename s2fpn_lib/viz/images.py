@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
+from s2fpn_lib.checkpoint import names_seen
 from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.evaluate import Evaluation, count_seen, seen_caveat
+from s2fpn_lib.evaluate import Evaluation, seen_caveat
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.viz.style import MUTED, styled
@@ -90,12 +91,13 @@ def prediction_grid(
     The caption of an image that the network was trained on says so.
     """
     protocol, rows, texts = dataset.protocol, [], []
+    seen = names_seen(getattr(model, "metadata", {}), dataset)
     for i, caption in zip(indices, captions or [dataset.names[i] for i in indices], strict=True):
         image, label = dataset[i]
         pred = predicted(model, image, protocol.size, **views)
         error = error_image(image, label, pred, protocol)
         rows.append([as_array(image), colorize(label, protocol), colorize(pred, protocol), error])
-        texts.append(f"{caption} ({seen_caveat(1, 1)})" if count_seen(model, dataset, [i]) else caption)
+        texts.append(f"{caption} ({seen_caveat(1, 1)})" if dataset.names[i] in seen else caption)
     return image_grid(rows, ["image", "label", "prediction", "error (ignored: white)"], texts, protocol, 11.0)
 
 
