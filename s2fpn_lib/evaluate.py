@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,7 @@ def evaluate(
     limit: int | None = None,
     distributed: bool = False,
     progress: bool = True,
+    observer: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Scores `model` on `dataset` under its protocol, at each label's own size.
 
@@ -183,6 +184,8 @@ def evaluate(
         distributed: each process of a distributed training calls this, scores its share of the batches, and gets the
             whole split's evaluation, with exactly the counts that one process would find.
         progress: show a progress bar on a terminal and in a notebook, and print one line at the end elsewhere.
+        observer: called with the logits (1, K, H, W) and the label (1, H, W) of each image, such as
+            `Calibration.update`.
 
     Raises ValueError for a model with other classes than the protocol, and for a batch size or limit below 1, and
     DatasetError for a split without a scored pixel, such as Cityscapes' test.
@@ -213,7 +216,10 @@ def evaluate(
             logits = predict_logits(model, images, scales=scales, flip=flip, window=window, overlap=overlap, amp=amp)
             for i, one, (_, label) in zip(positions, logits.split(1), pairs, strict=True):
                 label = label[None].to(device)
-                pred = class_ids(resize_bilinear(one, label.shape[-2:]))
+                scores = resize_bilinear(one, label.shape[-2:])
+                pred = class_ids(scores)
+                if observer:
+                    observer(scores, label)
                 per_image[i] = class_totals(confusion.update(pred, label))[0]
                 boundary.update(pred, label)
             bar.update(len(pairs))

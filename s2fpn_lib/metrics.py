@@ -1,4 +1,4 @@
-"""Confusion matrix and boundary F-score of a split, accumulated batch by batch.
+"""Confusion matrix, boundary F-score, and calibration of a split, accumulated batch by batch.
 
 Boundary F-score (Csurka, Larlus, Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC 2013),
 for each image and class c:
@@ -171,6 +171,41 @@ class ConfusionMatrix:
     def class_accuracy(self) -> float:
         """Mean recall over the classes that occur in the labels."""
         return self.recall().nanmean().item()
+
+
+class Calibration:
+    """Streaming reliability of a split: does a network that is 80 % sure err in 20 % of the pixels?
+
+    The confidence of a pixel is the probability of its predicted class. Confidences are counted in equal bins, which
+    `table` merges, so that the memory does not grow with the split.
+    """
+
+    def __init__(self, ignore_index: int | None = None, bins: int = 100):
+        self.ignore_index = ignore_index
+        self.sums = torch.zeros(bins, 3, dtype=torch.float64)  # pixels, sum of their confidences, correct pixels
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Adds (B, K, H, W) logits, of which the softmax over K gives the probabilities, and (B, H, W) labels."""
+        confidence, pred = logits.softmax(1).max(1)
+        scored = torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
+        confidence, correct = confidence[scored].double(), (pred == label)[scored].double()
+        bins = (confidence * len(self.sums)).long().clamp(max=len(self.sums) - 1)
+        values = torch.stack((torch.ones_like(correct), confidence, correct), 1)
+        self.sums = self.sums.to(values.device).index_add(0, bins, values)
+
+    def table(self, bins: int = 20) -> Tensor:
+        """(bins, 3) float64: pixels, mean confidence, and accuracy of each bin; NaN where a bin is empty.
+
+        Raises RuntimeError if `bins` does not divide the number of counted bins.
+        """
+        pixels, confidence, correct = self.sums.unflatten(0, (bins, -1)).sum(1).unbind(1)
+        return torch.stack((pixels, confidence / pixels, correct / pixels), 1)
+
+    def error(self, bins: int = 20) -> float:
+        """Expected calibration error (Guo et al., ICML 2017): the mean of |accuracy - confidence| over the bins, each
+        weighted by its share of the pixels."""
+        pixels, confidence, accuracy = self.table(bins).unbind(1)
+        return ((accuracy - confidence).abs() * pixels / pixels.sum()).nansum().item()
 
 
 def class_totals(matrix: Tensor) -> Tensor:

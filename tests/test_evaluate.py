@@ -332,6 +332,17 @@ def trained(model: nn.Module, **metadata) -> nn.Module:
     return model
 
 
+def test_an_observer_gets_logits_at_the_labels_size(dataset):
+    model, seen = build_model("s2fpn_lite", num_classes=11), []
+    evaluation = evaluate(model, dataset, limit=3, progress=False, observer=lambda *pair: seen.append(pair))
+    confusion = ConfusionMatrix(11, 11)
+    for logits, label in seen:
+        assert logits.shape == (1, 11, *label.shape[-2:])
+        confusion.update(logits.argmax(1), label)
+    assert len(seen) == 3
+    assert torch.equal(confusion.matrix, evaluation.confusion.matrix)
+
+
 @pytest.mark.parametrize(("split", "seen"), [("train", 0), ("trainval", 6), ("trainval:drive=town", 2)])
 def test_images_that_were_trained_on_are_counted_beside_the_score(split, seen, capsys, monkeypatch):
     monkeypatch.setattr("s2fpn_lib.evaluate.is_interactive", lambda: False)

@@ -9,6 +9,7 @@ import torchmetrics.functional.classification as reference
 
 from s2fpn_lib.metrics import (
     BoundaryScore,
+    Calibration,
     ConfusionMatrix,
     UnknownIdError,
     boundary_mask,
@@ -294,3 +295,32 @@ def test_dilation_is_a_euclidean_disc(radius):
         for x in range(15):
             assert bool(out[y, x] & 32) == (math.hypot(y - 7, x - 7) <= radius)
             assert bool(out[y, x] & 4) == (math.hypot(y, x - 14) <= radius)
+
+
+@pytest.mark.parametrize("bins", [10, 20])
+def test_calibration_error_agrees_with_torchmetrics(bins):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 5, 17, 23, generator=generator)
+    label = torch.randint(0, 6, (4, 17, 23), generator=generator, dtype=torch.uint8)  # 5: ignored
+    calibration = Calibration(ignore_index=5)
+    for batch in zip(logits.split(3), label.split(3), strict=True):  # streaming
+        calibration.update(*batch)
+    options = {"num_classes": 5, "n_bins": bins, "norm": "l1", "ignore_index": 5}
+    expected = reference.multiclass_calibration_error(logits, label.long(), **options)
+    assert calibration.error(bins) == pytest.approx(expected.item(), abs=1e-5)
+    assert calibration.table(bins)[:, 0].sum() == (label < 5).sum()
+
+
+def test_calibration_by_hand():
+    sure = torch.tensor([0.95, 0.05]).log()
+    unsure = torch.tensor([0.4, 0.6]).log()
+    logits = torch.stack([sure, sure, sure, unsure, unsure], 1)[None, :, None]  # (1, 2, 1, 5)
+    calibration = Calibration()
+    calibration.update(logits, torch.tensor([[[0, 0, 1, 1, 1]]]))
+    table = calibration.table(2)
+    assert table[0].isnan().tolist() == [False, True, True]  # no pixel is below 0.5
+    assert table[1].tolist() == pytest.approx([5, (3 * 0.95 + 2 * 0.6) / 5, 4 / 5])
+    table = calibration.table(4)
+    assert table[2].tolist() == pytest.approx([2, 0.6, 1])
+    assert table[3].tolist() == pytest.approx([3, 0.95, 2 / 3])
+    assert calibration.error(4) == pytest.approx(2 / 5 * 0.4 + 3 / 5 * (0.95 - 2 / 3))
