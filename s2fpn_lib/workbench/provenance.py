@@ -16,6 +16,7 @@ from s2fpn_lib.model.hub import WEIGHTS
 from s2fpn_lib.runs import ConfigChanged, config_hash, read_json, results_root
 from s2fpn_lib.train import train
 
+DEFAULT = "s2fpn_lite-camvid-train"  # the released weights that have not seen CamVid's val
 DEMO_RUN = "stand-in"  # folder name of `demo_checkpoint`, as existing results have it
 
 # What checkpoints record about their training, in the order in which tables show it.
@@ -38,8 +39,8 @@ def newest_run(root: str | Path | None = None) -> Path | None:
 
 
 def default_checkpoint(root: str | Path | None = None) -> Path | str | None:
-    """The first released weight, else the newest finished run under `root`; None where there is neither."""
-    return released_names()[0] if released_names() else newest_run(root)
+    """The released weights `DEFAULT`, else the newest finished run under `root`; None where there is neither."""
+    return DEFAULT if DEFAULT in released_names() else newest_run(root)
 
 
 def demo_checkpoint(results: str | Path | None = None, dataset: str = "roadscenes") -> Path:

@@ -43,7 +43,7 @@ def test_newest_run_is_not_a_demo_network(tmp_path):
 
 
 def test_default_checkpoint_is_a_released_one_or_the_newest_run(tmp_path, monkeypatch):
-    assert default_checkpoint(tmp_path) == "s2fpn_lite-camvid"
+    assert default_checkpoint(tmp_path) == "s2fpn_lite-camvid-train"
     monkeypatch.setattr("s2fpn_lib.workbench.provenance.released_names", lambda: [])
     assert default_checkpoint(tmp_path) is None
     run = run_folder(tmp_path, "run", 1)
