@@ -9,10 +9,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from s2fpn_lib.data import Protocol
-from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.viz.style import COLORS, INK, MARKERS, MUTED, styled
+from s2fpn_lib.metrics import Calibration, ConfusionMatrix
+from s2fpn_lib.viz.style import BAD, COLORS, INK, MARKERS, MUTED, SHARE_CMAP, styled
 
 CURVE_PANELS = {"loss": "loss", "mIoU": "miou", "pixel accuracy": "accuracy", "learning rate": "lr"}  # title: metrics
 
@@ -46,34 +47,55 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.yaxis.set_major_formatter("{x:.4g}")
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=9.5)
     return figure
 
 
+def _class_bars(
+    axis: Axes, values: pd.DataFrame, texts: pd.DataFrame, protocol: Protocol | None, left: float
+) -> list[Patch]:
+    """A group of bars per row (class), with one bar and text per column, which begin at `left`; the legend's handles.
+
+    The bars have the color of their class, paler from column to column; without a protocol each column has a color.
+    """
+    handles, (rows, count) = [], values.shape
+    for i, name in enumerate(values):
+        alpha = 1.0 if protocol is None else 1 - 0.6 * i / max(1, count - 1)
+        colors = COLORS[i % len(COLORS)] if protocol is None else np.array(protocol.palette) / 255
+        look = {"left": left, "height": 0.76 / count, "color": colors, "alpha": alpha, "edgecolor": MUTED}
+        places = np.arange(rows) + (i - (count - 1) / 2) * 0.84 / count
+        bars = axis.barh(places, (values[name].fillna(left) - left).clip(lower=0), **look)
+        axis.bar_label(bars, texts[name], padding=3, fontsize=9.5, color=INK)
+        handles.append(Patch(fc=MUTED if protocol else colors, alpha=alpha, label=name))
+    axis.set_yticks(range(rows), values.index)
+    axis.set_ylim(rows - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+    return handles
+
+
 @styled
-def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Figure:
-    """Bars of the IoU per class in percent. tables: one of `Evaluation.per_class()`, or {name: table} to compare."""
+def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], protocol: Protocol | None = None) -> Figure:
+    """Bars of the IoU per class in percent.
+
+    tables: one of `Evaluation.per_class()`, or {name: table} to compare; protocol: whose class colors the bars have.
+    """
     named = {"": tables} if isinstance(tables, pd.DataFrame) else tables
     values = pd.DataFrame({name: 100 * table["iou"] for name, table in named.items()}, dtype=float)
     values = values.reindex(next(iter(named.values())).index)
-    height = 0.7 + len(values) * max(0.26, 0.21 * len(named))
-    figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
-    values.fillna(0).plot.barh(ax=axis, width=0.78, color=COLORS, legend=False, ylabel="")
-    for bars, name in zip(axis.containers, values, strict=True):
-        texts = ["does not occur" if np.isnan(value) else f"{value:.1f}" for value in values[name]]
-        axis.bar_label(bars, texts, padding=3, fontsize=8 if len(named) == 1 else 7.2, color=INK)
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 108), xlabel="IoU in %")
-    axis.grid(axis="y", visible=False)
+    texts = values.map(lambda value: "does not occur" if np.isnan(value) else f"{value:.1f}")
+    height = 0.8 + len(values) * max(0.32, 0.24 * len(named))
+    figure, axis = plt.subplots(figsize=(9, height), layout="constrained")
+    handles = _class_bars(axis, values, texts, protocol, 0)
+    axis.set(xlim=(0, 108), xlabel="IoU in %", ylabel="")
     if len(named) > 1:
-        columns = max(1, min(4, 90 // (6 + max(map(len, named)))))  # as many as fit into the figure's width
-        figure.legend(loc="outside lower center", ncols=columns, fontsize=8.5)
+        columns = max(1, min(4, 80 // (6 + max(map(len, named)))))  # as many as fit into the figure's width
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
 def heatmap(axis: Axes, table: pd.DataFrame, **options: Any) -> None:
     """seaborn's heatmap of a labeled table with slanted column names; `options` are seaborn's."""
-    sns.heatmap(table, ax=axis, annot_kws={"fontsize": 8}, **options)
+    sns.heatmap(table, ax=axis, annot_kws={"fontsize": 9.5}, **options)
     axis.grid(False)
     axis.tick_params(length=0)
     plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
@@ -86,9 +108,9 @@ def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Fig
     counts = pd.DataFrame(confusion.matrix.cpu().numpy(), list(classes), list(classes))
     share = 100 * counts.div(counts.sum(axis=1), axis=0)  # NaN for a class without labeled pixels
     cells = np.where(share.isna(), "", np.where(share < 0.5, "·", np.char.mod("%.0f", share)))
-    size = 2.2 + 0.5 * len(classes)
+    size = 2.6 + 0.5 * len(classes)
     figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
-    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "square": True, "linewidths": 0.6, "linecolor": "white"}
+    look = {"cmap": SHARE_CMAP, "vmin": 0, "vmax": 100, "square": True, "linewidths": 0.6, "linecolor": "white"}
     look["cbar_kws"] = {"label": "% of the class's labeled pixels", "shrink": 0.75}
     heatmap(axis, share, annot=cells, fmt="", **look)
     axis.set(xlabel="prediction", ylabel="label", facecolor="#eef1f4")
@@ -97,28 +119,47 @@ def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Fig
 
 @styled
 def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol) -> Figure:
-    """Share of each class in the labeled pixels, log scale: bars for the first split, one marker per further split.
+    """Share of each class in the labeled pixels, log scale: one bar per split with its value beside it.
 
     shares: {split: one share in 0..1 per class}.
     """
     percent = 100 * pd.DataFrame(shares, dtype=float)
-    first, *others = percent
-    y = np.arange(protocol.num_classes)
+    percent.index = list(protocol.classes)
     low = np.nanmin([percent[percent > 0].min().min(), 100]) / 2  # the minimum is NaN where no pixel carries a class
-    figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.27 * len(y)), layout="constrained")
-    look = {"left": low, "height": 0.7, "color": np.array(protocol.palette) / 255, "edgecolor": MUTED}
-    axis.barh(y, (percent[first] - low).clip(lower=0), **look)
-    for position, value, rightmost in zip(y, percent[first], percent.max(axis=1), strict=True):
-        axis.text(max(low, rightmost) * 1.12, position, f"{value:.2g} %", va="center", fontsize=8)
-    for i, name in enumerate(others, 1):
-        axis.scatter(percent[name], y, marker=MARKERS[i], color=COLORS[i], zorder=3, s=28, label=name)
-    axis.set(xscale="log", xlabel="% of the labeled pixels (log scale)", xlim=(low, 100))
-    axis.set_yticks(y, protocol.classes)
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
-    if others:
-        axis.set_title(f"bars: {first}")
-        axis.legend(loc="lower right", fontsize=8.5)
+    height = 1.2 + len(percent) * max(0.32, 0.24 * len(percent.columns))
+    figure, axis = plt.subplots(figsize=(9, height), layout="constrained")
+    texts = percent.map(lambda value: f"{value:.2g} %")
+    handles = _class_bars(axis, percent, texts, protocol, low)
+    axis.set(xscale="log", xlabel="% of the labeled pixels (log scale)", xlim=(low, 200))
+    axis.xaxis.set_major_formatter("{x:g}")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def reliability_chart(calibration: Calibration, bins: int = 20) -> Figure:
+    """Accuracy against confidence with the pixels per bin below it, and the error rate against the coverage.
+
+    The coverage is the share of the pixels that are kept when those below a confidence are left out.
+    """
+    figure = plt.figure(figsize=(11, 5.2), layout="constrained")
+    axes = figure.subplot_mosaic([["accuracy", "risk"], ["pixels", "risk"]], height_ratios=[2.6, 1])
+    pixels, confidence, accuracy = calibration.table(bins).cpu().numpy().T
+    centers = (np.arange(bins) + 0.5) / bins
+    axes["accuracy"].plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls="--", label="calibrated")
+    axes["accuracy"].vlines(confidence, confidence, accuracy, color=BAD, lw=3, alpha=0.6, label="accuracy - confidence")
+    axes["accuracy"].plot(confidence, accuracy, "o", color=COLORS[0], label="accuracy of a bin")
+    axes["accuracy"].set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
+    axes["accuracy"].set_title(f"expected calibration error {100 * calibration.error(bins):.1f} %")
+    axes["accuracy"].legend(loc="upper left")
+    axes["pixels"].bar(centers, pixels / pixels.sum(), width=0.9 / bins, color=MUTED)
+    axes["pixels"].set(xlim=(0, 1), xlabel="confidence", ylabel="share of pixels")
+    pixels, _, correct = calibration.sums.flip(0).cumsum(0).cpu().numpy().T  # most confident bins first
+    kept = pixels > 0
+    axes["risk"].plot(100 * pixels[kept] / pixels[-1], 100 * (1 - correct[kept] / pixels[kept]), "o-", ms=4)
+    axes["risk"].set(xlim=(0, 102), xlabel="% of the pixels kept, most confident first", ylabel="% of them wrong")
+    axes["risk"].set_ylim(bottom=0)
+    axes["risk"].set_title("error rate of the kept pixels")
     return figure
 
 

@@ -16,8 +16,12 @@ GOOD, BAD = COLORS[0], COLORS[1]
 
 # One meaning per color, in every notebook and in the inspector
 ATTENTION_CMAP = "magma"  # attention of a v2 pixel over the columns, relative to uniform attention (1: uniform)
+ATTENTION_RANGE = (0.1, 100.0)  # of its logarithmic scale, the same for all levels, pixels, and images
 GATE_CMAP = "PRGn"  # v1: green where the gate of the average strip is larger, purple where that of the maximum strip is
+CONTRIBUTION_CMAP = "BrBG"  # teal: speaks for the class, brown: speaks against it
 CONFIDENCE_CMAP = "cividis"  # probability of the predicted class
+SHARE_CMAP = "Blues"  # other shares and weights between 0 and 1
+HIGHLIGHT = (255, 221, 0)  # outlines of what a picture is about
 
 STYLE: dict[str, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s2fpn_lib.data import get_protocol
-from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.metrics import Calibration, ConfusionMatrix
 from s2fpn_lib.report.published import load_published
 from s2fpn_lib.viz.charts import (
     accuracy_speed,
@@ -17,6 +17,7 @@ from s2fpn_lib.viz.charts import (
     confusion_heatmap,
     gmacs_by_part,
     per_class_bars,
+    reliability_chart,
     training_curves,
 )
 
@@ -56,12 +57,33 @@ def test_confusion_heatmap_is_normalized_by_row():
     np.testing.assert_allclose(shown, [[75, 25, 0], [np.nan] * 3, [0, 50, 50]])
 
 
-def test_class_shares():
+def test_class_bars_have_the_colors_of_their_classes_and_each_value_beside_its_bar():
     shares = np.array([0.3, 0.2, 0.01, 0.2, 0.1, 0.1, 0.02, 0.03, 0.02, 0.01, 0.01])
     axis = class_shares_bars({"train": shares, "val": shares[::-1]}, PROTOCOL).axes[0]
     ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
-    np.testing.assert_allclose(ends, 100 * shares)
-    np.testing.assert_allclose(axis.collections[0].get_offsets()[:, 0], 100 * shares[::-1])
+    np.testing.assert_allclose(ends, 100 * np.concatenate([shares, shares[::-1]]))
+    for bar, color in zip(axis.patches, 2 * PROTOCOL.palette, strict=True):
+        np.testing.assert_allclose(bar.get_facecolor()[:3], np.array(color) / 255)
+    for bar, text in zip(axis.patches, axis.texts, strict=True):
+        assert text.get_text() == f"{bar.get_x() + bar.get_width():.2g} %"
+        assert text.xy[1] == pytest.approx(bar.get_y() + bar.get_height() / 2)
+    table = pd.DataFrame({"iou": shares}, index=PROTOCOL.classes)
+    bars = per_class_bars(table, PROTOCOL).axes[0].patches
+    np.testing.assert_allclose([bar.get_facecolor()[:3] for bar in bars], np.array(PROTOCOL.palette) / 255)
+
+
+def test_reliability_chart_by_hand():
+    calibration = Calibration()
+    logits = torch.tensor([[0.95, 0.95, 0.95, 0.6, 0.6], [0.05, 0.05, 0.05, 0.4, 0.4]]).log()
+    calibration.update(logits[None, :, None], torch.tensor([[[0, 0, 1, 0, 0]]]))
+    accuracy, risk, pixels = reliability_chart(calibration, bins=4).axes
+    assert accuracy.get_title(loc="left") == "expected calibration error 33.0 %"
+    points = accuracy.lines[1].get_xydata()
+    np.testing.assert_allclose(points[2:], [[0.6, 1], [0.95, 2 / 3]], atol=1e-6)
+    np.testing.assert_allclose([bar.get_height() for bar in pixels.patches], [0, 0, 0.4, 0.6])
+    kept, wrong = risk.lines[0].get_data()
+    np.testing.assert_allclose(kept[[0, -1]], [60, 100])  # the three pixels of 0.95 first
+    np.testing.assert_allclose(wrong[[0, -1]], [100 / 3, 20])
 
 
 def test_gmacs_by_part():
