@@ -1,13 +1,19 @@
 """Label maps as images: class colors, overlays, errors, and grids of images with the class legend."""
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 from torch import Tensor, nn
 
 from s2fpn_lib.checkpoint import names_seen
@@ -15,7 +21,7 @@ from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.evaluate import Evaluation, seen_caveat
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
-from s2fpn_lib.viz.style import MUTED, styled
+from s2fpn_lib.viz.style import HIGHLIGHT, MUTED, styled
 
 ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image
 
@@ -64,23 +70,60 @@ def class_legend(protocol: Protocol) -> Figure:
     patches = legend_patches(protocol)
     for patch, number in zip(patches, protocol.label_ids, strict=True):
         patch.set_label(f"{number:>3}  {patch.get_label()}")
-    figure = plt.figure(figsize=(7.6, 0.45 + 0.27 * -(-len(patches) // 4)))
+    figure, axis = plt.subplots(figsize=(9, 0.5 + 0.32 * -(-len(patches) // 4)))  # Jupyter draws no figure without axes
+    axis.set_axis_off()
     title = f"{protocol.name}: {protocol.num_classes} classes"
-    figure.legend(handles=patches, ncols=4, loc="center", title=title, title_fontproperties={"weight": "bold"})
+    axis.legend(handles=patches, ncols=4, loc="center", title=title, title_fontproperties={"weight": "bold"})
     return figure
+
+
+def sample_views(dataset: SegmentationDataset, index: int) -> list[np.ndarray]:
+    """Image, label, and overlay of a sample, each (H, W, 3) uint8."""
+    image, label = dataset[index]
+    return [as_array(image), colorize(label, dataset.protocol), overlay(image, label, dataset.protocol)]
 
 
 def show_samples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
     """Image | label | overlay, one sample per row."""
-    protocol, samples = dataset.protocol, [dataset[i] for i in indices]
-    rows = [[as_array(image), colorize(label, protocol), overlay(image, label, protocol)] for image, label in samples]
-    return image_grid(rows, ["image", "label", "overlay"], [dataset.names[i] for i in indices], protocol, 9.0)
+    rows = [sample_views(dataset, i) for i in indices]
+    names = [dataset.names[i] for i in indices]
+    return image_grid(rows, ["image", "label", "overlay"], names, dataset.protocol, 9.0)
+
+
+def contact_sheet(entries: Iterable[tuple[str, Sequence[np.ndarray]]], columns: int = 6) -> str:
+    """Thumbnails as HTML. A click opens the pictures of an entry side by side, also without a kernel.
+
+    entries: HTML caption and (H, W, 3) uint8 pictures of one size, of which the first is the thumbnail.
+    """
+    cells = [
+        f"<details><summary>{_jpeg(pictures[0], 200)}<br>{caption}</summary>"
+        f"{_jpeg(np.concatenate(pictures, axis=1), 360 * len(pictures))}</details>"
+        for caption, pictures in entries
+    ]
+    style = (Path(__file__).parent / "contact_sheet.css").read_text()
+    return f'<style>{style}</style><div class="contact-sheet" style="--columns: {columns}">{"".join(cells)}</div>'
+
+
+def _jpeg(pixels: np.ndarray, width: int) -> str:
+    """An <img> element that contains the picture, scaled down to a width."""
+    picture, data = Image.fromarray(pixels), io.BytesIO()
+    picture.thumbnail((width, picture.height))
+    picture.save(data, "jpeg", quality=80)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
 
 def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], **views: Any) -> Tensor:
     """(H, W) uint8 ids at the image's own size, predicted as `evaluate` does it. views: see `predict_logits`."""
     scores = predict_logits(model, at_size(image, protocol_size)[None], **views)
     return class_ids(resize_bilinear(scores, image.shape[-2:]))[0].to("cpu", torch.uint8)
+
+
+def prediction_views(model: nn.Module, dataset: SegmentationDataset, index: int, **views: Any) -> list[np.ndarray]:
+    """Image, label, prediction, and errors of a sample, each (H, W, 3) uint8. views: see `predict_logits`."""
+    image, label = dataset[index]
+    pred, protocol = predicted(model, image, dataset.protocol.size, **views), dataset.protocol
+    errors = error_image(image, label, pred, protocol)
+    return [as_array(image), colorize(label, protocol), colorize(pred, protocol), errors]
 
 
 def prediction_grid(
@@ -90,15 +133,19 @@ def prediction_grid(
 
     The caption of an image that the network was trained on says so.
     """
-    protocol, rows, texts = dataset.protocol, [], []
+    rows = [prediction_views(model, dataset, i, **views) for i in indices]
+    captions = _with_caveats(model, dataset, indices, captions or [dataset.names[i] for i in indices])
+    return image_grid(
+        rows, ["image", "label", "prediction", "error (ignored: white)"], captions, dataset.protocol, 11.0
+    )
+
+
+def _with_caveats(
+    model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], captions: Sequence[str]
+) -> list[str]:
     seen = names_seen(getattr(model, "metadata", {}), dataset)
-    for i, caption in zip(indices, captions or [dataset.names[i] for i in indices], strict=True):
-        image, label = dataset[i]
-        pred = predicted(model, image, protocol.size, **views)
-        error = error_image(image, label, pred, protocol)
-        rows.append([as_array(image), colorize(label, protocol), colorize(pred, protocol), error])
-        texts.append(f"{caption} ({seen_caveat(1, 1)})" if dataset.names[i] in seen else caption)
-    return image_grid(rows, ["image", "label", "prediction", "error (ignored: white)"], texts, protocol, 11.0)
+    texts = zip(indices, captions, strict=True)
+    return [f"{text} ({seen_caveat(1, 1)})" if dataset.names[i] in seen else text for i, text in texts]
 
 
 def worst_images(
@@ -112,16 +159,71 @@ def worst_images(
 ) -> Figure:
     """The images with the lowest IoU of a class (None: of the mean), lowest first, with the score in the caption.
 
-    Raises ValueError if no scored image has enough pixels of the class (see `Evaluation.worst`).
+    For a class, the image shows where the label has it (yellow outline), and beside it the region around its largest
+    error, see `largest_error`. Raises ValueError if no scored image has enough pixels of the class (see
+    `Evaluation.worst`).
     """
-    indices = evaluation.worst(class_name, count)
+    indices, protocol = evaluation.worst(class_name, count), dataset.protocol
     if not indices:
         raise ValueError(f"no scored image has enough pixels of the class {class_name!r} to be ranked")
     iou = 100 * evaluation.image_iou()
     column = iou.nanmean(1) if class_name is None else iou[:, evaluation.classes.index(class_name)]
     scores, what = dict(zip(evaluation.indices, column, strict=True)), class_name or "mean"
     captions = [f"{dataset.names[i]}: {what} IoU in this image {scores[i]:.1f} %" for i in indices]
-    return prediction_grid(model, dataset, indices, captions=captions, **views)
+    if class_name is None:
+        return prediction_grid(model, dataset, indices, captions=captions, **views)
+    rows = []
+    for place, i in enumerate(indices):
+        image, label = dataset[i]
+        pred = predicted(model, image, protocol.size, **views)
+        error, text = largest_error(label, pred, class_name, protocol)
+        part = crop_around(error)
+        pictures = [as_array(image), colorize(label, protocol), colorize(pred, protocol)]
+        outlined = [outline(picture, error)[part] for picture in (*pictures, error_image(image, label, pred, protocol))]
+        rows.append([outline(pictures[0], label == evaluation.classes.index(class_name)), *outlined])
+        captions[place] += f". {text}"
+    titles = [f"image, {class_name} outlined", "around the largest error", "label", "prediction", "error"]
+    return image_grid(rows, titles, _with_caveats(model, dataset, indices, captions), protocol, 12.0)
+
+
+def largest_error(label: Tensor, pred: Tensor, class_name: str, protocol: Protocol) -> tuple[Tensor, str]:
+    """The largest connected region that is wrong about a class, (H, W) bool, and what happened there in words.
+
+    A region is wrong about a class where either the (H, W) label or the prediction has it, but not both.
+    """
+    k = protocol.classes.index(class_name)
+    wrong = ((label == k) != (pred == k)) & (label != protocol.ignore_id)
+    if not wrong.any():
+        return wrong, f"no error of {class_name}"
+    numbers = torch.arange(1.0, wrong.numel() + 1).view(wrong.shape) * wrong  # each pixel a region of its own
+    while True:  # neighbors join the region with the larger number
+        joined = F.max_pool2d(numbers[None], 3, 1, 1)[0] * wrong
+        if torch.equal(joined, numbers):
+            break
+        numbers = joined
+    region = numbers == numbers[wrong].mode().values
+    ids = [map_[region].mode().values for map_ in (label, pred)]
+    labeled, called = (protocol.classes[i] for i in ids)
+    return region, f"Largest error: {int(region.sum())} pixels, mostly {labeled} predicted as {called}"
+
+
+def crop_around(mask: Tensor, least: float = 0.3) -> tuple[slice, slice]:
+    """The part of an (H, W) picture around a mask: of the picture's aspect ratio, with `least` of its size or more."""
+    if not mask.any():
+        return slice(None), slice(None)
+    share = min(1, max(least, 2 * mask.float().mean().sqrt().item()))
+    lengths = [round(share * n) for n in mask.shape]
+    middle = mask.nonzero().float().mean(0)
+    starts = [min(max(int(m) - k // 2, 0), n - k) for m, k, n in zip(middle, lengths, mask.shape, strict=True)]
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+
+
+def outline(pixels: np.ndarray, mask: Tensor) -> np.ndarray:
+    """The (H, W, 3) picture with a yellow outline, two pixels wide, around an (H, W) bool mask."""
+    grown = F.max_pool2d(mask[None].float(), 5, 1, 2)[0] > 0
+    out = pixels.copy()
+    out[(grown & ~mask).numpy()] = HIGHLIGHT
+    return out
 
 
 def weakest_classes(evaluation: Evaluation, count: int = 3) -> list[str]:
@@ -132,18 +234,24 @@ def weakest_classes(evaluation: Evaluation, count: int = 3) -> list[str]:
 
 @styled
 def image_grid(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str], protocol: Protocol, width: float
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    names: Sequence[str],
+    protocol: Protocol,
+    width: float,
+    scale: tuple[str, str] = (),
 ) -> Figure:
     """Images side by side under column titles, with a caption below each row and the class legend at the bottom.
 
-    rows: (H, W, 3) uint8 arrays, at least one row; titles: one per column; names: one caption per row; width: inches.
+    rows: (H, W, 3) uint8 arrays, at least one row; titles: one per column; names: one caption per row; width: inches;
+    scale: color map and text of a color bar from 0 to 1.
     """
     if not rows:
         raise ValueError("no images to show: the list of samples is empty")
-    per_line = max(4, int(width / 1.35))
-    legend_height = 0.12 + 0.21 * -(-(protocol.num_classes + 1) // per_line)
+    per_line = max(4, int(width / 1.5))
+    legend_height = 0.15 + 0.24 * -(-(protocol.num_classes + 1) // per_line)
     heights = [width / len(titles) * row[0].shape[0] / row[0].shape[1] for row in rows]
-    size = (width, sum(heights) + 0.19 * len(rows) + 0.25 + legend_height)
+    size = (width, sum(heights) + 0.24 * len(rows) + 0.3 + legend_height)
     figure = plt.figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(titles), height_ratios=heights, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0, hspace=0)
@@ -151,9 +259,11 @@ def image_grid(
         for axis, image in zip(row_axes, row, strict=True):
             axis.imshow(image)
             axis.set_axis_off()
-        row_axes[0].text(0, -0.02, name, transform=row_axes[0].transAxes, va="top", fontsize=8, color=MUTED)
+        row_axes[0].text(0, -0.02, name, transform=row_axes[0].transAxes, va="top", fontsize=10, color=MUTED)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, pad=4)
-    legend = {"ncols": per_line, "loc": "outside lower center", "fontsize": 8.5, "handlelength": 1.3}
+    legend = {"ncols": per_line, "loc": "outside lower center", "fontsize": 10, "handlelength": 1.3}
     figure.legend(handles=legend_patches(protocol), **legend)
+    if scale:
+        figure.colorbar(ScalarMappable(cmap=scale[0]), ax=axes, label=scale[1], shrink=0.8, aspect=30)
     return figure
