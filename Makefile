@@ -3,6 +3,7 @@
 # make check  lints and runs the fast tests of the core, in three minutes on two cores
 # make lab    opens the notebooks in JupyterLab
 # make doctor checks the packages, and shows the versions, the GPU's driver, and the notebook kernels
+# make docs   executes every notebook on RoadScenes and writes readable copies to docs/notebooks/, in about 15 minutes
 # make clean  removes .venv and caches; data/ and results/ stay
 #
 # Any parameter of the main notebooks can be given: make run DATASET=roadscenes MAX_EPOCHS=5
@@ -26,7 +27,7 @@ LAB ?=
 # Silences a warning of the debugger at the start of each kernel
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: run test check lint lab doctor clean
+.PHONY: run test check lint lab doctor docs clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -49,6 +50,9 @@ doctor: $(INSTALLED)
 	-$(PY) -m pip check
 	-$(PY) -m torch.utils.collect_env
 	$(PY) -m jupyter kernelspec list
+
+docs: $(INSTALLED)
+	@$(PY) scripts/build_docs.py
 
 # The stamp is written last. Without it (the installation was interrupted) the next make starts from an empty .venv. With
 # an older stamp (pyproject.toml changed) it installs on top.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,66 @@ CHEAP = {
 }
 
 
+# Runs at the start of each kernel: a line of JSON about each figure that is shown or saved.
+WATCHER = """
+import itertools, json, math, os
+import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+def crowded(axis):
+    labels = [label for label in axis.get_ticklabels() if label.get_visible() and label.get_text().strip()]
+    for one, two in itertools.combinations(labels, 2):
+        a, b = one.get_window_extent(), two.get_window_extent()
+        turned = math.radians(one.get_rotation())
+        if turned % (math.pi / 2):  # slanted lines of text are apart if their baselines are
+            if math.hypot(b.x0 - a.x0, b.y0 - a.y0) * abs(math.sin(turned)) < one.get_fontsize():
+                yield one.get_text(), two.get_text()
+        elif min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1:  # pixels
+            yield one.get_text(), two.get_text()
+
+def watched(canvas, *arguments, **options):
+    printed = print_figure(canvas, *arguments, **options)
+    figure = canvas.figure
+    drawn = FigureCanvasAgg(figure)
+    drawn.draw()
+    pixels = np.asarray(drawn.buffer_rgba())
+    axes = [axes for axes in figure.axes if axes.get_visible() and axes.axison]
+    found = {
+        "title": [axes.get_title() for axes in figure.axes][:3],
+        "empty": bool((pixels == pixels[0, 0]).all()),
+        "crowded": [pair for each in axes for axis in (each.xaxis, each.yaxis) for pair in crowded(axis)],
+    }
+    figure.set_canvas(canvas)
+    with open(os.environ["FIGURES_LOG"], "a") as log:
+        print(json.dumps(found), file=log)
+    return printed
+
+print_figure, FigureCanvasBase.print_figure = FigureCanvasBase.print_figure, watched
+"""
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """Watches the figures of the kernels that the test starts; returns what was found, one dict per figure."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "watch_figures.py").write_text(WATCHER)
+    log = tmp_path / "figures.jsonl"
+    log.touch()
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("FIGURES_LOG", str(log))
+    monkeypatch.delenv("MPLBACKEND")  # figures as pictures, as a notebook has them
+    return lambda: [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def check_figures(found: list[dict]) -> None:
+    assert found, "drawing functions return closed figures: no figure was shown"
+    for figure in found:
+        assert not figure["empty"], figure
+        assert not figure["crowded"], f"tick labels overlap: {figure}"
+
+
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -77,10 +138,9 @@ def test_form(path):
 @named([path for path in NOTEBOOKS if path.stem not in GOLDEN])
 @pytest.mark.slow
 @pytest.mark.timeout(NOTEBOOK_TIMEOUT + 60)
-def test_papermill_runs_it_without_data(path, tmp_path, monkeypatch):
+def test_papermill_runs_it_without_data(path, tmp_path, monkeypatch, figures):
     """In the order of their numbers and with shared results, as in `make run`."""
-    monkeypatch.setenv("S2FPN_DATA", str(tmp_path))
-    monkeypatch.delenv("MPLBACKEND")  # figures as pictures, as a notebook has them
+    monkeypatch.setenv("S2FPN_DATA", str(tmp_path / "data"))
     executed = papermill.execute_notebook(
         path,
         tmp_path / path.name,
@@ -92,7 +152,26 @@ def test_papermill_runs_it_without_data(path, tmp_path, monkeypatch):
     )
     assert all(cell.execution_count for cell in code_cells(executed))
     outputs = [output for cell in code_cells(executed) for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in outputs), "drawing functions return closed figures"
+    data = [output.get("data", {}) for output in outputs]
+    assert any("image/png" in each for each in data)
+    texts = [each.get("text/plain", "") for each in data if "image/png" not in each]
+    assert not [text for text in texts if re.match(r"<Figure size .*>", text)], "a figure's name instead of its picture"
+    check_figures(figures())
+
+
+def test_empty_and_crowded_figures_are_found(tmp_path, figures):
+    start = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nplt.close()\n"
+    codes = [
+        "ax.axis('off')",
+        *(f"ax.set_xticks(range(9), ['Bicyclist'] * 9, rotation={turn})" for turn in (0, 90, 30)),
+    ]
+    cells = [nbformat.v4.new_code_cell(f"{start}{code}\nfig") for code in codes]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "figures.ipynb")
+    papermill.execute_notebook(
+        tmp_path / "figures.ipynb", tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False
+    )
+    found = [(figure["empty"], bool(figure["crowded"])) for figure in figures()]
+    assert found == [(True, False), (False, True), (False, False), (False, True)]
 
 
 def nbval(path: Path) -> subprocess.CompletedProcess:

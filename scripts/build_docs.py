@@ -1,0 +1,108 @@
+"""Executes every notebook without data and writes readable copies to docs/notebooks/: `make docs`.
+
+    python scripts/build_docs.py [NOTEBOOK ...]
+
+A copy is one HTML file with texts, code, and outputs, which needs no kernel. Its pictures are reduced to `WIDTH` pixels
+and stored in the smaller one of two formats. `31_inspector.html` is followed by `inspector.html`, the page that the
+inspector exports, which answers to clicks. Equations are drawn by MathJax, which the page loads; without network they
+are shown as LaTeX. The datasets' licenses do not allow copies of their images here, so RoadScenes is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+
+PROJECT = Path(__file__).resolve().parent.parent
+TARGET = PROJECT / "docs" / "notebooks"
+WIDTH = 1100  # pixels
+LARGEST_MB = 10  # of all copies together
+PARAMETERS = {"10_train": {"preset": "quick"}}  # as in `make run`: the network that the later notebooks show
+MATHJAX = '<script defer src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>'
+STYLE = """
+.jp-Cell, .cell { margin: .9rem 0; }
+.highlight pre { color: inherit; background: var(--page); padding: .7rem .9rem; border-radius: 4px; overflow-x: auto;
+  white-space: pre; }
+"""
+DARK = "@media (prefers-color-scheme: dark) {{ {} }}"
+
+
+def main(names: list[str]) -> None:
+    from s2fpn_lib.workbench.run_notebook import execute
+
+    known = [path.stem for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))]
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    TARGET.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results, data = Path(folder) / "results", Path(folder) / "data"
+        data.mkdir()
+        os.environ |= {"S2FPN_RESULTS": str(results), "S2FPN_DATA": str(data)}
+        for name in names or known:
+            start = time.monotonic()
+            executed = results / "main" / f"{name}.ipynb"
+            executed.parent.mkdir(parents=True, exist_ok=True)
+            execute(PROJECT / "notebooks" / f"{name}.ipynb", executed, PARAMETERS.get(name, {}))
+            copy = TARGET / f"{name}.html"
+            copy.write_text(page(executed, {folder: "", str(PROJECT): ""}))
+            print(f"{copy}: {copy.stat().st_size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s", flush=True)
+        exported = sorted(results.glob("31_inspector/*.html"))
+        if exported:
+            shutil.copy(exported[0], TARGET / "inspector.html")
+    total = sum(path.stat().st_size for path in TARGET.glob("*.html")) / 1e6
+    print(f"{TARGET}: {total:.1f} MB")
+    if total > LARGEST_MB:
+        raise SystemExit(f"the copies may have {LARGEST_MB} MB together: lower WIDTH, or show fewer pictures")
+
+
+def page(notebook: Path, paths: dict[str, str]) -> str:
+    """An executed notebook as one HTML page; `paths` are replaced in its outputs."""
+    from s2fpn_lib.workbench.report_page import CSS, PAGE
+
+    read = nbformat.read(notebook, as_version=4)
+    for cell in read.cells:
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                output.data = reduced(output.data)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True, anchor_link_text=""
+    )
+    body, _ = exporter.from_notebook_node(read)
+    for path, shown in paths.items():
+        body = body.replace(path.rstrip("/") + "/", shown)
+    body = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb', r'href="\1.html', body)
+    light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
+    css = "\n".join([CSS.read_text(), light, DARK.format(dark), STYLE])
+    texts = "".join(cell.source for cell in read.cells if cell.cell_type == "markdown")
+    return PAGE.format(title=notebook.stem, css=css, body=body + (MATHJAX if "$" in texts else ""))
+
+
+def reduced(data: dict[str, str]) -> dict[str, str]:
+    """The output with its PNG picture at most `WIDTH` pixels wide, as PNG of 128 colors or as JPEG."""
+    if "image/png" not in data:
+        return data
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    if picture.width > WIDTH:
+        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    chart, photograph = io.BytesIO(), io.BytesIO()
+    picture.quantize(128, dither=Image.Dither.NONE).save(chart, "PNG", optimize=True)
+    picture.save(photograph, "JPEG", quality=82)
+    kind, smaller = min(("image/png", chart), ("image/jpeg", photograph), key=lambda each: each[1].tell())
+    rest = {name: value for name, value in data.items() if name != "image/png"}
+    return rest | {kind: base64.b64encode(smaller.getvalue()).decode()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
