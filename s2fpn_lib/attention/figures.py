@@ -1,7 +1,6 @@
 """Figures of a recorded forward pass, all levels side by side, for notebooks and papers."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +13,6 @@ from s2fpn_lib.attention.recorder import Capture, LevelCapture
 from s2fpn_lib.attention.statistics import AttentionStatistics, coarse_share
 from s2fpn_lib.data import Protocol
 from s2fpn_lib.metrics import class_ids
-from s2fpn_lib.runs import atomic_file
 from s2fpn_lib.viz.charts import heatmap
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import COLORS, INK, MARKERS, MUTED, styled, with_warning
@@ -144,18 +142,6 @@ def statistics_figure(statistics: AttentionStatistics) -> Figure:
             axis.axhline(uniform[column], color=MUTED, lw=0.9, ls=":")
         axis.set_ylim(bottom=0)
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Writes `path`.pdf (vector text with embedded fonts) and `path`.png atomically; equal figures give equal bytes."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # constrained layout would move the axes a little with each drawing
-    written = []
-    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
-        written.append(Path(f"{path}.{suffix}"))
-        with plt.rc_context({"pdf.fonttype": 42}), atomic_file(written[-1]) as file:
-            figure.savefig(file, format=suffix, dpi=150, metadata=metadata)
-    return written
 
 
 def _rows(capture: Capture, entry: str) -> dict[str, str]:

@@ -96,7 +96,7 @@ def contact_sheet(entries: Iterable[tuple[str, Sequence[np.ndarray]]], columns: 
     entries: HTML caption and (H, W, 3) uint8 pictures of one size, of which the first is the thumbnail.
     """
     cells = [
-        f"<details><summary>{_jpeg(pictures[0], 200)}<br>{caption}</summary>"
+        f"<details><summary>{_jpeg(pictures[0], 200)}{caption}</summary>"
         f"{_jpeg(np.concatenate(pictures, axis=1), 360 * len(pictures))}</details>"
         for caption, pictures in entries
     ]

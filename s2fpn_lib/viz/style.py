@@ -3,10 +3,13 @@
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from s2fpn_lib.runs import atomic_file
 
 # The palette of Okabe and Ito (jfly.uni-koeln.de/color) without yellow, which is too faint on white
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -70,3 +73,15 @@ def with_warning(figure: Figure, text: str) -> Figure:
         width = int(11 * figure.get_figwidth())  # characters of this size that fit
         figure.suptitle(textwrap.fill(text, width), color=BAD, weight="bold", fontsize=9)
     return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Writes `path`.pdf (vector text with embedded fonts) and `path`.png atomically; equal figures give equal bytes."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # constrained layout would move the axes a little with each drawing
+    written = []
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
+        written.append(Path(f"{path}.{suffix}"))
+        with plt.rc_context(STYLE), atomic_file(written[-1]) as file:
+            figure.savefig(file, format=suffix, dpi=150, metadata=metadata)
+    return written

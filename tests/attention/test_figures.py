@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from s2fpn_lib.attention.figures import attention_figure, crb_figure, save_figure, statistics_figure
+from s2fpn_lib.attention.figures import attention_figure, crb_figure, statistics_figure
 from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.attention.statistics import attention_statistics, untrained_warning
 from s2fpn_lib.data import get_protocol, open_dataset
@@ -148,15 +148,3 @@ def test_statistics_and_crb_of_a_split(revision, tmp_path):
         np.testing.assert_allclose(line.get_ydata(), np.sort(level.crb[1].numpy())[::-1])
     cells = [text.get_text() for text in crb.axes[1].texts]
     assert f"{statistics.crb_by_class.loc['apf1', 'Road']:.2f}" in cells
-
-
-def test_figures_are_saved_as_pdf_and_png_with_equal_bytes(tmp_path):
-    image, capture = recorded()
-    figure = attention_figure(image, capture, PROTOCOL)
-    written = save_figure(figure, tmp_path / "a.b")
-    assert [path.name for path in written] == ["a.b.pdf", "a.b.png"]
-    assert written[0].read_bytes().startswith(b"%PDF")
-    assert b"/Type3" not in written[0].read_bytes()  # publishers refuse Type 3 fonts
-    assert written[1].read_bytes().startswith(b"\x89PNG")
-    again = save_figure(figure, tmp_path / "again")
-    assert [a.read_bytes() for a in again] == [w.read_bytes() for w in written]
