@@ -15,12 +15,14 @@ from s2fpn_lib.data import Protocol
 from s2fpn_lib.metrics import Calibration, ConfusionMatrix
 from s2fpn_lib.viz.style import BAD, COLORS, INK, MARKERS, MUTED, SHARE_CMAP, styled
 
-CURVE_PANELS = {"loss": "loss", "mIoU": "miou", "pixel accuracy": "accuracy", "learning rate": "lr"}  # title: metrics
+# Title: part of the names of the metrics, and factor on their values
+CURVE_PANELS = {"loss": ("loss", 1), "mIoU in %": ("miou", 100), "pixel accuracy in %": ("accuracy", 100)}
+CURVE_PANELS |= {"learning rate": ("lr", 1), "wait for data in ms per step": ("data_s", 1000)}
 
 
 @styled
 def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Loss, mIoU, accuracy, and learning rate over epochs; other metrics are not drawn.
+    """Loss, mIoU, accuracy, learning rate, and for one run the wait for data over epochs; other metrics are not drawn.
 
     rows: those of one metrics.jsonl, or {run name: rows} to compare several runs. Raises ValueError if no run has any.
     """
@@ -30,14 +32,18 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
         raise ValueError("no rows to draw: the run has not finished an epoch yet")
     several = len(frames) > 1
     metrics = list(dict.fromkeys(column for frame in frames.values() for column in frame))
-    panels = {title: [metric for metric in metrics if word in metric] for title, word in CURVE_PANELS.items()}
-    panels = {title: columns for title, columns in panels.items() if columns}
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.1), layout="constrained", squeeze=False)
+    panels = {title: [metric for metric in metrics if word in metric] for title, (word, _) in CURVE_PANELS.items()}
+    panels = {title: columns for title, columns in panels.items() if columns and not (several and "data_s" in columns)}
+    wide = 2 if len(panels) == 4 else len(panels)
+    high = len(panels) // wide
+    figure, axes = plt.subplots(
+        high, wide, figsize=(4.5 * min(wide, 2), 2.9 * high), layout="constrained", squeeze=False
+    )
     last = max(frame["epoch"].max() for frame in frames.values())
-    for axis, (title, columns) in zip(axes[0], panels.items(), strict=True):
+    for axis, (title, columns) in zip(axes.flat, panels.items(), strict=True):
         for i, (name, frame) in enumerate(frames.items()):
             for j, column in enumerate(c for c in columns if c in frame):
-                values = frame.set_index("epoch")[column].dropna()
+                values = CURVE_PANELS[title][1] * frame.set_index("epoch")[column].dropna().astype(float)
                 words = (name, column.replace("_", " ") if len(columns) > 1 else "")
                 look = {"color": COLORS[(i if several else j) % len(COLORS)], "markersize": 4}
                 look["linestyle"] = ("-", "--", ":")[(j + i // len(COLORS)) % 3] if several else "-"

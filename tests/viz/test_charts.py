@@ -33,10 +33,16 @@ def rows(count=4, shift=0.0):
 
 def test_training_curves_draw_one_panel_per_quantity():
     figure = training_curves(rows())
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "mIoU", "learning rate"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "mIoU in %", "learning rate"]
     x, y = figure.axes[0].lines[0].get_data()
     assert (list(x), list(y)) == ([1, 2, 3, 4], [2.0, 1.75, 1.5, 1.25])
-    assert list(figure.axes[1].lines[0].get_xdata()) == [1, 3]  # epochs that were validated
+    x, y = figure.axes[1].lines[0].get_data()
+    assert (list(x), list(y)) == ([1, 3], [0, 20])  # epochs that were validated
+    timed = [row | {"data_s": 0.25} for row in rows()]
+    axis = training_curves(timed).axes[3]
+    assert axis.get_title(loc="left") == "wait for data in ms per step"
+    assert list(axis.lines[0].get_ydata()) == [250] * 4
+    assert len(training_curves({"seed 0": timed, "seed 1": timed}).axes) == 3
     runs = training_curves({"seed 0": rows(), "seed 1": rows(shift=0.1), "empty": []})
     assert [text.get_text() for text in runs.axes[1].get_legend().get_texts()] == ["seed 0", "seed 1"]
     with pytest.raises(ValueError, match="not finished an epoch"):
