@@ -45,11 +45,14 @@ def main(names: list[str]) -> None:
     known = [path.stem for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))]
     if unknown := set(names) - set(known):
         raise SystemExit(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if os.environ.pop("S2FPN_DATA", None) or (PROJECT / "data" / "camvid").exists():
+        raise SystemExit(
+            "CamVid is found, and its license allows no copies: unset S2FPN_DATA, and move data/camvid away"
+        )
     TARGET.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        results, data = Path(folder) / "results", Path(folder) / "data"
-        data.mkdir()
-        os.environ |= {"S2FPN_RESULTS": str(results), "S2FPN_DATA": str(data)}
+        results = Path(folder) / "results"
+        os.environ["S2FPN_RESULTS"] = str(results)
         for name in names or known:
             start = time.monotonic()
             executed = results / "main" / f"{name}.ipynb"

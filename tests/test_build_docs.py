@@ -60,3 +60,9 @@ def test_page_has_code_outputs_and_relative_links_but_no_path_of_the_machine(tmp
 def test_unknown_notebook_is_an_error():
     with pytest.raises(SystemExit, match=r"no such notebook: 99_none; there are 00_quickstart, 01_data"):
         script.main(["99_none"])
+
+
+def test_no_copies_of_camvid(monkeypatch, tmp_path):
+    monkeypatch.setenv("S2FPN_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"its license allows no copies: unset S2FPN_DATA"):
+        script.main(["01_data"])
