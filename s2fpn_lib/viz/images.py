@@ -182,8 +182,8 @@ def worst_images(
         outlined = [outline(picture, error)[part] for picture in (*pictures, error_image(image, label, pred, protocol))]
         rows.append([outline(pictures[0], label == evaluation.classes.index(class_name)), *outlined])
         captions[place] += f". {text}"
-    titles = [f"image, {class_name} outlined", "around the largest error", "label", "prediction", "error"]
-    return image_grid(rows, titles, _with_caveats(model, dataset, indices, captions), protocol, 12.0)
+    titles = [f"{class_name} outlined", "its largest error", "label", "prediction", "error (ignored: white)"]
+    return image_grid(rows, titles, _with_caveats(model, dataset, indices, captions), protocol, 11.0)
 
 
 def largest_error(label: Tensor, pred: Tensor, class_name: str, protocol: Protocol) -> tuple[Tensor, str]:
@@ -250,16 +250,18 @@ def image_grid(
         raise ValueError("no images to show: the list of samples is empty")
     per_line = max(4, int(width / 1.5))
     legend_height = 0.15 + 0.24 * -(-(protocol.num_classes + 1) // per_line)
-    heights = [width / len(titles) * row[0].shape[0] / row[0].shape[1] for row in rows]
+    column = (width - (1.3 if scale else 0)) / len(titles)  # inches
+    heights = [column * row[0].shape[0] / row[0].shape[1] for row in rows]
     size = (width, sum(heights) + 0.24 * len(rows) + 0.3 + legend_height)
     figure = plt.figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(titles), height_ratios=heights, squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0, hspace=0)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.12, wspace=0, hspace=0)
     for row_axes, row, name in zip(axes, rows, names, strict=True):
         for axis, image in zip(row_axes, row, strict=True):
             axis.imshow(image)
             axis.set_axis_off()
-        row_axes[0].text(0, -0.02, name, transform=row_axes[0].transAxes, va="top", fontsize=10, color=MUTED)
+        caption = row_axes[0].text(0, -0.02, name, transform=row_axes[0].transAxes, va="top", fontsize=10, color=MUTED)
+        caption.set_in_layout(False)  # it may be wider than its image
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, pad=4)
     legend = {"ncols": per_line, "loc": "outside lower center", "fontsize": 10, "handlelength": 1.3}
