@@ -70,8 +70,8 @@ styled = _style()  # decorator of the functions that draw a figure
 def with_warning(figure: Figure, text: str) -> Figure:
     """The figure with a warning above it, in bold and vermilion; unchanged for an empty text."""
     if text:
-        width = int(11 * figure.get_figwidth())  # characters of this size that fit
-        figure.suptitle(textwrap.fill(text, width), color=BAD, weight="bold", fontsize=9)
+        width = int(9 * figure.get_figwidth())  # characters of this size that fit
+        figure.suptitle(textwrap.fill(text, width), color=BAD, weight="bold", fontsize=11)
     return figure
 
 
