@@ -1,11 +1,12 @@
 """Speed of inference, in turns with the published implementation, and the accuracy of what was timed.
 
 The timed graph is the scored graph: a row of the stage "network" ends with logits at the input's size, a row of the
-stage "end to end" starts with a uint8 image and ends with its class ids. Ratios are within one call of `measure_rows`
-on one machine.
+stage "end to end" starts with a uint8 image and ends with its class ids. Where both stages are asked for, the network
+is timed inside the end-to-end calls. Ratios are within one call of `measure_rows` on one machine.
 """
 
 import gc
+import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from s2fpn_lib import runs
 from s2fpn_lib.benchmark.published import PublishedInference, eval_fps
-from s2fpn_lib.benchmark.timing import Timing, gpu_state, time_in_turns
-from s2fpn_lib.checkpoint import load_model, released_names
+from s2fpn_lib.benchmark.timing import Timing, clock_of, gpu_state, time_in_turns
+from s2fpn_lib.checkpoint import find_weights, load_model, released_names
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.inference.optimize import BACKENDS, optimize_for_inference
@@ -62,7 +63,8 @@ def measure_rows(
     what a backend imports at its first use), max_difference (of the logits, from the optimization).
 
     Args:
-        names: of `build_model` (untrained), a released weight, or `BASELINES`, which have no revision and one method.
+        names: of `build_model` (untrained), a released weight or run folder (its rows have the `checkpoint_sha` that
+            its evaluations have), or `BASELINES`, which have no revision and one method.
         sizes: (height, width) of the input.
         backends: "published", "published no_grad" (without a recorded graph), and those of `optimize_for_inference`.
         eval_fps_calls: above 0, "published" is also timed as eval_fps.py does it, with this number of calls; only their
@@ -71,16 +73,17 @@ def measure_rows(
 
     Raises ValueError for an unknown network, stage, or backend.
     """
-    _check("network", names, (*ENCODERS, *released_names(), *BASELINES))
+    named = [name for name in names if not Path(name).exists()]  # the others are run folders or files of weights
+    _check("network", named, (*ENCODERS, *released_names(), *BASELINES))
     _check("stage", stages, STAGES)
     _check("backend", backends, (PUBLISHED, NO_GRAD, *BACKENDS))
-    for name, revision, model in _networks(names, revisions, num_classes):
+    for network, model in _networks(names, revisions, num_classes):
         model = model.to(device).eval()
-        methods = [("eager", "float32")] if name in BASELINES else _methods(backends, precisions)
+        methods = [("eager", "float32")] if network["network"] in BASELINES else _methods(backends, precisions)
         for height, width in sizes:
             cost = measure_complexity(model, (height, width))
             for batch in batches:
-                protocol = {"network": name, "revision": revision, "height": height, "width": width, "batch": batch}
+                protocol = {**network, "height": height, "width": width, "batch": batch}
                 protocol |= {"parameters_m": round(cost.megaparameters, 3), "gmacs": round(batch * cost.gigamacs, 3)}
                 images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
                 for row in _measure(model, images, methods, stages, eval_fps_calls, **stopwatch):
@@ -92,17 +95,22 @@ def _check(what: str, names: Sequence[str], known: Collection[str]) -> None:
         raise ValueError(f"unknown {what} {unknown[0]!r}. Known: {', '.join(known)}")
 
 
-def _networks(names: Sequence[str], revisions: Sequence[str], num_classes: int) -> Iterator[tuple[str, str, nn.Module]]:
+def _networks(
+    names: Sequence[str], revisions: Sequence[str], num_classes: int
+) -> Iterator[tuple[dict[str, str], nn.Module]]:
     for name in names:
         if name in BASELINES:
             options = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
-            yield name, "", torchvision.models.get_model(name, **options)
+            yield {"network": name, "revision": ""}, torchvision.models.get_model(name, **options)
         elif name in ENCODERS:
             for revision in revisions:
-                yield name, revision, build_model(name, revision=revision, num_classes=num_classes)
+                network = {"network": name, "revision": revision}
+                yield network, build_model(name, revision=revision, num_classes=num_classes)
         else:
             model = load_model(name)
-            yield name, model.config["revision"], model
+            network = name if name in released_names() else model.config["name"]
+            sha = hashlib.sha256(find_weights(name).read_bytes()).hexdigest()[:10]
+            yield {"network": network, "revision": model.config["revision"], "checkpoint_sha": sha}, model
 
 
 def _methods(backends: Sequence[str], precisions: Sequence[str]) -> list[Method]:
@@ -126,12 +134,14 @@ def _measure(
         running[method](x)
         # Linux counts pages in batches of about 100 kB, so that the difference may be slightly negative
         added[method] = None if before is None else round(max(0.0, _peak_mb(device) - before), 1)
+    if "end to end" in stages:
+        calls = {method: partial(_end_to_end, run, preprocess, images) for method, run in running.items()}
+    else:
+        calls = {method: partial(run, x) for method, run in running.items()}
+    whole = time_in_turns(calls, device, **stopwatch)
     for stage in stages:
-        calls = {
-            method: partial(run, x) if stage == "network" else partial(_class_ids, run, preprocess, images)
-            for method, run in running.items()
-        }
-        timings = time_in_turns(calls, device, **stopwatch)
+        inside = stage == "network" and "end to end" in stages
+        timings = {method: timing.of_parts() if inside else timing for method, timing in whole.items()}
         for method, timing in timings.items():
             row = _timed(stage, method, timing, len(images)) | timing.ratio_row(timings.get(REFERENCE))
             difference = getattr(running[method], "max_difference", None)  # of an optimized network
@@ -151,6 +161,14 @@ def _runner(model: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
 
 def _class_ids(run: Run, preprocess: Run, images: Tensor) -> Tensor:
     return class_ids(run(preprocess(images))).cpu()
+
+
+def _end_to_end(run: Run, preprocess: Run, images: Tensor) -> float:
+    """From uint8 images to their class ids on the CPU; returns the seconds that the network took."""
+    x = preprocess(images)
+    seconds, logits = clock_of(x.device)(partial(run, x))
+    class_ids(logits).cpu()
+    return seconds
 
 
 def _timed(stage: str, method: Method, timing: Timing, batch: int) -> dict[str, Any]:

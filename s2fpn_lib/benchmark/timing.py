@@ -4,10 +4,13 @@ Calls that take turns see the same clocks and the same load of the machine, so t
 `torch.utils.benchmark` times one call at a time, with a fixed warm-up.
 """
 
+import hashlib
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,13 +23,22 @@ WARMUP_SECONDS = 5.0  # longest warm-up after the first call
 GPU_PROPERTIES = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "persistence_mode"]
 
 Call = Callable[[], Any]
+Stopwatch = Callable[[Call], tuple[float, Any]]  # the seconds that a call took, and what it returned
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: one tuple per repeat."""
+    """Seconds per call: one tuple per repeat. parts: what each call returned, if that was a number of seconds.
+    cpu_share: the mean over the repeats of `cpu_share`, None if it is not known.
+    """
 
     repeats: tuple[tuple[float, ...], ...]
+    parts: tuple[tuple[float, ...], ...] = ()
+    cpu_share: float | None = None
+
+    def of_parts(self) -> Self:
+        """The timing of the part of each call that the call itself measured. No quantile is above the whole call's."""
+        return Timing(self.parts, cpu_share=self.cpu_share)
 
     @property
     def medians(self) -> list[float]:
@@ -40,7 +52,7 @@ class Timing:
 
     def averaged(self) -> Self:
         """The mean call of each repeat, for times that come in bursts, such as those of prefetched batches."""
-        return Timing(tuple((statistics.fmean(calls),) for calls in self.repeats))
+        return Timing(tuple((statistics.fmean(calls),) for calls in self.repeats), cpu_share=self.cpu_share)
 
     def row(self) -> dict[str, Any]:
         """The columns of all speed tables: p90_ms is of all calls, spread (slowest - fastest median) / p50."""
@@ -51,6 +63,7 @@ class Timing:
             "spread": round((max(self.medians) - min(self.medians)) / self.p50, 4),
             "repeats": len(self.repeats),
             "calls": len(calls),
+            "cpu_share": self.cpu_share,
         }
 
     def ratio_row(self, baseline: Self | None) -> dict[str, float | None]:
@@ -71,53 +84,83 @@ def time_in_turns(
     """Times several calls: each is warmed up until its times are stable, then each repeat runs all of them.
 
     A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. On CUDA a call is timed with
-    events on its stream, elsewhere with the clock.
+    events on its stream, elsewhere with the clock. Before each repeat, `cpu_share` tells whether the machine is free.
     """
-    stopwatch = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    clock = clock_of(device)
     for call in calls.values():
-        _warm_up(call, stopwatch)
-    measured: dict[str, list[tuple[float, ...]]] = {name: [] for name in calls}
+        _warm_up(call, clock)
+    measured: dict[str, list[list[tuple[float, Any]]]] = {name: [] for name in calls}
+    shares: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            times: list[float] = []
+            shares[name].append(cpu_share(1 if device.type == "cuda" else torch.get_num_threads()))
+            times: list[tuple[float, Any]] = []
             end = time.perf_counter() + seconds
             while len(times) < least or time.perf_counter() < end:
-                times.append(stopwatch(call))
-            measured[name].append(tuple(times))
-    return {name: Timing(tuple(rows)) for name, rows in measured.items()}
+                taken, returned = clock(call)
+                times.append((taken, returned if isinstance(returned, float) else 0.0))
+            measured[name].append(times)
+    timings = {}
+    for name, rounds in measured.items():
+        whole, parts = (tuple(tuple(pair[i] for pair in times) for times in rounds) for i in (0, 1))
+        timings[name] = Timing(whole, parts, round(statistics.fmean(shares[name]), 3))
+    return timings
 
 
-def _warm_up(call: Call, stopwatch: Callable[[Call], float]) -> None:
+def cpu_share(threads: int) -> float:
+    """The share of `threads` cores that this process gets at this moment, 1 on a machine with nothing else to do.
+
+    Each thread computes for some 20 milliseconds on one core without waiting for anything: where its CPU time is less
+    than the clock's, another process had the core. A load average counts this process's own threads, too.
+    """
+    together, block = threading.Barrier(threads), bytes(2**25)
+
+    def compute(_: int) -> float:
+        together.wait()
+        wall, cpu = time.perf_counter(), time.thread_time()
+        hashlib.sha256(block)  # without the interpreter's lock
+        return (time.thread_time() - cpu) / (time.perf_counter() - wall)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return min(1.0, statistics.fmean(pool.map(compute, range(threads))))
+
+
+def _warm_up(call: Call, clock: Stopwatch) -> None:
     """Calls until two successive medians agree, when caches, clocks, and allocators are stable."""
-    stopwatch(call)  # the first call compiles, allocates, and loads pages
+    clock(call)  # the first call compiles, allocates, and loads pages
     end = time.perf_counter() + WARMUP_SECONDS
-    before = now = _median(call, stopwatch)
+    before = now = _median(call, clock)
     while time.perf_counter() < end:
-        before, now = now, _median(call, stopwatch)
+        before, now = now, _median(call, clock)
         if abs(now - before) <= STABLE * before:
             return
 
 
-def _median(call: Call, stopwatch: Callable[[Call], float]) -> float:
-    times = [stopwatch(call)]
+def _median(call: Call, clock: Stopwatch) -> float:
+    times = [clock(call)[0]]
     while len(times) < WARMUP_CALLS and sum(times) < 1:
-        times.append(stopwatch(call))
+        times.append(clock(call)[0])
     return statistics.median(times)
 
 
-def _cpu_seconds(call: Call) -> float:
+def clock_of(device: torch.device) -> Stopwatch:
+    """What times a call on `device`."""
+    return _cuda_seconds if device.type == "cuda" else _cpu_seconds
+
+
+def _cpu_seconds(call: Call) -> tuple[float, Any]:
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    returned = call()
+    return time.perf_counter() - start, returned
 
 
-def _cuda_seconds(call: Call) -> float:
+def _cuda_seconds(call: Call) -> tuple[float, Any]:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    call()
+    returned = call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3  # events count milliseconds
+    return start.elapsed_time(end) / 1e3, returned  # events count milliseconds
 
 
 def gpu_state(index: int = 0) -> dict[str, str]:

@@ -53,18 +53,17 @@ def measure_training(
     malloc is configured per process. data_ms: median time that the step waited for its batch.
     """
     spawn = multiprocessing.get_context("spawn")
-    waits: dict[str, list[float]] = {step: [] for step in STEPS}
     with ExitStack() as stack:
         calls = {}
         for step in STEPS:
             pool = ProcessPoolExecutor(1, spawn, initializer=_start_process, initargs=(torch.get_num_threads(),))
             run = partial(stack.enter_context(pool).submit, _run_step, step, name, size, batch, device)
-            calls[step] = lambda run=run, waits=waits[step]: waits.append(run().result())
+            calls[step] = lambda run=run: run().result()  # returns the time that the step waited
         timings = time_in_turns(calls, CPU, **stopwatch)
     protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
     for step, timing in timings.items():
         row = {**protocol, "way": step, **timing.row(), "images_per_s": round(batch / timing.p50, 3)}
-        row["data_ms"] = round(1e3 * statistics.median(waits[step][-row["calls"] :]), 3)  # without those of the warm-up
+        row["data_ms"] = round(1e3 * statistics.median(itertools.chain(*timing.parts)), 3)
         yield {**row, **timing.ratio_row(timings["published"]), **session(torch.device(device))}
 
 
@@ -149,9 +148,9 @@ def measure_loader(
         correct = np.array_equal(image.permute(1, 2, 0), changed)
     protocol = {"kind": kind, "images": images, "height": crop[0], "width": crop[1], "batch": batch}
     for (implementation, count), timing in timings.items():
-        row = {**protocol, "way": implementation, "workers": count, **timing.row(), "cache_correct": correct}
         throughput = timing.averaged()  # workers deliver batches in bursts
-        row |= {"samples_per_s": round(batch / throughput.p50, 2)}
+        row = {**protocol, "way": implementation, "workers": count, **timing.row(), "cache_correct": correct}
+        row |= {"spread": throughput.row()["spread"], "samples_per_s": round(batch / throughput.p50, 2)}
         yield {**row, **throughput.ratio_row(timings["published", 0].averaged()), **session(CPU)}
 
 

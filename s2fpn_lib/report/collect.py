@@ -37,6 +37,7 @@ def collect_runs(root: str | Path) -> pd.DataFrame:
                 register(Protocol.from_dict(own))
             known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
             known |= {"switches": describe_switches(recipe.get("switches", {}))}
+            known |= {"eval_images": recipe.get("eval_images", 0)}  # of each validation; 0: all
             rows.append({"run": run, **result, "data": result.get("data", {}).get("val"), **known})
     return pd.DataFrame(rows)
 

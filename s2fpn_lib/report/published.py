@@ -7,7 +7,16 @@ import pandas as pd
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.data.protocols import dataset_of
 from s2fpn_lib.report.collect import METHOD, PLACE, is_demo, latest_speed
-from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, seen_words, split_by_protocol
+from s2fpn_lib.report.speed import with_remarks
+from s2fpn_lib.report.tables import (
+    network_name,
+    one_protocol,
+    over_seeds,
+    percent,
+    seen_words,
+    split_by_protocol,
+    words,
+)
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
 POINT = ["dataset", "protocol", "model", "revision", "split", "miou_percent", "fps", "device", "input", "method"]
@@ -19,13 +28,12 @@ def load_published() -> pd.DataFrame:
 
 
 def published_tables() -> dict[str, pd.DataFrame]:
-    """{dataset / protocol / input: network, split, mIoU %, FPS, device, source}, Cityscapes first."""
+    """{dataset / protocol / input: network, split, mean IoU, speed, device, source}, Cityscapes first."""
     published = load_published().sort_values("dataset", kind="stable", ascending=False)
     published["network"] = list(map(network_name, published["model"], published["revision"]))
-    published["mIoU %"] = published["miou_percent"].map(str)
-    published["FPS"] = published["fps"].map("{:g}".format, na_action="ignore")
-    columns = ["network", "split", "mIoU %", "FPS", "device", "source"]
-    return {key: rows[columns].fillna("") for key, rows in split_by_protocol(published).items()}
+    published["miou"] = published["miou_percent"] / 100
+    columns = ["network", "split", "miou", "fps", "device", "source"]
+    return {key: words(rows[columns]) for key, rows in split_by_protocol(published).items()}
 
 
 def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
@@ -39,11 +47,11 @@ def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
         recipes = over_seeds(rows, ["miou"])
         means = map(percent, recipes["miou"], recipes["miou_std"])
         texts = [f"{mean} (n {n}{s})" for mean, n, s in zip(means, recipes["runs"], _seen(recipes), strict=True)]
-        cells.setdefault(f"measured here: {protocol}, {split}", {})[network_name(model, revision)] = "; ".join(texts)
+        cells.setdefault(f"measured here: {split}", {})[network_name(model, revision)] = "; ".join(texts)
     published = load_published()
     for row in published[published["dataset"] == get_protocol(protocol).dataset].itertuples():
         column = cells.setdefault(f"{row.protocol}, {row.split}, {row.input}", {})
-        column[network_name(row.model, row.revision)] = str(row.miou_percent)
+        column[network_name(row.model, row.revision)] = percent(row.miou_percent / 100)
     return pd.DataFrame(cells).fillna("").rename_axis("network").reset_index()
 
 
@@ -52,13 +60,17 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
 
     - Speed rows that carry the mIoU of the timed callable (`speed_accuracy`), as they are.
     - Evaluations of whole splits in one view (mean over seeds of one recipe), with the fastest of the latest float32
-      speed rows of the same network without switches, stage "network", one image of the protocol's size, on each
-      device. Demo networks make no point.
+      speed rows, stage "network", one image of the protocol's size, on each device: of the same checkpoint, or for
+      networks without switches of the same network. Demo networks make no point.
+
+    Speed rows with a remark (see `with_remarks`) make no point.
 
     evaluations: of `collect.evaluation_rows`; speed: of `collect.collect_speed`.
     """
-    columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split", "images", "images_seen"]  # rows may lack any
-    speed = latest_speed(speed).reindex(columns=columns).astype(dict.fromkeys(("stage", *METHOD), "string"))
+    columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split", "images", "images_seen", "checkpoint_sha"]
+    speed = with_remarks(latest_speed(speed))
+    speed = speed[speed["remark"] == ""].reindex(columns=columns)  # rows may lack any
+    speed = speed.astype(dict.fromkeys(("stage", "checkpoint_sha", *METHOD), "string"))
     speed = speed.rename(columns={"network": "model"})
     speed["input"] = [f"{height:g}x{width:g}" for height, width in zip(speed["height"], speed["width"], strict=True)]
     speed["method"] = speed["backend"] + " " + speed["precision"] + ", " + speed["stage"] + _seen(speed)
@@ -73,20 +85,28 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
 
 
 def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
-    """Mean mIoU of plain evaluations of whole splits, merged with the fastest plain speed row on each device."""
-    plain = evaluations[(evaluations["images"] == evaluations["images_in_split"]) & ~is_demo(evaluations)]
-    for column, value in {"switches": "none", "scales": "1", "flip": False, "window": "whole image"}.items():
-        plain = plain[plain[column] == value] if column in plain else plain
-    keys = ["protocol", "split", "model", "revision", *(c for c in ("study", "training_recipe") if c in plain)]
-    plain = plain.assign(images_seen=plain.get("images_seen"))
+    """Mean mIoU of evaluations of whole splits, merged with the fastest plain speed row on each device."""
+    whole = evaluations[(evaluations["images"] == evaluations["images_in_split"]) & ~is_demo(evaluations)]
+    for column, value in {"scales": "1", "flip": False, "window": "whole image"}.items():
+        whole = whole[whole[column] == value] if column in whole else whole
+    varying = [c for c in ("switches", "study", "training_recipe") if c in whole]
+    keys = ["protocol", "split", "model", "revision", *varying]
+    whole = whole.reindex(columns=whole.columns.union(["images_seen", "checkpoint_sha"]))
     columns = {"miou_percent": ("miou", "mean"), "images": ("images", "first"), "images_seen": ("images_seen", "max")}
-    scored = plain.groupby(keys, dropna=False).agg(**columns).reset_index()
+    columns["checkpoint_sha"] = ("checkpoint_sha", "last")
+    scored = whole.groupby(keys, dropna=False).agg(**columns).reset_index().astype({"checkpoint_sha": "string"})
     scored["miou_percent"] *= 100
     scored["input"] = ["{}x{}".format(*get_protocol(name).size) for name in scored["protocol"]]
     timed = speed[(speed["stage"] == "network") & (speed["batch"] == 1) & (speed["precision"] == "float32")]
     timed = timed.sort_values(["device", "fps"], ascending=[True, False])
-    same = ["model", "revision", "input"]
-    points = scored.merge(timed.drop_duplicates([*same, "device"])[[*same, "device", "fps", "method"]], on=same)
+    plain = scored[scored["switches"] == "none"] if "switches" in scored else scored
+    architectures = timed[timed["checkpoint_sha"].isna()]
+    by_checkpoint, by_network = ["checkpoint_sha", "input"], ["model", "revision", "input"]
+    found = [
+        rows.dropna(subset=same).merge(times.drop_duplicates([*same, "device"])[[*same, "device", "fps", "method"]])
+        for rows, times, same in ((scored, timed, by_checkpoint), (plain, architectures, by_network))
+    ]
+    points = pd.concat(found).drop_duplicates([*keys, "device"], ignore_index=True)  # the checkpoint's own time first
     points["method"] += _seen(points)
     if "study" in points:
         points["method"] += (", study " + points["study"].astype("string")).fillna("")
@@ -95,5 +115,5 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
 
 def _seen(rows: pd.DataFrame) -> pd.Series:
     """For each row, the remark that its weights were trained on scored images; empty if they were not."""
-    remarks = [f", trained on {words} images" if words else "" for words in seen_words(rows)]
+    remarks = [f", trained on {seen} images" if seen else "" for seen in seen_words(rows)]
     return pd.Series(remarks, index=rows.index, dtype="string")

@@ -1,23 +1,45 @@
-"""Tables of speed, parameters, and multiply-accumulates."""
+"""Tables of speed, parameters, and multiply-accumulates, and the remarks on rows whose times mean little."""
 
 import itertools
 
 import pandas as pd
 
 from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed, network_cost
-from s2fpn_lib.report.tables import fixed, network_name, percent, provenance, seen_words
+from s2fpn_lib.report.tables import network_name, percent, protocol_name, provenance, seen_words, words
 
+NOISY, FREE = 0.15, 0.9  # the largest spread over the repeats, and the least share of its cores that a process gets
 SPREAD = "Spread: the slowest minus the fastest repeat, as a share of the median."
-NUMBERS = {  # stored key -> heading, decimals
-    "fps": ("FPS", 1),
-    "p50_ms": ("median ms", 2),
-    "p90_ms": ("90th percentile ms", 2),
-    "spread": ("spread %", 1),
-    "ratio": ("times the published implementation", 2),
-    "parameters_m": ("parameters M", 3),
-    "gmacs": ("GMACs", 2),
-    "miou": ("mIoU %", 2),
-}
+NUMBERS = ["fps", "p50_ms", "p90_ms", "spread", "ratio", "parameters_m", "gmacs", "miou"]
+RATIOS = ["ratio", "ratio_low", "ratio_high"]
+
+
+def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `remark`: why a time means little, empty where nothing speaks against it.
+
+    - "noisy": the repeats differ by more than `NOISY` of the median.
+    - "busy machine": other processes had the cores for more than 1 - `FREE` of the time.
+    - "faster than its network": an end-to-end time below that of the network which it contains.
+
+    Such a row has no ratio, and neither have the rows that were compared with it. rows: of `measure_rows` or any other
+    benchmark; columns that they lack raise no remark.
+    """
+    known = rows.reindex(columns=rows.columns.union(["stage", "p50_ms", "spread", "cpu_share", "backend", "way"]))
+    known["all"] = 0  # the group of all rows, where they have none of the other columns
+    same = [c for c in ("all", *PLACE, "network", "revision", "run", "kind") if c in known and c != "stage"]
+    method = [*same, *(c for c in ("backend", "precision") if c in known)]
+    network = known[known["stage"] == "network"].drop_duplicates(method, keep="last")
+    inside = known[method].merge(network[[*method, "p50_ms"]], on=method, how="left")["p50_ms"].set_axis(rows.index)
+    remarks = pd.Series("", index=rows.index)
+    for found, text in (
+        (known["spread"] > NOISY, "noisy: repeats differ by " + known["spread"].map(percent) + " %"),
+        (known["cpu_share"] < FREE, "busy machine: " + known["cpu_share"].map(percent) + " % of its cores"),
+        ((known["stage"] == "end to end") & (known["p50_ms"] < inside), "faster than its network"),
+    ):
+        remarks = remarks.where(~found, remarks.where(remarks == "", remarks + "; ") + text)
+    reference = (known["backend"].fillna(known["way"]) == "published") & (remarks != "")
+    alone = reference.groupby([known[c] for c in (*same, "stage")], dropna=False).transform("any")
+    ratios = {c: rows[c].astype(float).mask(alone | (remarks != "")) for c in RATIOS if c in rows}
+    return rows.assign(remark=remarks, **ratios)
 
 
 def cost_table() -> pd.DataFrame:
@@ -25,31 +47,29 @@ def cost_table() -> pd.DataFrame:
     rows = []
     for network in itertools.product(("s2fpn_lite", "s2fpn18", "s2fpn34", "s2fpn34m"), ("v1", "v2")):
         cost = network_cost(*network, "none", 19, (512, 1024))  # the input of the published numbers
-        rows.append((network_name(*network), f"{cost.megaparameters:.2f}", f"{cost.gigamacs:.2f}"))
-    return pd.DataFrame(rows, columns=["network", "parameters M", "GMACs"])
+        rows.append({"network": network_name(*network), "parameters": cost.parameters, "gmacs": cost.gigamacs})
+    return words(pd.DataFrame(rows))
 
 
 def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
     """{title: (table, provenance)}: one table per device, input size, batch size, stage, and protocol of the scores.
 
-    speed: of `collect_speed`. The latest of repeated measurements are shown, the fastest first; rows that 12_speed did
-    not write, which may lack anything, come last, as they are.
+    speed: of `collect_speed`. The latest of repeated measurements are shown, those without a remark and the fastest of
+    them first; rows that 12_speed did not write, which may lack anything, come last, as they are.
     """
     padded = speed.reindex(columns=speed.columns.union([*PLACE, *METHOD, "fps", "protocol"], sort=False))
     complete = padded[[*PLACE, *METHOD, "fps"]].drop(columns="revision").notna().all(axis=1)
+    latest = with_remarks(latest_speed(padded[complete]))
     out = {}
-    for _, rows in latest_speed(padded[complete]).groupby([*PLACE, "protocol"], dropna=False, sort=False):
-        rows = rows.sort_values("fps", ascending=False, kind="stable").reset_index(drop=True)
+    for _, rows in latest.groupby([*PLACE, "protocol"], dropna=False, sort=False):
+        rows = rows.assign(good=rows["remark"] == "").sort_values(["good", "fps"], ascending=False, ignore_index=True)
         row = rows.iloc[0]
         title = f"{row['height']:g}x{row['width']:g}, batch {row['batch']:g}, {row['stage']}, {row['device']}"
         if not pd.isna(row["protocol"]):
-            title += f", weights scored under {row['protocol']}"
-        table = rows[["backend", "precision"]].copy()
+            title += f", weights scored on {protocol_name(row['protocol'])}"
+        kept = [key for key in NUMBERS if key in rows and rows[key].notna().any()]
+        table = words(rows[["backend", "precision", *kept, *(["remark"] if not rows["good"].all() else [])]])
         table.insert(0, "network", list(map(network_name, rows["network"], rows["revision"].fillna(""))))
-        for key, (name, digits) in NUMBERS.items():
-            if key in rows and rows[key].notna().any():
-                shares = key in ("spread", "miou")
-                table[name] = [percent(v, digits=digits) for v in rows[key]] if shares else fixed(rows[key], digits)
         if any(seen := seen_words(rows)):
             table["scored images trained on"] = seen
         out[title] = table, f"{provenance(rows, ['device'])}. {SPREAD}"

@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.report.tables import REPETITION, fixed, one_protocol, over_seeds, percent, short_names
+from s2fpn_lib.report.tables import REPETITION, one_protocol, over_seeds, percent, protocol_name, short_names, words
 from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, styled
 
 FULL = "full"
@@ -44,10 +42,10 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _title(row: pd.Series) -> str:
-    """ "ablation: roadscenes, val", and how many images if only a part of the split was scored."""
+    """ "ablation: RoadScenes, val", and how many images if only a part of the split was scored."""
     whole = row.get("images_in_split", row["images"])
     images = f", only {row['images']} of {whole} images" if row["images"] < whole else ""
-    return f"{row['study']}: {row['protocol']}, {row['split']}{images}"
+    return f"{row['study']}: {protocol_name(row['protocol'])}, {row['split']}{images}"
 
 
 def reference_variant(rows: pd.DataFrame) -> str | None:
@@ -93,7 +91,7 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The ablation to print: one row per variant with its mIoU, its paired difference in points, and its cost.
 
     frame: one part of `comparable_parts`. The columns of differences are left out if no variant shares a seed with the
-    full network. Published numbers are "–" throughout: the paper's ablation tables could not be recovered.
+    full network.
     """
     table = paired_differences(frame)
     networks = [c for c in ("model", "revision") if table[c].nunique() > 1]
@@ -101,13 +99,14 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     if "switches" in table and (table["switches"] != out["variant"]).any():
         out["switches"] = table["switches"]
     out["runs"] = table["runs"]
-    out["mIoU %"] = list(map(percent, table["miou"], table["miou_std"]))
+    out["mean IoU %"] = list(map(percent, table["miou"], table["miou_std"]))
     if table["pairs"].any():
         lines = list(table.itertuples())
-        out["difference to full, points"] = [percent(x.difference, x.difference_std, sign="+") or "–" for x in lines]
+        out["difference to the full network, points"] = [
+            percent(x.difference, x.difference_std, sign="+") or "–" for x in lines
+        ]
         out["seeds lower"] = [f"{x.lower} of {x.pairs}" if x.pairs else "–" for x in lines]
-        out["published"] = "–"
-    return out.assign(**{"parameters M": fixed(table["parameters"] / 1e6, 3), "GMACs": fixed(table["gmacs"], 3)})
+    return out.join(words(table[["parameters", "gmacs"]]))
 
 
 @styled
@@ -145,11 +144,3 @@ def mean_curves(rows: pd.DataFrame, curves: Mapping[str, Sequence[Mapping[str, A
             found.setdefault(name, []).append(pd.DataFrame(run).reindex(columns=["epoch", "loss", "val_miou"]))
     means = {name: pd.concat(frames).groupby("epoch", as_index=False).mean() for name, frames in found.items()}
     return {name: mean.to_dict("records") for name, mean in means.items()}
-
-
-def full_confusion(rows: pd.DataFrame, evaluations: Mapping[str, Evaluation]) -> ConfusionMatrix | None:
-    """The full network's confusion matrix, summed over its seeds; None if the part has no full network."""
-    folders = rows.loc[rows["variant"] == reference_variant(rows), "evaluation"]
-    matrices = [evaluations[folder].confusion for folder in folders]
-    total = sum(each.matrix for each in matrices)
-    return ConfusionMatrix.from_matrix(total, matrices[0].ignore_index) if matrices else None

@@ -1,8 +1,13 @@
-"""Evaluation rows as tables: no column mixes two protocols, and every table says how its numbers came about."""
+"""Evaluation rows as tables: no column mixes two protocols, and every table says how its numbers came about.
+
+`words` writes the numbers of every table in one rounding: shares in percent with one decimal, parameters in millions
+and multiply-accumulates in 1e9 with two decimals, and times, speeds, and ratios with three significant digits.
+"""
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +24,10 @@ REPETITION = (
     *("convention", "scales", "flip", "window", "device", "amp"),
 )
 SCORES = ("miou", "published_miou", "pixel_accuracy", "class_accuracy", "fwiou", "boundary_f")
+SHARES = {*SCORES, "iou", "precision", "recall", "label_share", "difference", "spread", "changed", "val_miou"}
 # Column headings that `heading` does not derive from the words of the stored key
 HEADINGS = {
-    "published_miou": "mIoU (published convention)",
+    "published_miou": "mean IoU (published convention)",
     "fwiou": "frequency-weighted IoU",
     "boundary_f": "boundary F-score",
     "amp": "precision",
@@ -30,10 +36,17 @@ HEADINGS = {
     "recipe_without_seed": "recipe hash",
     "training_recipe": "training recipe hash",
     "way": "implementation",
-    "peak_mb": "peak memory (MB)",
+    "parameters_m": "parameters M",
+    "peak_mb": "peak memory MB",
+    "p50_ms": "median ms",
+    "p90_ms": "90th percentile ms",
+    "ratio": "times the published implementation",
+    "ratio_low": "lowest",
+    "ratio_high": "highest",
 }
-WORDS = {"miou": "mIoU", "iou": "IoU", "fps": "FPS", "gmacs": "GMACs", "val": "validation", "train": "training"}
-WORDS |= {"sha": "hash", "m": "(M)", "ms": "(ms)", "s": "second"}
+WORDS = {"miou": "mean IoU", "iou": "IoU", "fps": "images per second", "gmacs": "GMACs", "val": "validation"}
+WORDS |= {"train": "training", "sha": "hash", "s": "second"}
+DATASETS = {"roadscenes": "RoadScenes", "camvid": "CamVid", "cityscapes": "Cityscapes"}
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
 
@@ -42,7 +55,7 @@ class ProtocolMixError(ValueError):
 
 
 def heading(key: str) -> str:
-    """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data (ms)" for "data_ms"."""
+    """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data ms" for "data_ms"."""
     return HEADINGS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))
 
 
@@ -53,16 +66,45 @@ def network_name(model: str, revision: str = "") -> str:
     return f"{name} {revision}".strip()
 
 
-def percent(mean: float, std: float | None = None, digits: int = 2, sign: str = "") -> str:
-    """0.7123 -> "71.23"; with a standard deviation "71.23 ± 0.41"; empty for an unknown number. sign: "+" or ""."""
+def protocol_name(protocol: str) -> str:
+    """The printed name of a protocol or dataset: "RoadScenes", "CamVid (camvid-segnet-360x480)"; others stay."""
+    name = DATASETS.get(protocol.split("-")[0], protocol)
+    return name if protocol in (name, *DATASETS) else f"{name} ({protocol})"
+
+
+def percent(mean: float, std: float | None = None, sign: str = "") -> str:
+    """0.7123 -> "71.2"; with a standard deviation "71.2 ± 0.4"; empty for an unknown number. sign: "+" or ""."""
     if pd.isna(mean):
         return ""
-    return f"{100 * mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {100 * std:.{digits}f}")
+    return f"{100 * mean:{sign}.1f}" + ("" if pd.isna(std) else f" ± {100 * std:.1f}")
 
 
-def fixed(values: Iterable[float], digits: int) -> list[str]:
-    """The numbers with `digits` decimals; empty for an unknown number."""
-    return ["" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
+def significant(number: float) -> str:
+    """The number with three significant digits: "0.0123", "5.80", "1230"; empty for an unknown one."""
+    return "" if pd.isna(number) else format(Decimal(f"{number:#.3g}"), "f")
+
+
+def words(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns to show: headings in words with their units, numbers in the rounding of all tables, as texts.
+
+    rows: stored keys as columns. Texts and whole numbers stay; an unknown value is an empty text.
+    """
+    shown = {}
+    for key, column in rows.items():
+        name = heading(key)
+        if not pd.api.types.is_float_dtype(column) and key not in ("parameters", "gmacs"):
+            shown[name] = ["" if pd.isna(value) else value for value in column]
+        elif key in SHARES:
+            shown[f"{name} %"] = list(map(percent, column))
+        elif key == "parameters":
+            shown[f"{name} M"] = _two_decimals(column / 1e6)
+        else:
+            shown[name] = _two_decimals(column) if key in ("parameters_m", "gmacs") else list(map(significant, column))
+    return pd.DataFrame(shown, index=rows.index)
+
+
+def _two_decimals(column: pd.Series) -> list[str]:
+    return ["" if pd.isna(value) else f"{value:.2f}" for value in column]
 
 
 def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -133,9 +175,7 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     for score in SCORES:
         if score in table:
             out[f"{heading(score)} %"] = list(map(percent, table[score], table[f"{score}_std"]))
-    if "parameters" in table:
-        out["parameters M"], out["GMACs"] = fixed(table["parameters"] / 1e6, 3), fixed(table["gmacs"], 3)
-    return out
+    return out.join(words(table.reindex(columns=[c for c in ("parameters", "gmacs") if c in table])))
 
 
 def seen_words(rows: pd.DataFrame) -> list[str]:
@@ -161,7 +201,7 @@ def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
     records = zip(short_names(table, differing), table.to_dict("records"), seen_words(table), strict=True)
     for name, row, seen in records:
         trained = f" (trained on {seen} images)" if seen else ""
-        out[name + trained] = [percent(row[score], row[f"{score}_std"], digits=1) for score in scores]
+        out[name + trained] = [percent(row[score], row[f"{score}_std"]) for score in scores]
     return out
 
 
@@ -173,21 +213,21 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     out = runs[[c for c in [*columns, "stopped_by"] if c in runs]].rename(columns=heading)
     out.insert(1, "network", _networks(runs))
     if "seconds" in out:
-        out["seconds"] = fixed(out["seconds"], 0)
+        out["seconds"] = out["seconds"].round().astype("Int64")
     if (seen := runs.get("val_images_seen", pd.Series(0)).fillna(0)).any():
         out["validation images trained on"] = [f"{number:g}" for number in seen]
-    return out.assign(**{f"{heading('val_miou')} %": runs["val_miou"].map(percent)})
+    if "eval_images" in runs:
+        out["validation images"] = [f"{number:g}, evenly spaced" if number else "all" for number in runs["eval_images"]]
+    return out.join(words(runs[["val_miou"]].astype(float)))
 
 
 def baseline_table(rows: pd.DataFrame, root: str | Path) -> pd.DataFrame:
-    """Scores in percent of the majority baselines that 11_evaluate recorded for the rows' evaluations under `root`."""
+    """Scores of the majority baselines that 11_evaluate recorded for the rows' evaluations under `root`."""
     files = [Path(root) / folder / "baselines.csv" for folder in rows["evaluation"]]
     found = [pd.read_csv(path).drop(columns="protocol") for path in files if path.exists()]
     if not found:
         return pd.DataFrame()
-    table = pd.concat(found).drop_duplicates(["baseline", "split", "images"], ignore_index=True)
-    scores = {f"{heading(score)} %": table.pop(score).map(percent) for score in ("miou", "pixel_accuracy")}
-    return table.rename(columns=heading).assign(**scores)
+    return words(pd.concat(found).drop_duplicates(["baseline", "split", "images"], ignore_index=True))
 
 
 def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:

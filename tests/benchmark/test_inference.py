@@ -1,5 +1,6 @@
 """The rows of the speed tables: arithmetic and logic, and the score of what was timed. No test asserts a time."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from s2fpn_lib.benchmark import inference as speed
 from s2fpn_lib.benchmark.inference import measure_rows, measure_speed_and_accuracy
 from s2fpn_lib.benchmark.timing import Timing
-from s2fpn_lib.checkpoint import load_model, released_names
+from s2fpn_lib.checkpoint import find_weights, load_model, released_names
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.validate import as_declared
@@ -29,7 +30,8 @@ def fixed_times(monkeypatch):
     def run_once(calls, device, **_):
         for call in calls.values():
             call()
-        return {method: Timing(((2.0 if method[0] == "published" else 1.0,),)) for method in calls}
+        seconds = {method: ((2.0 if method[0] == "published" else 1.0,),) for method in calls}
+        return {method: Timing(times, times, 1.0) for method, times in seconds.items()}
 
     monkeypatch.setattr(speed, "time_in_turns", run_once)
 
@@ -73,17 +75,41 @@ def test_a_released_weight_is_a_network(fixed_times):
 
 
 def test_the_timed_network_is_the_scored_one(monkeypatch):
-    """Each method gives logits at the input's size."""
+    """Each method gives logits at the input's size, alone and inside the end-to-end call."""
     shapes = []
 
     def record(calls, device, **_):
-        shapes.extend(tuple(call().shape) for call in calls.values())
+        shapes.extend(tuple(each.shape) for each in (call() for call in calls.values()))
         return {method: Timing(((1.0,),)) for method in calls}
 
     monkeypatch.setattr(speed, "time_in_turns", record)
-    rows(names=["s2fpn_lite"], sizes=[(32, 64)], backends=["published", "published no_grad", "eager"])
-    rows(names=["lraspp_mobilenet_v3_large"], sizes=[(32, 64)])
-    assert shapes == [(1, 3, 32, 64)] * 3 + [(1, 32, 64)] * 3 + [(1, 3, 32, 64), (1, 32, 64)]
+    quick = {"sizes": [(32, 64)], "stages": ["network"]}
+    rows(names=["s2fpn_lite"], backends=["published", "published no_grad", "eager"], **quick)
+    rows(names=["lraspp_mobilenet_v3_large"], **quick)
+    assert shapes == [(1, 3, 32, 64)] * 4
+    inside = []
+    monkeypatch.setattr(speed, "class_ids", lambda logits: inside.append(tuple(logits.shape)) or logits)
+    monkeypatch.setattr(speed, "time_in_turns", lambda calls, *_, **__: [call() for call in calls.values()] and {})
+    rows(names=["s2fpn_lite"], sizes=[(32, 64)], backends=["published", "eager"])
+    assert inside == [(1, 3, 32, 64)] * 2
+
+
+def test_end_to_end_contains_the_network():
+    """Both times are of the same calls, so that no noise can make the whole faster than its part."""
+    found = list(measure_rows(["s2fpn_lite"], [(32, 32)], repeats=2, seconds=0, least=2, num_classes=3))
+    assert [(row["stage"], row["calls"]) for row in found] == [("network", 4)] * 2 + [("end to end", 4)] * 2
+    for network, whole in zip(found[:2], found[2:], strict=True):
+        assert network["p50_ms"] <= whole["p50_ms"]
+        assert network["p90_ms"] <= whole["p90_ms"]
+        assert 0 < network["cpu_share"] == whole["cpu_share"] <= 1
+
+
+def test_a_run_folder_is_a_network_with_its_checkpoint(fixed_times, tmp_path):
+    source = find_weights("s2fpn_lite-camvid")
+    (tmp_path / "last.safetensors").write_bytes(source.read_bytes())
+    (row,) = rows(names=[str(tmp_path)], sizes=[(64, 96)], backends=["eager"], stages=["network"])
+    sha = hashlib.sha256(source.read_bytes()).hexdigest()[:10]
+    assert (row["network"], row["revision"], row["checkpoint_sha"]) == ("s2fpn_lite", "v1", sha)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Arithmetic and logic of the timing. No test asserts a time."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def timed(device=CPU, **options):
 def test_percentiles_and_spread():
     timing = Timing(((1.0, 2.0, 9.0), (2.0, 3.0, 4.0), (4.0, 4.0, 5.0)))
     assert timing.p50 == 3.0
-    assert timing.row() == {"p50_ms": 3e3, "p90_ms": 9e3, "spread": 0.6667, "repeats": 3, "calls": 9}
+    assert timing.row() == {"p50_ms": 3e3, "p90_ms": 9e3, "spread": 0.6667, "repeats": 3, "calls": 9, "cpu_share": None}
 
 
 def test_ratios_of_the_repeats():
@@ -40,7 +41,7 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
 
     def clock(call):
         taken.append(next(durations))
-        return taken[-1]
+        return taken[-1], None
 
     monkeypatch.setattr(module, "_cpu_seconds", clock)
     timing = timed(repeats=2, seconds=0, least=4)
@@ -50,7 +51,7 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
 
 def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
     taken = []
-    monkeypatch.setattr(module, "_cpu_seconds", lambda call: taken.append(2.0) or 2.0)
+    monkeypatch.setattr(module, "_cpu_seconds", lambda call: (taken.append(2.0) or 2.0, None))
     timed(repeats=1, seconds=0, least=1)
     assert len(taken) == 1 + 2 + 1
 
@@ -58,8 +59,26 @@ def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
 def test_warm_up_of_unstable_calls_ends(monkeypatch):
     monkeypatch.setattr(module, "WARMUP_SECONDS", 0.0)
     durations = itertools.cycle([1, 1, 1, 2, 2, 2])
-    monkeypatch.setattr(module, "_cpu_seconds", lambda call: next(durations))
+    monkeypatch.setattr(module, "_cpu_seconds", lambda call: (next(durations), None))
     assert len(timed(repeats=1, seconds=0, least=2).repeats[0]) == 2
+
+
+def test_what_a_call_returns_is_a_part_of_its_time(monkeypatch):
+    parts = iter([0.1] * 7 + [0.2, 0.3, 0.4, 0.5])  # 1 + 2 * 3 calls warm up
+    monkeypatch.setattr(module, "_cpu_seconds", lambda call: (0.25, call()))
+    monkeypatch.setattr(module, "cpu_share", lambda threads: 0.5)
+    timing = time_in_turns({"call": lambda: next(parts)}, CPU, repeats=2, seconds=0, least=2)["call"]
+    assert timing.repeats == ((0.25, 0.25), (0.25, 0.25))
+    assert timing.of_parts().repeats == ((0.2, 0.3), (0.4, 0.5))
+    assert timing.of_parts().row()["cpu_share"] == timing.row()["cpu_share"] == 0.5
+
+
+def test_the_cpu_share_is_cpu_time_over_the_clocks(monkeypatch):
+    clock, cpu = (itertools.count(0, step) for step in (5, 4))
+    names = {"perf_counter": lambda: next(clock), "thread_time": lambda: next(cpu)}
+    monkeypatch.setattr(module, "time", SimpleNamespace(**names))
+    monkeypatch.setattr(module.hashlib, "sha256", lambda block: None)
+    assert module.cpu_share(1) == 0.8
 
 
 def test_repeats_take_turns(monkeypatch):

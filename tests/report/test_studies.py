@@ -7,7 +7,6 @@ import pytest
 
 from s2fpn_lib.report import studies
 from s2fpn_lib.report.tables import ProtocolMixError
-from tests.reporting import evaluation
 
 
 def row(variant, seed, miou, **changes):
@@ -61,9 +60,9 @@ def test_parts_keep_recipes_protocols_and_repetitions_apart():
     frame = pd.DataFrame([*SSAM, *FULL, longer, elsewhere, again, row("full", 0, 0.1, study=None)])
     titled = studies.comparable_parts(frame)
     assert sorted(titled) == [
-        "ablation: camvid-segnet-360x480, val",
-        "ablation: roadscenes, val, longer",
-        "ablation: roadscenes, val, r",
+        "ablation: CamVid (camvid-segnet-360x480), val",
+        "ablation: RoadScenes, val, longer",
+        "ablation: RoadScenes, val, r",
     ]
     parts = list(titled.values())
     assert sorted(len(part) for part in parts) == [1, 1, 6]
@@ -79,20 +78,19 @@ def test_without_studies_there_are_no_parts():
 
 def test_the_table_to_print():
     table = studies.ablation_table(pd.DataFrame(FULL + SSAM)).set_index("variant")
-    assert table.loc["no-ssam", "difference to full, points"] == "-3.00 ± 2.83"
-    assert table.loc["full", "difference to full, points"] == "–"
+    assert table.loc["no-ssam", "difference to the full network, points"] == "-3.0 ± 2.8"
+    assert table.loc["full", "difference to the full network, points"] == "–"
     assert table.loc["no-ssam", "seeds lower"] == "2 of 2"
-    assert table["published"].tolist() == ["–", "–"]
-    assert table.loc["full", ["mIoU %", "parameters M", "GMACs", "runs"]].tolist() == [
-        "64.67 ± 5.03",
-        "2.000",
-        "1.500",
+    assert table.loc["full", ["mean IoU %", "parameters M", "GMACs", "runs"]].tolist() == [
+        "64.7 ± 5.0",
+        "2.00",
+        "1.50",
         3,
     ]
 
 
 def test_without_partners_there_are_no_difference_columns():
-    assert "published" not in studies.ablation_table(pd.DataFrame(SSAM))
+    assert "seeds lower" not in studies.ablation_table(pd.DataFrame(SSAM))
 
 
 def test_bars_are_means_and_dots_are_seeds():
@@ -103,16 +101,12 @@ def test_bars_are_means_and_dots_are_seeds():
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([-3, 3])
     dots = [sorted(collection.get_offsets()[:, 0]) for collection in axis.collections]
     assert dots == [pytest.approx([-4, -2]), pytest.approx([1, 5])]
-    assert [text.get_text() for text in axis.texts] == ["-3.00 ± 1.41  (n 2)", "+3.00 ± 2.83  (n 2)"]
+    assert [text.get_text() for text in axis.texts] == ["-3.0 ± 1.4  (n 2)", "+3.0 ± 2.8  (n 2)"]
     with pytest.raises(ValueError, match="no variant shares a seed"):
         studies.ablation_bars(pd.DataFrame([row("full", 0, 0.5), row("no-ssam", 1, 0.5)]))
 
 
-def test_curves_are_means_and_the_confusion_a_sum_over_seeds():
+def test_curves_are_means_over_seeds():
     rows = pd.DataFrame([{**each, "evaluation": f"e{each['seed']}"} for each in FULL])
     curves = {f"e{seed}/run": [{"epoch": 1, "loss": seed, "val_miou": 0.1 * seed}] for seed in range(3)}
     assert studies.mean_curves(rows, curves) == {"full": [{"epoch": 1, "loss": 1, "val_miou": pytest.approx(0.1)}]}
-    found = {f"e{seed}": evaluation(seed) for seed in range(3)}
-    total = studies.full_confusion(rows, found)
-    assert total.matrix.equal(sum(each.confusion.matrix for each in found.values()))
-    assert studies.full_confusion(rows.assign(variant="no-ssam", switches="ssam=False"), found) is None

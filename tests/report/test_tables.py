@@ -39,7 +39,7 @@ def test_mean_and_spread_over_seeds():
     assert table["miou"].tolist() == pytest.approx([statistics.mean([0.5, 0.53, 0.58]), 0.7])
     assert table["miou_std"][0] == pytest.approx(statistics.stdev([0.5, 0.53, 0.58]))
     assert pd.isna(table["miou_std"][1])
-    assert tables.score_table(frame)["mIoU %"].tolist() == ["53.67 ± 4.04", "70.00"]
+    assert tables.score_table(frame)["mean IoU %"].tolist() == ["53.7 ± 4.0", "70.0"]
     with pytest.raises(ValueError, match=r"seed \[1\] occurs more than once"):
         tables.over_seeds(pd.DataFrame([row(1), row(1, 0.6)]))
 
@@ -68,9 +68,49 @@ def test_headings_are_words():
     scored = dict.fromkeys(tables.SCORES, 0.5)
     frame = pd.DataFrame([row(**scored, amp="bf16"), row(**scored, amp="float32")])
     assert list(tables.score_table(frame)) == [
-        *("network", "precision", "runs", "mIoU %", "mIoU (published convention) %", "pixel accuracy %"),
+        *("network", "precision", "runs", "mean IoU %", "mean IoU (published convention) %", "pixel accuracy %"),
         *("class accuracy %", "frequency-weighted IoU %", "boundary F-score %"),
     ]
+
+
+def test_numbers_have_one_rounding():
+    rows = {"network": ["a", None], "miou": [0.71234, None], "p50_ms": [1234.5, 0.012345], "fps": [5.8, 99.96]}
+    rows |= {"parameters": [3_845_572, 17_094_999], "gmacs": [2.136, 27.809], "spread": [0.0722, 0.3], "calls": [3, 12]}
+    shown = tables.words(pd.DataFrame(rows, index=[4, 7]))
+    assert shown.to_dict("list") == {
+        "network": ["a", ""],
+        "mean IoU %": ["71.2", ""],
+        "median ms": ["1230", "0.0123"],
+        "images per second": ["5.80", "100"],
+        "parameters M": ["3.85", "17.09"],
+        "GMACs": ["2.14", "27.81"],
+        "spread %": ["7.2", "30.0"],
+        "calls": [3, 12],
+    }
+    assert shown.index.tolist() == [4, 7]
+    assert tables.percent(-0.0123, 0.0041, sign="+") == "-1.2 ± 0.4"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name"),
+    [
+        ("roadscenes", "RoadScenes"),
+        ("camvid", "CamVid"),
+        ("camvid-segnet-360x480", "CamVid (camvid-segnet-360x480)"),
+        ("warehouse", "warehouse"),
+    ],
+)
+def test_datasets_are_spelled_as_names(protocol, name):
+    assert tables.protocol_name(protocol) == name
+
+
+def test_a_run_says_on_how_many_images_it_was_validated():
+    known = {"pretraining": "none", "seed": 0, "epochs": 8, "steps": 9, "seconds": 12.6, "checkpoint_rule": "best-val"}
+    runs = pd.DataFrame([row(run="a", val_miou=0.72431, eval_images=40, **known), row(run="b", eval_images=0, **known)])
+    table = tables.run_table(runs)
+    assert table["validation images"].tolist() == ["40, evenly spaced", "all"]
+    assert table["validation mean IoU %"].tolist() == ["72.4", ""]
+    assert table["seconds"].tolist() == [13, 13]
 
 
 def test_names_of_evaluations_are_unique():
@@ -93,17 +133,17 @@ def test_provenance_names_what_all_rows_share():
 
 
 def test_a_table_in_three_formats(tmp_path):
-    table = pd.DataFrame({"network": ["S2-FPN18 <v1>"], "mIoU %": ["70.10 ± 0.50"]})
+    table = pd.DataFrame({"network": ["S2-FPN18 <v1>"], "mean IoU %": ["70.1 ± 0.5"]})
     folder = tables.TableFolder(tmp_path)
     shown = folder.save("scores: camvid, val/360x480", table, "val_split & more").to_html()
     name = "scores-camvid-val-360x480"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{kind}" for kind in ("csv", "html", "tex")]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{name}.csv"), table, check_dtype=False)
     latex = (tmp_path / f"{name}.tex").read_text()
-    for text in (r"70.10 $\pm$ 0.50", r"mIoU \%", r"\caption{val\_split \& more}", r"\end{tabular}"):
+    for text in (r"70.1 $\pm$ 0.5", r"mean IoU \%", r"\caption{val\_split \& more}", r"\end{tabular}"):
         assert text in latex
     for text in (shown, (tmp_path / f"{name}.html").read_text()):
-        assert "70.10 ± 0.50" in text
+        assert "70.1 ± 0.5" in text
         assert "S2-FPN18 &lt;v1&gt;" in text
         assert "val_split &amp; more" in text
 
