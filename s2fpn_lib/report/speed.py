@@ -36,7 +36,7 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
         ((known["stage"] == "end to end") & (known["p50_ms"] < inside), "faster than its network"),
     ):
         remarks = remarks.where(~found, remarks.where(remarks == "", remarks + "; ") + text)
-    reference = (known["backend"].fillna(known["way"]) == "published") & (remarks != "")
+    reference = (known[["backend", "way"]] == "published").any(axis=1) & (remarks != "")
     alone = reference.groupby([known[c] for c in (*same, "stage")], dropna=False).transform("any")
     ratios = {c: rows[c].astype(float).mask(alone | (remarks != "")) for c in RATIOS if c in rows}
     return rows.assign(remark=remarks, **ratios)

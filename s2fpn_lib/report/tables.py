@@ -80,8 +80,10 @@ def percent(mean: float, std: float | None = None, sign: str = "") -> str:
 
 
 def significant(number: float) -> str:
-    """The number with three significant digits: "0.0123", "5.80", "1230"; empty for an unknown one."""
-    return "" if pd.isna(number) else format(Decimal(f"{number:#.3g}"), "f")
+    """The number with three significant digits: "0.0123", "5.80", "1230", "2.4e-06"; empty for an unknown one."""
+    if pd.isna(number) or 0 < abs(number) < 1e-3:
+        return "" if pd.isna(number) else f"{number:.1e}"
+    return format(Decimal(f"{number:#.3g}"), "f")
 
 
 def words(rows: pd.DataFrame) -> pd.DataFrame:

@@ -181,49 +181,49 @@ def gmacs_by_part(parts: pd.DataFrame, title: str = "") -> Figure:
 @styled
 def speed_growth(rows: pd.DataFrame) -> Figure:
     """Milliseconds against megapixels of rows of `measure_rows` of one stage, one line per network and backend."""
-    figure, axis = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4.8), layout="constrained")
     frame = rows.assign(megapixels=rows["batch"] * rows["height"] * rows["width"] / 1e6).sort_values("megapixels")
     for i, (key, line) in enumerate(frame.groupby(["network", "revision", "backend", "precision"], sort=False)):
         name = " ".join(word for word in key if word and word != "float32")
         line.plot("megapixels", "p50_ms", ax=axis, color=COLORS[i % 6], marker=MARKERS[i % 6], label=name)
     axis.set(xlabel="megapixels (all images of the batch)", ylabel="ms (median)", xlim=(0, None), ylim=(0, None))
-    axis.legend(fontsize=8.5)
+    axis.legend()
     return figure
 
 
 @styled
 def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str = "cityscapes") -> Figure:
-    """mIoU against frames per second, one color and marker per device; each point names its input size.
+    """mIoU against images per second: S²-FPN in blue, other networks in gray; each point names its input size.
 
-    published: rows of `load_published()`, of which those of `dataset` are drawn. ours: rows of `measured_points()`,
-    drawn as stars, black for the first device. Raises ValueError if there is nothing to draw.
+    published: rows of `load_published()`, of which those of `dataset` are drawn with one marker per device. ours: rows
+    of `measured_points()`, drawn as stars. Raises ValueError if there is nothing to draw.
     """
+    devices = sorted(published["device"].dropna().unique())  # a device has the same marker in the chart of any dataset
     rows = published[(published["dataset"] == dataset) & published["fps"].notna() & published["miou_percent"].notna()]
     if rows.empty and ours.empty:
         raise ValueError(f"no published row of {dataset!r} has both mIoU and speed")
-    repeated = rows.duplicated(["model", "revision"], keep=False)
-    names = (rows["model"] + " " + rows["revision"]).str.strip() + ", " + rows["input"]
-    rows = rows.assign(text=names + (" (" + rows["protocol"] + ")").where(repeated, ""))
-    words = ours[["model", "revision", "split", "input", "method", "device"]].astype(str)  # empty columns have no type
-    texts = words["model"] + " " + words["revision"] + ", " + words["split"] + ", " + words["input"]
-    ours = ours.assign(text=texts + " (" + words["method"] + ")", device=words["device"] + " (measured here)")
-    figure, axis = plt.subplots(figsize=(9.2, 5.4), layout="constrained")
-    for frame, size, colors, markers in ((rows, 46, COLORS, MARKERS), (ours, 130, (INK, *COLORS), "*" * len(MARKERS))):
-        for i, (device, group) in enumerate(frame.groupby("device")):
-            style = {"s": size, "color": colors[i % 6], "marker": markers[i % 6], "zorder": 3}
-            axis.scatter(group["fps"], group["miou_percent"], label=device, **style)
+    rows = rows.assign(marker=rows["device"].map(dict(zip(devices, "os^vDPXdh<>", strict=False))).fillna("."))
+    ours = ours.assign(device=ours["device"].astype(str) + " (measured here)", marker="*")
+    points = pd.concat([rows, ours]) if len(ours) else rows
+    names = points["model"] + (" " + points["revision"].fillna("")).str.rstrip()
+    splits = (", " + points["split"]).where(points["marker"] == "*", "")
+    points = points.assign(text=names + splits + ", " + points["input"])
+    points["color"] = np.where(points["model"].str.lower().str.startswith(("s2-fpn", "s2fpn")), COLORS[0], MUTED)
+    figure, axis = plt.subplots(figsize=(10, 6.6), layout="constrained")
+    for (device, marker), group in points.groupby(["device", "marker"]):
+        size = 260 if marker == "*" else 60
+        axis.scatter(group["fps"], group["miou_percent"], s=size, c=group["color"], marker=marker, zorder=3)
+        axis.plot([], [], marker, color=MUTED, markersize=12 if marker == "*" else 7, label=device)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(axis="x", which="both", labelsize=8.5)
+    axis.xaxis.get_minor_locator().set_params(subs=(2, 3, 5))
     axis.margins(x=0.14, y=0.12)
-    speeds = f"frames per second{' as published' if ours.empty else ''} (log scale)"
-    axis.set(xlabel=speeds, ylabel="mIoU in %", title=f"{dataset}: accuracy and speed")
-    legend = {"loc": "outside lower center", "title": "device the speed was measured on", "fontsize": 8.5}
-    figure.legend(ncols=4 if ours.empty else 2, **legend)  # the name of a processor is long
-    points = pd.concat([rows, ours])[["fps", "miou_percent", "model", "text"]]
-    points = points.drop_duplicates(["fps", "miou_percent", "model"]).drop(columns="model")
-    _label_points(axis, list(points.itertuples(index=False)))
+    axis.set(xlabel="images per second (log scale)", ylabel="mIoU in %")
+    axis.legend(handles=[Patch(fc=COLORS[0], label="S²-FPN"), Patch(fc=MUTED, label="other networks")])
+    figure.legend(loc="outside lower center", title="device the speed was measured on", ncols=3, fontsize=10)
+    labels = points.drop_duplicates(["model", "revision", "fps", "device"])[["fps", "miou_percent", "text"]]
+    _label_points(axis, list(labels.itertuples(index=False)))
     return figure
 
 
@@ -238,7 +238,7 @@ def _label_points(axis: Axes, points: list[tuple[float, float, str]]) -> None:
     directions = ((1, 0), (-1, 0), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7), (0, 1), (0, -1))
     offsets = [(radius * c, radius * s) for radius in (9, 16, 24, 34, 46, 60, 78) for c, s in directions]
     line = {"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
-    look = {"textcoords": "offset points", "va": "center", "fontsize": 7.6, "arrowprops": line}
+    look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "arrowprops": line}
     taken = []
     for i in np.argsort(-dots[:, 1], kind="stable"):
         x, y, text = points[i]

@@ -75,7 +75,13 @@ def test_headings_are_words():
 
 def test_numbers_have_one_rounding():
     rows = {"network": ["a", None], "miou": [0.71234, None], "p50_ms": [1234.5, 0.012345], "fps": [5.8, 99.96]}
-    rows |= {"parameters": [3_845_572, 17_094_999], "gmacs": [2.136, 27.809], "spread": [0.0722, 0.3], "calls": [3, 12]}
+    rows |= {
+        "parameters": [3_845_572, 17_094_999],
+        "gmacs": [2.136, 27.809],
+        "max_difference": [0.0, 2.44e-6],
+        "spread": [0.0722, 0.3],
+        "calls": [3, 12],
+    }
     shown = tables.words(pd.DataFrame(rows, index=[4, 7]))
     assert shown.to_dict("list") == {
         "network": ["a", ""],
@@ -84,6 +90,7 @@ def test_numbers_have_one_rounding():
         "images per second": ["5.80", "100"],
         "parameters M": ["3.85", "17.09"],
         "GMACs": ["2.14", "27.81"],
+        "max difference": ["0.00", "2.4e-06"],
         "spread %": ["7.2", "30.0"],
         "calls": [3, 12],
     }

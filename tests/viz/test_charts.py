@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import colors
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.metrics import Calibration, ConfusionMatrix
@@ -20,6 +21,7 @@ from s2fpn_lib.viz.charts import (
     reliability_chart,
     training_curves,
 )
+from s2fpn_lib.viz.style import COLORS, MUTED
 
 PROTOCOL = get_protocol("camvid-segnet-360x480")
 
@@ -124,7 +126,11 @@ def test_accuracy_speed_draws_every_point_and_no_label_overlaps(dataset):
     assert len(boxes) >= len(wanted)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [*sorted(wanted["device"].unique()), "B (measured here)", "CPU A (measured here)"]
+    assert sorted(labels) == sorted([*wanted["device"].unique(), "B (measured here)", "CPU A (measured here)"])
+    family, others = (colors.to_rgba(color) for color in (COLORS[0], MUTED))
+    drawn = [tuple(color) for c in axis.collections for color in c.get_facecolors()]
+    assert drawn.count(family) == wanted["model"].str.startswith("S2-FPN").sum() + 2
+    assert drawn.count(others) == len(wanted) + 2 - drawn.count(family)
 
 
 def test_figures_are_not_left_open():
