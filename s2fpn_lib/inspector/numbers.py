@@ -3,16 +3,17 @@
 import math
 from dataclasses import dataclass, replace
 
-from s2fpn_lib.attention.recorder import LevelCapture
+import torch
+
 from s2fpn_lib.attention.statistics import NEGLIGIBLE_SHARE
+from s2fpn_lib.inspector.scales import level_values, margin
 from s2fpn_lib.inspector.state import Inspection, State
 
 NOTES = {
-    "v1": "Revision v1 has two gates per image {one}, shared by all pixels of the {one}. A {one} is blue where the "
-    "gate of the average strip is larger and vermilion where the gate of the maximum strip is larger. (In v2 each "
-    "pixel has its own distribution over the {one}s.)",
-    "v2": "Revision v2: each pixel has its own distribution over the image {one}s. The {one}s that the chosen pixel "
-    "attends to are bright; the plot below shows the distribution. (v1 has two gates per {one} instead.)",
+    "v1": "Colors: green where the gate of the average strip is larger, purple where that of the maximum strip is. In "
+    "revision v1 all pixels of an image {one} share these two gates.",
+    "v2": "Colors: how much the chosen pixel attends to each image {one}, relative to uniform attention (1). In "
+    "revision v2 each pixel has its own distribution.",
 }
 
 
@@ -21,7 +22,8 @@ class LevelReadout:
     """One level at the chosen pixel; what belongs to SSAM or the auxiliary head is empty or None without it.
 
     `top` has up to three (first, last, weight), the image columns (or rows) first..last of a strip entry. v2: the
-    entries that the pixel attends to most. v1: the entries whose two gates differ most, with the difference.
+    entries that the pixel attends to most, with the weight relative to uniform attention. v1: the entries whose two
+    gates differ most, with the difference.
     """
 
     name: str  # apf1 to apf4
@@ -50,9 +52,11 @@ class LevelReadout:
         """The weight of the strips, what they do at the pixel, and the auxiliary head's class, where they exist."""
         facts = [self.weight()]
         if self.gates:
-            places = ", ".join(f"{first}-{last} ({weight:.2g})" for first, last, weight in self.top)
-            one, two = (f"{gate:.2g}" for gate in self.gates)
-            v2 = f"attends most to {self.entries} {places}; gates {one} and {two}"
+            top = [each for each in self.top if each[2] >= 1 or not self.own_distribution] or self.top[:1]
+            times = "x" if self.own_distribution else ""
+            places = ", ".join(f"{first}-{last} ({_short(weight)}{times})" for first, last, weight in top)
+            one, two = map(_short, self.gates)
+            v2 = f"attends most to {self.entries} {places.replace('x)', 'x uniform)', 1)}; gates {one} and {two}"
             v1 = f"gates of this {self.entries[:-1]}: average {one}, maximum {two}"
             facts.append(v2 if self.own_distribution else f"{v1}; they differ most at {self.entries} {places}")
         if self.decides:
@@ -74,6 +78,8 @@ class Readout:
     confidence: float  # its probability
     others: tuple[tuple[str, float], ...]  # the next two classes with their probabilities
     truth: str  # the true class, "not labeled", or empty if the image has no label
+    entropy: float  # of the class probabilities, in bits
+    margin: float  # the first minus the second probability
     levels: tuple[LevelReadout, ...]  # apf1 to apf4
     seen: bool = False  # whether the model was trained on the image
 
@@ -89,18 +95,22 @@ class Readout:
     def text(self) -> str:
         """Everything, one fact per line."""
         others = ", ".join(f"{name} {p:.1%}" for name, p in self.others)
-        return "\n".join([self.sentence(), f"Next: {others}.", *(level.sentence() for level in self.levels)])
+        sure = f"Next: {others}. Entropy {self.entropy:.2f} bits, margin {self.margin:.2f}."
+        return "\n".join([self.sentence(), sure, *(level.sentence() for level in self.levels)])
 
 
 def readout(state: State, inspection: Inspection) -> Readout:
     """The chosen pixel in numbers."""
     classes, label = inspection.protocol.classes, inspection.picture.label
-    values, order = inspection.probabilities[:, state.y, state.x].topk(min(3, len(classes)))
+    p = inspection.probabilities[:, state.y, state.x]
+    values, order = p.topk(min(3, len(classes)))
     (first, confidence), *others = zip([classes[k] for k in order], values.tolist(), strict=True)
     names = dict(enumerate(classes))
     truth = "" if label is None else names.get(int(label[state.y, state.x]), "not labeled")
-    levels = tuple(_level_readout(state, inspection, level) for level in inspection.levels)
-    return Readout(state.y, state.x, first, confidence, tuple(others), truth, levels, inspection.seen)
+    levels = tuple(_level_readout(state, inspection, index) for index in range(len(inspection.levels)))
+    entropy = float(torch.special.entr(p).sum()) / math.log(2)
+    unsure = entropy, float(margin(p))
+    return Readout(state.y, state.x, first, confidence, tuple(others), truth, *unsure, levels, inspection.seen)
 
 
 def pin_readouts(state: State, inspection: Inspection) -> list[Readout]:
@@ -116,7 +126,13 @@ def revision_note(inspection: Inspection) -> str:
     return NOTES[inspection.revision].format(one="row" if axes[0] == "width" else "column")
 
 
-def _level_readout(state: State, inspection: Inspection, level: LevelCapture) -> LevelReadout:
+def _short(value: float) -> str:
+    """Two significant digits, without an exponent for large numbers."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def _level_readout(state: State, inspection: Inspection, index: int) -> LevelReadout:
+    level = inspection.levels[index]
     place = inspection.on_level(level, state.y, state.x)
     axis = 0 if level.strip_axis == "width" else 1
     gates, top, decides = (), (), ""
@@ -124,7 +140,7 @@ def _level_readout(state: State, inspection: Inspection, level: LevelCapture) ->
         decides = inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()]
     if level.gates is not None:
         gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
-        values = inspection.strips(level, state.y, state.x).abs()
+        values = torch.from_numpy(level_values(inspection, index, state.y, state.x)).abs()
         size, length = inspection.size[axis], len(values)
         weights, order = values.topk(min(3, length))
         top = tuple(

@@ -8,7 +8,7 @@ state = State(y=120, x=200).pinned()
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,18 +30,20 @@ from s2fpn_lib.model.tta import at_size
 from s2fpn_lib.workbench.predict import network_size
 from s2fpn_lib.workbench.provenance import checkpoint_provenance
 
-LABEL_VIEWS = ("true classes", "errors")
-VIEWS = ("prediction", *LABEL_VIEWS, "confidence", "image")
+LABEL_VIEWS = ("true classes", "errors")  # need a label
+PAIR_VIEWS = ("disagreement", "total variation")  # need a second model
+VIEWS = ("prediction", *LABEL_VIEWS, "confidence", "entropy", "margin", "class probability", *PAIR_VIEWS, "image")
+OTHER = "other model"  # as `State.before`: the same view of the other model
 Size = str | Sequence[int]  # size of the network's input: "protocol", "own", or (height, width); see `network_size`
 MAX_WIDTH = 640  # pixels; a wider image is drawn with a stride
 
 
 class Upload(io.BytesIO):
-    """One entry of a `FileUpload`'s value, read like a file; error messages show its name."""
+    """An uploaded file, read like a file; error messages show its name."""
 
-    def __init__(self, upload: Mapping[str, Any]) -> None:
-        super().__init__(bytes(upload["content"]))
-        self.name = upload["name"]
+    def __init__(self, name: str, content: bytes) -> None:
+        super().__init__(content)
+        self.name = name
 
     def __str__(self) -> str:
         return self.name
@@ -54,6 +56,7 @@ class NamedModel:
     name: str
     network: S2FPN
     provenance: dict[str, Any] = field(default_factory=dict)
+    path: str = ""  # what it was loaded from, as `load_model` takes it
 
     @classmethod
     def load(cls, path_or_name: str | Path, **options: Any) -> Self:
@@ -61,7 +64,12 @@ class NamedModel:
         network = load_model(path_or_name, **options)
         provenance = checkpoint_provenance(path_or_name, network.config)
         file = provenance["checkpoint"].removesuffix(".safetensors")
-        return cls(path_or_name if path_or_name in released_names() else file, network, provenance)
+        name = path_or_name if path_or_name in released_names() else file
+        return cls(name, network, provenance, str(path_or_name))
+
+    def seen_among(self, dataset: SegmentationDataset, indices: Sequence[int]) -> str:
+        """The caveat for scores of images that the model was trained on; empty if it has seen none of them."""
+        return seen_caveat(count_seen(self.network, dataset, indices), len(indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +136,6 @@ class Inspection:
         """Stride with which the image is drawn, at most `MAX_WIDTH` pixels wide."""
         return -(-self.size[1] // MAX_WIDTH)
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The views that can be drawn, with and without a label."""
-        return tuple(view for view in VIEWS if self.picture.label is not None or view not in LABEL_VIEWS)
-
     def drawn(self, maps: Tensor) -> Tensor:
         """(..., H, W) -> (..., h, w), the pixels that are drawn."""
         return maps[..., :: self.stride, :: self.stride]
@@ -158,12 +161,28 @@ class State:
     opacity: float = 0.55  # of the view's colors over the image, 0 to 1
     hidden: frozenset[int] = frozenset()  # class ids whose color is not drawn
     pins: tuple[tuple[int, int], ...] = ()  # (y, x) of the pinned pixels, in the order of pinning
+    shown_class: int = 0  # id of the class in the view "class probability"
+    threshold: float = 0.0  # that view draws the pixels with at least this probability
+    before: str = ""  # what is left of the wipe's divider: one of `VIEWS` or `OTHER`; empty: no wipe
+    wipe: float = 0.5  # place of the divider, 0 (left edge) to 1
 
     def __post_init__(self) -> None:
-        if self.view not in VIEWS:
-            raise ValueError(f"view is {self.view!r}; choose one of {', '.join(VIEWS)}")
-        if not 0 <= self.opacity <= 1:
-            raise ValueError(f"opacity is {self.opacity}; choose one between 0 (the image) and 1 (the colors)")
+        for name, allowed in (("view", VIEWS), ("before", ("", *VIEWS, OTHER))):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(filter(None, allowed))}")
+        for name in ("opacity", "threshold", "wipe"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose a number between 0 and 1")
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Any]) -> Self:
+        """The state of what `plain` returned."""
+        pins = tuple((int(y), int(x)) for y, x in values["pins"])
+        return cls(**{**values, "hidden": frozenset(values["hidden"]), "pins": pins})
+
+    def plain(self) -> dict[str, Any]:
+        """The state as JSON holds it."""
+        return {**asdict(self), "hidden": sorted(self.hidden), "pins": list(map(list, self.pins))}
 
     def at(self, y: int, x: int, size: tuple[int, int]) -> Self:
         """The state with another pixel, clamped to an image of `size` (H, W)."""
@@ -174,6 +193,17 @@ class State:
         here = (self.y, self.x)
         pins = tuple(pin for pin in self.pins if pin != here)
         return replace(self, pins=pins if here in self.pins else (*pins, here))
+
+
+def available_views(inspections: Sequence[Inspection]) -> list[str]:
+    """The views that can be drawn of an image, with or without a label, and of one or two models."""
+    missing = () if len(inspections) > 1 else PAIR_VIEWS
+    return [view for view in VIEWS if view not in (*missing, *missing_views(inspections[0]))]
+
+
+def missing_views(inspection: Inspection) -> tuple[str, ...]:
+    """The views that need a label, for an image without one."""
+    return LABEL_VIEWS if inspection.picture.label is None else ()
 
 
 def label_ids(source: str | Path | Upload, protocol: Protocol) -> Tensor:

@@ -3,113 +3,84 @@
 import io
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image, ImageDraw
 
 from s2fpn_lib.inspector.numbers import pin_readouts, readout, revision_note
-from s2fpn_lib.inspector.state import LABEL_VIEWS, Inspection, State
-from s2fpn_lib.viz.images import as_array, colorize, legend_patches
+from s2fpn_lib.inspector.scales import SCALES, Scale, level_scale, level_values, view_values
+from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, PAIR_VIEWS, Inspection, State, missing_views
+from s2fpn_lib.viz.images import ERROR_COLOR, as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, INK, MUTED, styled
 
 JPEG = {"quality": 92, "subsampling": 0}
-PROFILE_HEIGHT = 56  # pixels of the plot below the picture of a level
 CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
-BLUE, VERMILION, GRAY = (0, 114, 178), (213, 94, 0), (205, 211, 217)
-CONFIDENCE = (255 * plt.colormaps["viridis"](np.arange(256))[:, :3]).round().astype(np.uint8)  # (256, 3)
+DIFFERENT, GRAY = (0, 114, 178), (205, 211, 217)  # where two models disagree; where nothing is wrong
+LEVEL_OPACITY = 0.6  # of the colors of a level over the gray photograph
+FADED = (60, 0.7)  # gray of a level's photograph: 60 + 0.7 times the mean of red, green, and blue
 
-# Widths in inches: the figure, a model's picture, one of its levels, the margin, the gap between levels
-WIDTH, MAIN, LEVEL, MARGIN, GAP = 11, 6.38, 2.54, 0.12, 0.2
-HEAD, CAPTION, LEGEND = 0.32, 0.95, 0.5  # heights: a title, a level's text, the legend
+WIDTH = 11  # of the still figure, in inches
 
 
-def render(state: State, inspection: Inspection) -> np.ndarray:
-    """The image with the view's colors, the chosen pixel, and the pins: (h, w, 3) uint8."""
-    s = inspection.stride
-    colors, drawn = _layer(state, inspection)
-    alpha = (state.opacity * drawn)[..., None]
-    picture = ((1 - alpha) * _image(inspection) + alpha * colors).astype(np.uint8)
+def render(state: State, inspection: Inspection, other: Inspection | None = None) -> np.ndarray:
+    """The image with the view's colors, the chosen pixel, and the pins: (h, w, 3) uint8.
+
+    Left of the wipe's divider is the view `state.before`. other: the second model of the same image, which the views of
+    `PAIR_VIEWS` and the wipe between two models need; without it they show the image.
+    """
+    s, picture = inspection.stride, _blended(state, inspection, other)
+    if state.before:
+        shown, others = (other, inspection) if state.before == OTHER else (inspection, other)
+        view = state.view if state.before == OTHER else state.before
+        if shown is not None:
+            end = round(state.wipe * picture.shape[1])
+            picture[:, :end] = _blended(replace(state, view=view), shown, others)[:, :end]
     for y, x in state.pins:
         picture = _with_cross(picture, y // s, x // s, PIN, arm=6)
     return _with_cross(picture, state.y // s, state.x // s, CROSSHAIR, arm=11)
 
 
 def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray:
-    """What level `index` (0 is apf1) does at the chosen pixel: (h + PROFILE_HEIGHT, w, 3) uint8.
+    """What level `index` (0 is apf1) does at the chosen pixel: (h, w, 3) uint8, the gray image in the level's colors.
 
-    v2: the image, bright where the pixel's distribution over columns is large, and a plot of the distribution. v1: the
-    gray image, tinted blue where the gate of the average strip is larger and vermilion where that of the maximum strip
-    is, and a plot of both gates. Each plot is scaled to its largest value; a gray bar marks the pixel's own column.
-    Without SSAM: the gray image and an empty plot.
+    `level_scale` gives the colors. v2: how much the pixel attends to each column. v1: the difference of the two gates
+    of each column. Without SSAM the image is gray.
     """
     s, level, image = inspection.stride, inspection.levels[index], _image(inspection)
-    height, width = image.shape[:2]
-    gray = image.mean(-1, keepdims=True)
-    picture = 128 + 0.5 * gray
-    plot = np.full((PROFILE_HEIGHT, width, 3), 255, np.uint8)
+    picture = FADED[0] + FADED[1] * np.repeat(image.mean(-1, keepdims=True), 3, -1)
     if level.gates is not None:
-        own, length, across = state.x // s, width, (1, -1, 1)  # across: shape that spreads strips over the image
-        if level.strip_axis == "width":
-            own, length, across = state.y * width // inspection.size[0], height, (-1, 1, 1)
-        plot[:, max(own - 1, 0) : own + 2] = GRAY
-        values = inspection.strips(level, state.y, state.x).numpy()
-        values = values / max(np.abs(values).max(), 1e-12)
-        strength = _stretched(values, length).reshape(across)
-        if level.query is not None:
-            picture = 0.35 * gray * (1 - strength) + image * strength
-            heights = (_stretched(values, width) * (PROFILE_HEIGHT - 4)).astype(int)
-            plot[np.arange(PROFILE_HEIGHT)[::-1, None] < heights] = BLUE
-        else:
-            color = np.where(strength > 0, np.float32(BLUE), np.float32(VERMILION))
-            picture = (1 - 0.7 * np.abs(strength)) * gray + 0.7 * np.abs(strength) * color
-            gates = level.gates[0].numpy()  # (2, L)
-            for values, line_color in zip(gates / max(gates.max(), 1e-12), (BLUE, VERMILION), strict=True):
-                _plot_line(plot, _stretched(values, width), line_color)
-    picture = np.broadcast_to(picture, (height, width, 3)).astype(np.uint8)
-    return np.concatenate([_with_cross(picture, state.y // s, state.x // s, CROSSHAIR, arm=11), plot])
+        rows = level.strip_axis == "width"
+        length = picture.shape[0 if rows else 1]
+        values = level_values(inspection, index, state.y, state.x)
+        colors = level_scale(inspection).paint(values)[np.arange(length) * len(values) // length]
+        spread = colors[:, None] if rows else colors[None]
+        picture = (1 - LEVEL_OPACITY) * picture + LEVEL_OPACITY * spread
+    return _with_cross(picture.astype(np.uint8), state.y // s, state.x // s, CROSSHAIR, arm=20, thick=1)
 
 
 @styled
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
     height, width, _ = render(state, inspections[0]).shape
-    main_height, level_height = MAIN * height / width, LEVEL * (height + PROFILE_HEIGHT) / width
-    block = HEAD + main_height + HEAD + level_height + CAPTION
-    total = block * len(inspections) + LEGEND
-    figure = plt.figure(figsize=(WIDTH, total))
-
-    def place(left: float, top: float, wide: float, high: float, picture: np.ndarray | None = None) -> Axes:
-        axis = figure.add_axes([left / WIDTH, (total - top - high) / total, wide / WIDTH, high / total])
-        axis.set_axis_off()
-        if picture is not None:
-            axis.imshow(picture, aspect="auto", interpolation="auto")
-        return axis
-
-    for i, inspection in enumerate(inspections):
-        top, beside = i * block + HEAD, MARGIN + MAIN + 0.25
-        axis = place(MARGIN, top, MAIN, main_height, render(state, inspection))
-        axis.set_title(f"{inspection.model.name}  on  {inspection.picture.name}")
-        _write(place(beside, top, WIDTH - beside - MARGIN, main_height), state, inspection)
-        top += main_height + HEAD
-        for index, level in enumerate(readout(state, inspection).levels):
-            picture = render_level(state, inspection, index)
-            axis = place(MARGIN + index * (LEVEL + GAP), top, LEVEL, level_height, picture)
-            axis.set_title(level.name)
-            axis.set_title(level.shape(), loc="right", fontsize=8.2, fontweight="normal", color=MUTED)
-            text = "\n".join(textwrap.fill(fact, int(LEVEL * 17)) for fact in level.facts())
-            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7.3, color=INK, linespacing=1.3)
+    high = WIDTH * (0.5 + 0.25) * height / width + 2.9  # of a block: the picture, the levels, plots and texts
+    figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.7), layout="constrained")
     patches = legend_patches(inspections[0].protocol, ignored=False)
-    figure.legend(handles=patches, ncols=8, loc="lower center", fontsize=8.5)
+    figure.legend(handles=patches, ncols=6, loc="outside lower center", fontsize=10)
+    blocks = figure.subfigures(len(inspections), squeeze=False)[:, 0]
+    for block, inspection, other in zip(blocks, inspections, [*inspections[1:], inspections[0]], strict=True):
+        _draw_block(block, state, inspection, other if len(inspections) > 1 else None)
     return figure
 
 
-def jpeg(pixels: np.ndarray) -> bytes:
+def jpeg(pixels: np.ndarray, **options: int) -> bytes:
     """(h, w, 3) uint8 as JPEG: a third of the time and bytes of a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", **JPEG)
+    Image.fromarray(pixels).save(buffer, "JPEG", **(JPEG | options))
     return buffer.getvalue()
 
 
@@ -118,68 +89,122 @@ def _image(inspection: Inspection) -> np.ndarray:
     return as_array(inspection.drawn(inspection.picture.image)).astype(np.float32)
 
 
-def _layer(state: State, inspection: Inspection) -> tuple[np.ndarray, np.ndarray]:
-    """The view's colors (h, w, 3) and a mask (h, w) of the pixels where they are drawn."""
-    protocol = inspection.protocol
+def _blended(state: State, inspection: Inspection, other: Inspection | None) -> np.ndarray:
+    """(h, w, 3) uint8: the view's colors over the image, over the gray image where a color stands for a number."""
+    image = _image(inspection)
+    colors, drawn = _layer(state, inspection, other)
+    if state.view in SCALES and drawn is not None:
+        image = image.mean(-1, keepdims=True)
+    alpha = 0 if drawn is None else (state.opacity * drawn)[..., None]
+    return np.broadcast_to((1 - alpha) * image + alpha * colors, colors.shape).astype(np.uint8)
+
+
+def _layer(state: State, inspection: Inspection, other: Inspection | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The view's colors (h, w, 3), and a mask (h, w) of the pixels where they are drawn, None for the image alone."""
+    protocol, view = inspection.protocol, state.view
     ids = shown = inspection.drawn(inspection.ids)
-    if state.view == "image" or state.view not in inspection.views:
-        return np.zeros((*ids.shape, 3)), np.zeros(ids.shape, bool)
-    if state.view in LABEL_VIEWS:
+    if view == "image" or view in missing_views(inspection) or (view in PAIR_VIEWS and other is None):
+        return np.zeros((*ids.shape, 3)), None
+    if view in LABEL_VIEWS:
         shown = inspection.drawn(inspection.picture.label)
     drawn = (shown < protocol.num_classes).numpy() & ~np.isin(shown.numpy(), list(state.hidden))
-    if state.view == "errors":
-        return np.where((ids != shown).numpy()[..., None], VERMILION, GRAY), drawn
-    if state.view == "confidence":
-        confidence = inspection.drawn(inspection.probabilities).amax(0).numpy()
-        return CONFIDENCE[(255 * confidence).round().astype(np.uint8)], drawn
+    if view in SCALES:
+        values = view_values(state, inspection, other)
+        return SCALES[view].paint(values), values >= state.threshold if view == "class probability" else drawn
+    if view == "errors":
+        return np.where((ids != shown).numpy()[..., None], ERROR_COLOR, GRAY), drawn
+    if view == "disagreement":
+        return np.where((ids != other.drawn(other.ids)).numpy()[..., None], DIFFERENT, GRAY), drawn
     return colorize(shown, protocol), drawn
 
 
-def _stretched(values: np.ndarray, length: int) -> np.ndarray:
-    """(L,) -> (length,), each entry repeated over the pixels that it stands for."""
-    return values[np.arange(length) * len(values) // length].astype(np.float32)
-
-
-def _plot_line(plot: np.ndarray, values: np.ndarray, color: tuple[int, int, int]) -> None:
-    rows = len(plot) - 3 - (values * (len(plot) - 6)).astype(int)
-    previous = np.concatenate([rows[:1], rows[:-1]])
-    every = np.arange(len(plot))[:, None]
-    plot[(every >= np.minimum(rows, previous)) & (every <= np.maximum(rows, previous) + 1)] = color
-
-
-def _with_cross(picture: np.ndarray, y: int, x: int, color: tuple[int, int, int], *, arm: int) -> np.ndarray:
+def _with_cross(
+    picture: np.ndarray, y: int, x: int, color: tuple[int, int, int], *, arm: int, thick: int = 0
+) -> np.ndarray:
     """A copy with a dark-rimmed cross around (y, x); the pixel itself and its neighbors stay visible."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     for fill, rim in (((0, 0, 0), 1), (color, 0)):
         for start, end in ((-arm - rim, -4 + rim), (4 - rim, arm + rim)):
-            draw.rectangle((x + start, y - rim, x + end, y + rim), fill)
-            draw.rectangle((x - rim, y + start, x + rim, y + end), fill)
+            draw.rectangle((x + start, y - thick - rim, x + end, y + thick + rim), fill)
+            draw.rectangle((x - thick - rim, y + start, x + thick + rim, y + end), fill)
     return np.asarray(image)
 
 
-def _write(axis: Axes, state: State, inspection: Inspection) -> None:
-    """Writes the readout of the chosen pixel; the axes' unit is an inch, from the upper left corner."""
-    found, protocol = readout(state, inspection), inspection.protocol
-    box = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
-    axis.set(xlim=(0, box.width), ylim=(box.height, 0))
-    axis.text(0, 0.02, found.prediction, fontsize=17, weight="bold", va="top")
-    where = f"row {found.y}, column {found.x}; true class {found.truth_words()}; view: {state.view}"
-    axis.text(0, 0.40, where, va="top", fontsize=9, color=MUTED)
-    y = 0.82
-    for name, p in ((found.prediction, found.confidence), *found.others):
-        color = np.array(protocol.palette[protocol.classes.index(name)]) / 255
-        length = box.width * 0.55 * p
-        axis.barh(y, length, left=1.05, height=0.16, color=color, edgecolor=INK, linewidth=0.5)
-        axis.text(0.98, y, name, ha="right", va="center", fontsize=8.5)
-        axis.text(1.12 + length, y, f"{p:.1%}", va="center", fontsize=8.5)
-        y += 0.24
-    y += 0.1
+def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: Inspection | None) -> None:
+    """Draws the picture, the readout, the levels, and their plots of one inspection."""
+    found, protocol, scale = readout(state, inspection), inspection.protocol, level_scale(inspection)
+    names = [level.name for level in found.levels]
+    rows = [
+        ["main", "main", "bars", "bars"],
+        ["main", "main", "text", "text"],
+        names,
+        [f"{name} plot" for name in names],
+    ]
+    height, width = inspection.size
+    high = height / width
+    axes = block.subplot_mosaic(rows, height_ratios=[0.15 * high, 0.35 * high, 0.25 * high, 0.05])
+    for axis in axes.values():
+        axis.grid(visible=False)
+    _show(axes["main"], render(state, inspection, other))
+    axes["main"].set_title(f"{inspection.model.name} on {inspection.picture.name}: {state.view}")
+    if state.view in SCALES:
+        _color_bar(SCALES[state.view], axes["main"], shrink=0.7)
+    shares = dict([(found.prediction, found.confidence), *found.others][::-1])
+    colors = [np.array(protocol.palette[protocol.classes.index(name)]) / 255 for name in shares]
+    bars = axes["bars"].barh(list(shares), list(shares.values()), color=colors, edgecolor=INK, linewidth=0.5)
+    axes["bars"].bar_label(bars, [f"{p:.1%}" for p in shares.values()], padding=3)
+    axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction}")
     pins = [f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pin_readouts(state, inspection)]
-    pinned = f"Pinned (row, column): {'; '.join(pins)}" if pins else ""
-    texts = {inspection.warning: (BAD, "bold"), revision_note(inspection): (MUTED, "normal"), pinned: (INK, "normal")}
-    for text, (color, weight) in texts.items():
-        if text:
-            lines = textwrap.fill(text, int(box.width * 14.5))
-            axis.text(0, y, lines, va="top", fontsize=8.2, color=color, weight=weight, linespacing=1.35)
-            y += 0.16 * (len(lines.splitlines()) + 0.8)
+    texts = [
+        f"True class: {found.truth_words()}. Entropy {found.entropy:.2f} bits, margin {found.margin:.2f}.",
+        revision_note(inspection),
+        pins and f"Pinned (row, column): {'; '.join(pins)}",
+    ]
+    axes["text"].set_axis_off()
+    warning = textwrap.fill(inspection.warning, 58)
+    text = "\n".join(textwrap.fill(each, 58) for each in texts if each)
+    below = "\n" * (len(warning.splitlines()) + 1 if warning else 0) + text
+    for words, color in ((warning, BAD), (below, INK)):
+        axes["text"].text(0, 1, words, va="top", fontsize=9.5, color=color, linespacing=1.4)
+    for index, level in enumerate(found.levels):
+        _show(axes[level.name], render_level(state, inspection, index))
+        axes[level.name].set_title(f"{level.name}  {level.shape()}", fontsize=10)
+        _plot(axes[f"{level.name} plot"], state, inspection, index)
+        caption = "\n".join(textwrap.fill(fact, 36) for fact in level.facts())
+        axes[f"{level.name} plot"].set_xlabel(caption, fontsize=8.5, loc="left")
+    if found.levels[0].gates:
+        _color_bar(scale, [axes[plot] for plot in plots], shrink=0.5)
+
+
+def _show(axis: Axes, picture: np.ndarray) -> None:
+    axis.set_axis_off()
+    axis.imshow(picture, interpolation="auto")
+
+
+def _color_bar(scale: Scale, axes: Axes | Sequence[Axes], shrink: float) -> None:
+    shown = ScalarMappable(scale.norm, scale.cmap)
+    bar = plt.colorbar(shown, ax=axes, location="bottom", shrink=shrink, aspect=40, pad=0.06, ticks=scale.ticks)
+    bar.ax.set_xticklabels(scale.labels, fontsize=9)
+    bar.set_label(scale.title, fontsize=9.5)
+
+
+def _plot(axis: Axes, state: State, inspection: Inspection, index: int) -> None:
+    """The numbers of a level over the image columns or rows; a gray line marks the chosen pixel's own."""
+    level, scale = inspection.levels[index], level_scale(inspection)
+    if level.gates is None:
+        axis.set(xticks=[], yticks=[])
+        return
+    size, own = (inspection.size[0], state.y) if level.strip_axis == "width" else (inspection.size[1], state.x)
+    values = level_values(inspection, index, state.y, state.x)
+    edges = np.linspace(0, size, len(values) + 1)
+    axis.axvline(own, color=MUTED, lw=1, alpha=0.6)
+    axis.set_xlim(0, size)
+    axis.tick_params(labelsize=8, pad=1)
+    if level.query is None:
+        for gate, color in zip(level.gates[0].numpy(), scale.colors[[225, 30]] / 255, strict=True):
+            axis.stairs(gate, edges, color=color, lw=1.3)
+        return
+    axis.stairs(scale.norm(values), edges, fill=True, color=INK)
+    axis.axhline(float(scale.norm(1)), color=MUTED, lw=0.8, ls=":")
+    axis.set(ylim=(0, 1), yticks=scale.norm(scale.ticks), yticklabels=scale.labels)

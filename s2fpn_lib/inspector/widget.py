@@ -1,39 +1,63 @@
 """The attention inspector as a widget for JupyterLab, VS Code, and Voila.
 
-A click, a key, or a control makes a new `State`; drawing it runs no network.
+The script of the exported page draws it in the browser from data that the kernel sends once per image, so that clicks,
+keys, and views need no kernel. The kernel opens images and models, scores the thumbnails, saves, and exports.
 """
 
+import base64
+import io
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import ipywidgets as widgets
+import anywidget
+import traitlets
+from IPython.display import HTML, display
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
-from s2fpn_lib.inspector.controls import ClassLegend, ImageControls, ModelPanel, ViewControls
-from s2fpn_lib.inspector.export import export_html, file_stem, save_inspection
-from s2fpn_lib.inspector.state import Inspection, NamedModel, Picture, Size, State, Upload, inspect, label_ids
+from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script, still
+from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
+from s2fpn_lib.inspector.numbers import readout
+from s2fpn_lib.inspector.state import (
+    OTHER,
+    Inspection,
+    NamedModel,
+    Picture,
+    Size,
+    State,
+    Upload,
+    available_views,
+    inspect,
+    label_ids,
+)
+from s2fpn_lib.inspector.views import inspection_figure
+from s2fpn_lib.report.tables import protocol_name
 
-STYLE = (Path(__file__).parent / "widget.css").read_text()
-OTHER_PIXEL = "Choose another pixel, or open the image again."
+# The still figure below the widget is hidden where the widget, or its own still figure, is shown
+STILL = """<style>.jp-OutputArea:has(.s2fpn-viewer, .jp-RenderedImage) .s2fpn-still {{display: none}}</style>
+<div class="s2fpn-still">{}</div>"""
 DISK = "Free disk space, or give the notebook another folder for its results."
 DAMAGED = "Choose an index inside the dataset; `01_data` lists damaged files."
 LABEL = "Upload a PNG of train ids or of the protocol's colors, of the image's own size."
-CHECKPOINT = "Give a released name, a run folder, or a .safetensors file."
+CHECKPOINT = "Give a released name, a run folder, or a .safetensors file of a network with these classes."
 
 
-class Inspector(widgets.VBox):
+class Inspector(anywidget.AnyWidget):
     """One image, first `picture`, seen by one model or by two models side by side.
 
-    models: one or two; the second one can also be chosen in the widget. dataset: its images can be opened by index.
-    protocol: classes and colors that the models were trained on. size: the size at which the network sees the images
-    that are opened in the widget. results: folder for saved files.
+    models: one or two; others can be chosen in the widget. dataset: its images can be opened by index. protocol:
+    classes and colors that the models were trained on. size: the size at which the network sees the images that are
+    opened in the widget. results: folder for saved files; beside it are the runs that can be chosen as models.
 
-    `state` and `inspections` (one per model) are what is shown. The methods raise exceptions; the controls show them.
+    `state` and `inspections` (one per model) are what is shown. The methods raise exceptions; the widget shows them.
     """
+
+    _esm = script("widget.js")
+    _css = (HERE / "viewer.css").read_text()
+    shown = traitlets.Dict().tag(sync=True)  # `State.plain`, set by the browser, too
+    fresh = traitlets.Bool(True).tag(sync=True)  # until a browser has scrolled to the widget
 
     def __init__(
         self,
@@ -46,148 +70,151 @@ class Inspector(widgets.VBox):
         results: str | Path = "results",
     ) -> None:
         self.dataset, self.protocol, self.network_size, self.results = dataset, protocol, size, Path(results)
-        self.updating = False
-        self.message, self.status, self.stage = widgets.HTML(), widgets.HTML(), widgets.Box().add_class("s2fpn-stage")
-        choose = self._handler(self._choose_pixel, "Choosing a pixel", OTHER_PIXEL)
-        hide = self._handler(self._hide, "Choosing classes", "Press “all” to show every class again.")
-        self.panels = [ModelPanel(choose) for _ in range(2)]
-        self.image_controls, self.view_controls = ImageControls(dataset), ViewControls(choose)
-        self.legend = ClassLegend(protocol, hide)
-        self._connect()
-        parts = [self.message, self.image_controls, self.view_controls, self.legend, self.status, self.stage]
-        super().__init__([widgets.HTML(f"<style>{STYLE}</style>"), *parts])
-        self.add_class("s2fpn-inspector")
-        self.inspections = [self._inspect(model, picture) for model in models]
-        self.apply(State(*(side // 2 for side in self.inspections[0].size)))
+        self.scores: dict[str, dict[int, float | None]] = {}  # by the model's path, of the images by index
+        self.choices = model_choices(self.results.parent, protocol)
+        self.inspections: list[Inspection] = [inspect(model, picture, protocol) for model in models]
+        super().__init__(shown=State(*(side // 2 for side in self.inspections[0].size)).plain())
+        self.on_msg(self._answer)
 
-    def open_picture(self, picture: Picture) -> None:
-        """Runs every model on the picture and shows it; the chosen pixel stays if it lies inside."""
-        self.inspections = [self._inspect(each.model, picture) for each in self.inspections]
-        first, state = self.inspections[0], self.state
-        view = state.view if state.view in first.views else "prediction"
-        self.apply(replace(state.at(state.y, state.x, first.size), view=view, pins=()))
-
-    def compare(self, second: NamedModel | None) -> None:
-        """Shows another model next to the first one; None closes the second model."""
-        added = [self._inspect(second, self.inspections[0].picture)] if second else []
-        self.inspections = self.inspections[:1] + added
-        self.apply(self.state)
+    @property
+    def state(self) -> State:
+        """What is shown of the image, as the browser has last reported it."""
+        return State.of_plain(self.shown)
 
     def apply(self, state: State) -> None:
         """Shows another state of the same image."""
-        self.state = state
-        self._say("")
-        self._clear_error()
-        self._update_controls()
-        for panel, inspection in zip(self.panels, self.inspections, strict=False):
-            panel.show(state, inspection)
-        self.stage.children = self.panels[: len(self.inspections)]
+        self.shown = state.at(state.y, state.x, self.inspections[0].size).plain()
 
-    def _inspect(self, model: NamedModel, picture: Picture) -> Inspection:
-        self._say(f"Running {model.name} on {picture.name} …")
-        return inspect(model, picture, self.protocol)
+    def open_picture(self, picture: Picture) -> None:
+        """Runs every model on the picture and shows it; the chosen pixel stays if it lies inside."""
+        self._show([inspect(each.model, picture, self.protocol) for each in self.inspections], pins=())
 
-    def _update_controls(self) -> None:
-        self.updating = True
+    def choose(self, which: int, model: NamedModel) -> None:
+        """Shows another model: 0 is the first, 1 the second."""
+        shown = inspect(model, self.inspections[0].picture, self.protocol)
+        self._show([*self.inspections[:which], shown, *self.inspections[which + 1 :]])
+
+    def compare(self, second: NamedModel | None) -> None:
+        """Shows another model next to the first one; None closes the second model."""
+        self.choose(1, second) if second else self._show(self.inspections[:1])
+
+    def _show(self, inspections: list[Inspection], **changes: Any) -> None:
+        state, views = replace(self.state, **changes), available_views(inspections)
+        view = state.view if state.view in views else "prediction"
+        before = state.before if state.before in (*views, OTHER) else ""
+        self.inspections = inspections
+        self.apply(replace(state, view=view, before=before))
+        self._send_data()
+
+    def _send_data(self) -> None:
+        first, data = self.inspections[0], self.dataset
+        chosen = [each.model.path or each.model.name for each in self.inspections]
+        missing = [(path, path) for path in chosen if path not in dict(self.choices)]
+        content = {
+            "kind": "data",
+            "choices": [*self.choices, *missing],
+            "chosen": [chosen[0], *(chosen[1:] or [""])],
+            "index": self._index(),
+            "last": len(data) - 1,
+            "name": first.picture.name,
+            "about": self._about(),
+            "scores": self._scores(),
+        }
+        self.send(content, [packed(self.state, self.inspections)])
+
+    def _index(self) -> int | None:
+        """Index of the open image in the dataset, None for another image."""
+        dataset, index = self.inspections[0].picture.sample or (None, None)
+        return index if dataset is self.dataset else None
+
+    def _about(self) -> str:
+        model, data = self.inspections[0].model, self.dataset
+        seen = model.seen_among(data, strip_indices(data))
+        images = f"images of {protocol_name(data.name)} {data.split}"
+        return f"mIoU of {model.name} on {images}, worst first{seen and f'. {seen}'}."
+
+    def _scores(self) -> dict[int, float | None]:
+        model = self.inspections[0].model
+        if model.name not in self.scores:
+            self.scores[model.name] = recorded_scores(model, self.dataset, self.results.parent)
+        return self.scores[model.name]
+
+    def _answer(self, _: Any, request: dict[str, Any], buffers: list[memoryview]) -> None:
+        """Does what the browser asks for; exceptions become a message in the widget."""
+        action, remedy, method = self.REQUESTS[request.pop("do")]
         try:
-            self.view_controls.show(self.state, self.inspections[0])
-            self.image_controls.show(self.inspections)
-            self.legend.show(self.state.hidden)
-        finally:
-            self.updating = False
+            method(self, **request, **({"content": bytes(buffers[0])} if buffers else {}))
+        except Exception as error:
+            details = "".join(traceback.format_exception(error))
+            text = {"action": action, "error": str(error), "remedy": remedy, "details": details}
+            self.send({"kind": "error", **text})
 
-    def _say(self, text: str) -> None:
-        self.status.value = _message("status", "", escape(text)) if text else ""
+    def _send_thumbs(self) -> None:
+        shown = {*strip_indices(self.dataset), *filter(None, [self._index()])}
+        images = [{"index": index, "name": self.dataset.names[index]} for index in sorted(shown)]
+        self.send({"kind": "thumbs", "images": images}, [thumbnail(self.dataset, each["index"]) for each in images])
 
-    def _clear_error(self) -> None:
-        """Removes the error message; the warnings of the models stay."""
-        warnings = [f"{each.model.name}: {each.warning}." for each in self.inspections if each.warning]
-        self.message.value = "".join(_message("alert", "s2fpn-warning", escape(text)) for text in warnings)
+    def _score(self, index: int) -> None:
+        scores, first = self._scores(), self.inspections[0]
+        if index not in scores:
+            labeled = self.dataset.protocol.classes == self.protocol.classes
+            scores[index] = image_score(first.model.network, self.dataset, index) if labeled else None
+        self.send({"kind": "score", "index": index, "score": scores[index], "about": self._about()})
 
-    def _handler(self, method: Callable[..., None], action: str, remedy: str) -> Callable[..., None]:
-        """An event handler that shows exceptions above the picture and ignores the inspector's own changes."""
-
-        def handle(*args: Any) -> None:
-            if self.updating:
-                return
-            try:
-                self._clear_error()
-                method(*args)
-            except Exception as error:
-                text = f"<b>{action} failed.</b> {escape(str(error))}<br><b>What to do:</b> {remedy}"
-                details = escape("".join(traceback.format_exception(error)))
-                text += f"<details><summary>Details</summary><pre>{details}</pre></details>"
-                self.message.value = _message("alert", "s2fpn-error", text)
-                self._say("")
-                self._update_controls()
-
-        return handle
-
-    def _connect(self) -> None:
-        view, image = self.view_controls, self.image_controls
-        for controls, method, action, remedy in (
-            ((view.y, view.x, view.view, view.opacity), self._change_view, "Changing the view", OTHER_PIXEL),
-            ((view.pin,), lambda _: self.apply(self.state.pinned()), "Pinning the pixel", OTHER_PIXEL),
-            ((view.save,), self._save, "Saving", DISK),
-            ((view.export,), self._export, "Exporting", DISK),
-            ((image.index, image.show_index), self._open_index, "Opening the image", DAMAGED),
-            ((image.open_path,), self._open_path, "Opening the image", "Check the path of the image (PNG, JPEG, ...)."),
-            ((image.upload,), self._open_upload, "Opening the upload", "Upload an image (PNG, JPEG, ...)."),
-            ((image.upload_label,), self._open_label, "Opening the label", LABEL),
-            ((image.compare,), self._open_second, "Opening the second model", CHECKPOINT),
-            ((image.stop,), lambda _: self.compare(None), "Closing the second model", "Run the notebook's cell again."),
-        ):
-            handler = self._handler(method, action, remedy)
-            for control in controls:
-                if isinstance(control, widgets.Button):
-                    control.on_click(handler)
-                else:
-                    control.observe(handler, "value")
-
-    def _choose_pixel(self, y: int, x: int) -> None:
-        self.apply(self.state.at(y, x, self.inspections[0].size))
-
-    def _hide(self, hidden: frozenset[int]) -> None:
-        self.apply(replace(self.state, hidden=hidden))
-
-    def _change_view(self, _: Any) -> None:
-        names = ("y", "x", "view", "opacity")
-        self.apply(replace(self.state, **{name: getattr(self.view_controls, name).value for name in names}))
-
-    def _save(self, _: Any) -> None:
-        picture, record = save_inspection(self.results, self.state, self.inspections)
-        self._say(f"Saved {picture} and {record.name}")
-
-    def _export(self, _: Any) -> None:
-        path = self.results / f"{file_stem(self.state, self.inspections)}.html"
-        export_html(path, self.state, self.inspections)
-        self._say(f"Exported {path}, a page that works without kernel and network")
-
-    def _open_index(self, _: Any) -> None:
-        index = self.image_controls.index.value
+    def _open_index(self, index: int) -> None:
         self.open_picture(Picture.of_dataset(self.dataset, index, self.network_size, self.protocol))
 
-    def _open_path(self, _: Any) -> None:
-        path, label = (field.value.strip() for field in (self.image_controls.path, self.image_controls.label_path))
-        if not path:
+    def _open_path(self, path: str, label: str) -> None:
+        if not path.strip():
             raise ValueError("no path is given")
-        picture = Picture.of_file(path, self.network_size, self.protocol)
-        self.open_picture(picture.labeled(label_ids(label, self.protocol)) if label else picture)
+        picture = Picture.of_file(path.strip(), self.network_size, self.protocol)
+        self.open_picture(picture.labeled(label_ids(label.strip(), self.protocol)) if label.strip() else picture)
 
-    def _open_upload(self, change: dict[str, Any]) -> None:
-        for upload in change["new"]:
-            self.open_picture(Picture.of_file(Upload(upload), self.network_size, self.protocol))
+    def _upload(self, name: str, content: bytes) -> None:
+        self.open_picture(Picture.of_file(Upload(name, content), self.network_size, self.protocol))
 
-    def _open_label(self, change: dict[str, Any]) -> None:
-        for upload in change["new"]:
-            picture = self.inspections[0].picture.labeled(label_ids(Upload(upload), self.protocol))
-            self.inspections = [replace(each, picture=picture) for each in self.inspections]
-            self.apply(self.state)
+    def _upload_label(self, name: str, content: bytes) -> None:
+        picture = self.inspections[0].picture.labeled(label_ids(Upload(name, content), self.protocol))
+        self._show([replace(each, picture=picture) for each in self.inspections])
 
-    def _open_second(self, _: Any) -> None:
+    def _open_model(self, which: int, path: str) -> None:
+        if which and not path:
+            return self.compare(None)
         device = next(self.inspections[0].model.network.parameters()).device
-        self.compare(NamedModel.load(self.image_controls.second.value.strip(), device=device))
+        return self.choose(which, NamedModel.load(path.strip(), device=device))
 
+    def _save(self) -> None:
+        picture, record = save_inspection(self.results, self.state, self.inspections)
+        self.send({"kind": "say", "text": f"Saved {picture} and {record.name}"})
 
-def _message(role: str, style: str, html: str) -> str:
-    return f'<div role="{role}" class="s2fpn-message {style}">{html}</div>'
+    def _export(self) -> None:
+        path = self.results / f"{file_stem(self.state, self.inspections)}.html"
+        export_html(path, self.state, self.inspections)
+        self.send({"kind": "file", "name": path.name, "text": f"Exported {path}."}, [path.read_bytes()])
+
+    # What the browser asks for: the action and the remedy that an error message names, and the method
+    REQUESTS: ClassVar[dict[str, tuple[str, str, Callable[..., None]]]] = {
+        "open viewer": ("Showing the image", "Run the notebook's cell again.", _send_data),
+        "thumbs": ("Reading the thumbnails", DAMAGED, _send_thumbs),
+        "score": ("Scoring the images", DAMAGED, _score),
+        "index": ("Opening the image", DAMAGED, _open_index),
+        "path": ("Opening the image", "Check the path of the image (PNG, JPEG, ...).", _open_path),
+        "upload": ("Opening the upload", "Upload an image (PNG, JPEG, ...).", _upload),
+        "upload_label": ("Opening the label", LABEL, _upload_label),
+        "model": ("Opening the model", CHECKPOINT, _open_model),
+        "save": ("Saving", DISK, _save),
+        "export": ("Exporting", DISK, _export),
+    }
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The widget, and for readers without a kernel the still figure and the readout."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        figure = io.BytesIO()
+        inspection_figure(self.state, self.inspections).savefig(figure, format="png", dpi=80)
+        text = "\n".join(f"{each.model.name}: {readout(self.state, each).text()}" for each in self.inspections)
+        still_figure = {"text/plain": text, "image/png": base64.b64encode(figure.getvalue()).decode()}
+        return data | still_figure, metadata
+
+    def _ipython_display_(self) -> None:
+        display(self._repr_mimebundle_()[0], raw=True)
+        display(HTML(STILL.format(still(self.state, self.inspections))))
