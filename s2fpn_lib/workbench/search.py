@@ -11,7 +11,6 @@ question. Optuna chooses the values, stores the study, and prunes trials. What i
 killed process from one that another process still runs, and continuing the former from its last epoch.
 """
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -40,8 +38,6 @@ except ImportError as error:
 
 PRUNERS = ("median", "hyperband", "none")
 LOGARITHMIC = ("lr", "encoder_lr", "weight_decay")
-# Fields of TrainConfig that are parameters of 10_train, with their names there
-PARAMETERS = {"dataset": "dataset", "model": "model", "epochs": "max_epochs", "lr": "lr", "crop": "crop"}
 
 
 def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
@@ -230,15 +226,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def papermill_command(preset: str, config: TrainConfig) -> str:
-    """The command that trains `config` with 10_train, starting from a preset."""
-    base = TrainConfig.preset(preset).to_dict()
-    differing = {field: value for field, value in config.to_dict().items() if value != base[field]}
-    given = {PARAMETERS[field]: differing.pop(field) for field in PARAMETERS if field in differing}
-    text = yaml.safe_dump(given | {"changes": differing}, default_flow_style=True, sort_keys=False, width=float("inf"))
-    return f"papermill notebooks/10_train.ipynb best.ipynb -p preset {preset} -y {shlex.quote(text.strip())}"
-
-
 @styled
 def search_figure(search: Search) -> Figure:
     """The mIoU over the trials, with the best one so far, and over the values of each searched field.
@@ -250,33 +237,26 @@ def search_figure(search: Search) -> Figure:
     if table.empty:
         raise ValueError("no trial has a score yet: run more trials")
     panels = ["trial", *search.space]
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    size = (3.6 * columns, 2.7 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    score = 100 * table["mIoU"]
-    for axis, field in zip(axes.flat, panels, strict=False):
+    size = (3.2 * len(panels), 3.2)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis, field in zip(axes[0], panels, strict=True):
         values, distribution = table[field], search.space.get(field)
         if isinstance(distribution, CategoricalDistribution):
             values = values.map(distribution.choices.index)
             axis.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
-            axis.set_xlim(-0.5, len(distribution.choices) - 0.5)
-        elif distribution and distribution.low < distribution.high:
-            axis.set(xscale="log" if distribution.log else "linear", xlim=(distribution.low, distribution.high))
-            scale = np.geomspace if distribution.log else np.linspace
-            ticks = scale(distribution.low, distribution.high, 4)
+        elif distribution and distribution.log:
+            axis.set_xscale("log")
+            ticks = np.geomspace(distribution.low, distribution.high, 3)
             axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
             axis.set_xticks([], minor=True)
         for state, color, marker in (("complete", COLORS[0], "o"), ("pruned", MUTED, "x")):
             chosen = table["state"] == state
-            axis.scatter(values[chosen], score[chosen], 26, color, label=state, marker=marker, clip_on=False)
-        axis.set(title="score over the trials" if field == "trial" else field)
-    best = score.where(table["state"] == "complete").cummax().ffill()
+            axis.scatter(values[chosen], 100 * table["mIoU"][chosen], 30, color, label=state, marker=marker)
+        axis.set(title=field.replace("_", " "))
+        axis.margins(x=0.15)
+    best = (100 * table["mIoU"]).where(table["state"] == "complete").cummax().ffill()
     axes[0, 0].step(table["trial"], best, where="post", color=COLORS[1], label="best so far", zorder=0.9)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes[0, 0].set_xlim(-0.5, table["trial"].max() + 0.5)
-    plt.setp(axes[:, 0], ylabel="validation mIoU in %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
+    axes[0, 0].set_ylabel("validation mIoU in %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

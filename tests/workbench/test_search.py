@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
-import yaml
 
 from s2fpn_lib.runs import RunDirectory, RunLocked, append_row, read_json, read_rows
 from s2fpn_lib.state import TrainingDiverged
 from s2fpn_lib.train import TrainConfig
 from s2fpn_lib.workbench import search as module
-from s2fpn_lib.workbench.search import Search, papermill_command, search_figure, search_space
+from s2fpn_lib.workbench.search import Search, search_figure, search_space
 from tests.loading import load_file
 
 SMALL = {"dataset": "roadscenes", "train_split": "train:drive=park", "crop": [32, 48], "encoder_weights": ""}
@@ -100,7 +98,10 @@ def test_a_trial_below_the_median_is_pruned_by_its_validation(tmp_path, scores):
     figure = search_figure(search)
     history = figure.axes[0].lines[0].get_ydata()
     assert history.tolist() == pytest.approx([50, 50, 60, 60, 70, 70])
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["score over the trials", *SPACE]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        "trial",
+        *(field.replace("_", " ") for field in SPACE),
+    ]
 
 
 def test_without_pruning_every_trial_ends(tmp_path, scores):
@@ -159,16 +160,6 @@ def test_one_process_at_a_time(tmp_path):
     search = make(tmp_path)
     with RunDirectory(search.folder).lock(), pytest.raises(RunLocked):
         search.run(1)
-
-
-def test_the_command_trains_the_best_configuration(tmp_path):
-    config = make(tmp_path).trial_config({"lr": 1e-5, "crop": "48x64", "aux_weight": 0.25, "class_weights": 0.0})
-    words = shlex.split(papermill_command("demo", config))
-    assert words[:4] == ["papermill", "notebooks/10_train.ipynb", "best.ipynb", "-p"]
-    given = yaml.safe_load(words[words.index("-y") + 1])
-    changes = given.pop("changes")
-    given["epochs"] = given.pop("max_epochs")
-    assert TrainConfig.preset(words[5], **given, **changes) == config
 
 
 @pytest.mark.parametrize(
