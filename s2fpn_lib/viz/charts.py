@@ -52,6 +52,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
         axis.set(title=title, xlabel="epoch", xlim=(0.5, last + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.yaxis.set_major_formatter("{x:.4g}")
+        axis.set_ylim(bottom=0 if columns == ["data_s"] else None)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=9.5)
     return figure

@@ -69,7 +69,7 @@ def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: current value}, in the order of their declaration.
 
     Call it in the cell after the one tagged `parameters`. It converts the notebook's variables as `as_declared` does
-    (an int to a declared float, a list to a tuple), and displays them as a table.
+    (an int to a declared float, a list to a tuple), and displays those that were changed, folded over a table of all.
 
     Raises ParameterError if papermill injected a name that is not declared (the message names the nearest declared
     one), a value has another type than declared, or no notebook is running.
@@ -85,7 +85,7 @@ def checked_parameters() -> dict[str, Any]:
     for name in injected:
         if name not in declared:
             raise ParameterError(f"This notebook has no parameter {name!r}.{did_you_mean(name, declared)}\n{listing}")
-    values, rows = {}, [_row("th", "parameter", "value", "default", "meaning")]
+    values, rows, changes = {}, [_row("th", "parameter", "value", "default", "meaning")], []
     for name, (annotation, default, comment) in declared.items():
         if name not in shell.user_ns:
             raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
@@ -99,9 +99,12 @@ def checked_parameters() -> dict[str, Any]:
             ) from None
         changed = values[name] != as_declared(ast.literal_eval(default), kind)
         rows.append(_row("td", name, repr(values[name]), default, comment, bold=changed))
+        changes += [f"{name} = {values[name]!r}"] if changed else []
     shell.user_ns.update(values)
     table = "\n".join(["<table>", f"<thead>{rows[0]}</thead>", "<tbody>", *rows[1:], "</tbody>", "</table>"])
-    display({"text/html": table}, raw=True, metadata={TABLE: True})
+    summary = html.escape(f"parameters: {', '.join(changes) or 'all at their defaults'}", quote=False)
+    folded = f"<details><summary>{summary}</summary>\n{table}\n</details>"
+    display({"text/html": folded}, raw=True, metadata={TABLE: True})
     return values
 
 

@@ -93,6 +93,9 @@ def test_the_table_shows_values_defaults_and_comments_and_marks_what_was_changed
         ["name", "'<b>'", "'<b>'", "a < b"],
     ]
     assert [bold.text for bold in table.iter("b")] == ["7", "1.0"]
+    assert table.findtext("summary") == "parameters: epochs = 7, lr = 1.0"
+    notebook(cell, CALL)
+    assert ElementTree.fromstring(shown[1][0]["text/html"]).findtext("summary") == "parameters: all at their defaults"
 
 
 @pytest.mark.parametrize(
