@@ -1,11 +1,4 @@
-"""Live curves: the figure of a run in the output of a notebook, redrawn in place while the run trains.
-
-    live = LiveCurves(run_dir)
-    train(config, run_dir=run_dir, on_epoch=live)
-    live.draw()
-
-An executed notebook (papermill) keeps the last figure.
-"""
+"""Live curves: the figure of a run in a notebook's output, redrawn in place after each epoch."""
 
 import time
 from pathlib import Path
@@ -23,17 +16,17 @@ LARGEST_SHARE = 0.05  # of the time that goes into redrawing
 
 
 class LiveCurves:
-    """`on_epoch` of `train`. It displays the curves where it is created, at first those of an interrupted run.
+    """`on_epoch` of `train`, which displays the curves where it is created; papermill keeps the last figure.
 
     It is picklable. The processes of a training on several devices have no notebook and draw nothing.
 
-    then: further functions with the arguments of `on_epoch`, which are called first.
+    then: further functions with the arguments of `on_epoch`, called first.
     """
 
     def __init__(self, run_dir: str | Path, *then: Any):
-        self.metrics, self.then, self.due = RunDirectory(run_dir).metrics, then, 0.0
+        self.metrics, self.then = RunDirectory(run_dir).metrics, then
         self.shown = display(Markdown("*The curves appear after the first epoch.*"), display_id=True)
-        self.draw()
+        self.draw()  # the epochs of an interrupted run
 
     def __call__(self, row: dict[str, Any], model: nn.Module) -> None:
         for each in self.then:
@@ -42,7 +35,7 @@ class LiveCurves:
             self.draw()
 
     def draw(self) -> Figure | None:
-        """Redraws the epochs so far from metrics.jsonl and returns the figure; None if there are none."""
+        """Redraws the epochs in metrics.jsonl and returns the figure; None if there are none."""
         start = time.monotonic()
         figure = training_curves(rows) if (rows := read_rows(self.metrics)) else None
         if figure and self.shown:
