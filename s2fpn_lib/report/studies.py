@@ -5,6 +5,7 @@ less than either score.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,12 +13,35 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from s2fpn_lib.report.tables import REPETITION, one_protocol, over_seeds, percent, protocol_name, short_names, words
+from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.report.tables import (
+    REPETITION,
+    SCORES,
+    one_protocol,
+    over_seeds,
+    percent,
+    protocol_name,
+    short_names,
+    words,
+)
 from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, styled
 
 FULL = "full"
 VARYING = ("variant", "switches", "recipe_without_seed")  # may differ between a variant and the full network
 PART = ["study", "protocol", "split", "data", "images", "device", "amp", "training_recipe"]
+
+
+def recorded_study(folder: Path) -> pd.DataFrame:
+    """The rows for `comparable_parts` of a committed study: runs.csv of its folder, as results/README.md describes it.
+
+    `folder` has the name of the study.
+    """
+    table = pd.read_csv(folder / "runs.csv")
+    rows = table.filter(like="evaluation.").rename(columns=lambda name: name.removeprefix("evaluation."))
+    scores = {name: rows.pop(f"{name}_percent") / 100 for name in SCORES}
+    known = {"study": folder.name, "variant": table["variant"], "protocol": table["training.protocol"]}
+    known |= {name: table[f"config.{name}"] for name in ("model", "seed")} | {"revision": TrainConfig().revision}
+    return rows.assign(**known, **scores, recipe_without_seed=table["training.config_hash_without_seed"])
 
 
 def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -118,20 +142,20 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:
         raise ValueError("no variant shares a seed with the full network: there is no difference to draw")
-    groups = rows["difference"].groupby(short_names(rows), sort=False)
-    means = groups.mean().sort_values()
-    figure, axis = plt.subplots(figsize=(8.4, 1.1 + 0.42 * len(means)), layout="constrained")
+    groups = dict(list(rows["difference"].groupby(pd.Series(short_names(rows), rows.index), sort=False)))
+    means = pd.Series({name: values.mean() for name, values in groups.items()}).sort_values()
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(means)), layout="constrained")
     axis.barh(means.index, 100 * means, height=0.62, color=np.where(means < 0, BAD, GOOD), alpha=0.55)
     for y, name in enumerate(means.index):
-        values = groups.get_group(name)
+        values = groups[name]
         spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else 0
-        axis.scatter(100 * values, y + spread, s=20, color=INK, zorder=3, linewidths=0)
+        axis.scatter(100 * values, y + spread, s=28, color=INK, zorder=3, linewidths=0)
         text = f"{percent(values.mean(), values.std(), sign='+')}  (n {len(values)})"
-        axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
+        axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=10, color=INK)
     axis.axvline(0, color=MUTED, linewidth=1)
     axis.invert_yaxis()
     reach = max(1e-6, 110 * rows["difference"].abs().max())
-    axis.set(xlim=(-reach, reach), xlabel="mIoU: difference to the full network, in percentage points")
+    axis.set(xlim=(-reach, reach), xlabel="mean IoU: difference to the full network, in points")
     axis.grid(axis="y", visible=False)
     return figure
 

@@ -1,5 +1,6 @@
 """Paired differences equal those computed by hand; the chart shows them and every seed."""
 
+import csv
 import statistics
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 from s2fpn_lib.report import studies
 from s2fpn_lib.report.tables import ProtocolMixError
+from s2fpn_lib.runs import PROJECT
 
 
 def row(variant, seed, miou, **changes):
@@ -102,6 +104,8 @@ def test_bars_are_means_and_dots_are_seeds():
     dots = [sorted(collection.get_offsets()[:, 0]) for collection in axis.collections]
     assert dots == [pytest.approx([-4, -2]), pytest.approx([1, 5])]
     assert [text.get_text() for text in axis.texts] == ["-3.0 ± 1.4  (n 2)", "+3.0 ± 2.8  (n 2)"]
+    one = studies.ablation_bars(pd.DataFrame([row("full", 0, 0.5), row("no-ssam", 0, 0.4)])).axes[0]
+    assert [bar.get_width() for bar in one.patches] == pytest.approx([-10])
     with pytest.raises(ValueError, match="no variant shares a seed"):
         studies.ablation_bars(pd.DataFrame([row("full", 0, 0.5), row("no-ssam", 1, 0.5)]))
 
@@ -110,3 +114,19 @@ def test_curves_are_means_over_seeds():
     rows = pd.DataFrame([{**each, "evaluation": f"e{each['seed']}"} for each in FULL])
     curves = {f"e{seed}/run": [{"epoch": 1, "loss": seed, "val_miou": 0.1 * seed}] for seed in range(3)}
     assert studies.mean_curves(rows, curves) == {"full": [{"epoch": 1, "loss": 1, "val_miou": pytest.approx(0.1)}]}
+
+
+def test_a_committed_study_gives_the_numbers_of_its_readme():
+    """Those of results/ablation-lite/README.md, and by hand from its runs.csv."""
+    rows = studies.recorded_study(PROJECT / "results" / "ablation-lite")
+    camvid, roadscenes = studies.comparable_parts(rows).values()
+    table = studies.ablation_table(camvid).set_index("variant")
+    assert table.loc["full", "mean IoU %"] == "36.5 ± 3.2"
+    assert table.loc["no-ssam", "difference to the full network, points"] == "-1.9 ± 1.7"
+    assert table["seeds lower"].to_dict()["no-ssam"] == "3 of 3"
+    assert studies.ablation_table(roadscenes).set_index("variant").loc["no-crb", "mean IoU %"] == "55.8 ± 0.8"
+    with (PROJECT / "results" / "ablation-lite" / "runs.csv").open() as file:
+        lines = {line["run"]: line for line in csv.DictReader(file)}
+    pair = [float(lines[f"{name}-camvid-s2fpn_lite-v1-s1"]["evaluation.miou_percent"]) for name in ("no-gfu", "full")]
+    found = studies.with_differences(camvid).query("variant == 'no-gfu' and seed == 1")["difference"].item()
+    assert 100 * found == pytest.approx(pair[0] - pair[1])
