@@ -9,11 +9,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from s2fpn_lib.attention.figures import attention_figure, crb_figure, statistics_figure
+from s2fpn_lib.attention.figures import attention_figure, attribution_figure, crb_figure, statistics_figure
 from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.attention.statistics import attention_statistics, untrained_warning
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
+from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, GATE_CMAP
 
 PROTOCOL = get_protocol("roadscenes")
 
@@ -40,48 +41,55 @@ def shown(figure: Figure) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
 
 
-def test_gates_of_v2_are_drawn_with_their_range_around_zero():
-    image, capture = recorded()
-    figure = attention_figure(image, capture, PROTOCOL, index=1)
-    for level in capture.levels:
-        for k in (0, 1):
-            gate = level.gates[1, k].numpy()
-            (drawn,) = [i for a in figure.axes for i in a.images if np.array_equal(np.asarray(i.get_array()), gate)]
-            low, high = drawn.get_clim()
-            assert low == -high
-            assert high == pytest.approx(np.abs(gate).max())
-            expected = f"{gate.min():.2g} to {gate.max():.2g}".replace("-", "−")
-            assert drawn.axes.get_title(loc="left") == expected
-    assert f"16x24, γ 0.250, strips {capture.levels[3].attended_share[1]:.1%}" in texts(figure)
-
-
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
-def test_lines_are_strips_and_column_attention(strip_axis):
+def test_attention_of_v2_is_drawn_relative_to_uniform_on_one_scale(strip_axis):
     image, capture = recorded(strip_axis=strip_axis)
     figure = attention_figure(image, capture, PROTOCOL, index=1, pixels=[[0.0, 1.0], [0.99, 0.5]])
-    lines = [line.get_ydata() for axis in figure.axes for line in axis.lines]
+    drawn = [each for axis in figure.axes for each in axis.images if each.get_cmap().name == ATTENTION_CMAP]
+    assert len(drawn) == 2 * 2 * 4  # pixels x levels, each over the photograph and in the band
+    assert {each.get_clim() for each in drawn} == {ATTENTION_RANGE}
     for level in capture.levels:
         h, w = level.size
-        wanted = [level.strip_max[1].square().mean(0).sqrt(), level.strip_avg[1].square().mean(0).sqrt()]
-        wanted += [level.column_attention(0, w - 1)[1], level.column_attention(int(0.99 * h), w // 2)[1]]
-        for values in wanted:
-            assert any(len(line) == len(values) and np.allclose(line, values.numpy()) for line in lines)
-    along = {"height": ("columns", "left", "right"), "width": ("rows", "top", "bottom")}[strip_axis]
-    ticks = {label.get_text() for axis in figure.axes for label in axis.get_xticklabels()}
-    assert f"over {along[0]}" in texts(figure)
-    assert set(along[1:]) <= ticks
+        for y, x in ((0, w - 1), (int(0.99 * h), w // 2)):
+            weights = level.column_attention(y, x)[1].numpy()
+            expected = len(weights) * (weights[None] if strip_axis == "height" else weights[:, None])
+            found = [each for each in drawn if np.shape(each.get_array()) == expected.shape]
+            assert any(np.allclose(each.get_array(), expected) for each in found)
+    bars = [axis.get_ylabel() for axis in figure.axes]
+    assert bars.count("attention relative to uniform (1)") == 1
+    assert f"apf4, 16x24\nγ 0.250, strips {capture.levels[3].attended_share[1]:.1%}" in texts(figure)
 
 
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
-def test_gates_of_v1_lie_along_their_strip(strip_axis):
+def test_gates_of_v1_are_drawn_as_a_difference_on_one_scale(strip_axis):
     image, capture = recorded("v1", strip_axis=strip_axis)
     figure = attention_figure(image, capture, PROTOCOL, index=1)
-    for level in capture.levels:
-        gate = level.gates[1, 0].numpy()
-        gate = gate[None] if strip_axis == "height" else gate[:, None]
-        assert any(drawn.shape == gate.shape and np.allclose(drawn, gate) for drawn in shown(figure))
-        assert f"uniform {1 / level.strip_max.shape[1]:.3f}" in texts(figure)
-    assert "attention\nover" not in texts(figure)  # v1 has no distribution over columns
+    drawn = [each for axis in figure.axes for each in axis.images if each.get_cmap().name == GATE_CMAP]
+    gates = [(level.gates[1, 0] - level.gates[1, 1]).numpy() for level in capture.levels]
+    largest = max(np.abs(each).max() for each in gates)
+    assert len(drawn) == 2 * 4
+    for each, gate in zip(drawn[::2], gates, strict=True):
+        np.testing.assert_allclose(each.get_array(), gate[None] if strip_axis == "height" else gate[:, None])
+        assert each.get_clim() == pytest.approx((-largest, largest))
+    assert not any(each.get_cmap().name == ATTENTION_CMAP for axis in figure.axes for each in axis.images)
+
+
+def test_attribution_is_aligned_with_the_image_on_one_scale():
+    image, _ = recorded()
+    methods = {
+        "gradient": {"apf1": torch.tensor([0.1, -0.3, 0.0]), "apf4": torch.zeros(24)},
+        "occlusion": {"apf1": torch.tensor([0.5]), "apf4": torch.tensor([-0.75, 0.25])},
+    }
+    figure = attribution_figure(image, (31, 47), methods, "Road: logit 2")
+    rows = [axis.images[0] for axis in figure.axes if axis.images]
+    photos, strips = [rows[i] for i in (0, 1)], rows[2:]
+    assert all(photo.get_extent() == strip.get_extent() for photo in photos for strip in strips)  # (0, 1, 1, 0)
+    assert {strip.get_clim() for strip in strips} == {(-0.75, 0.75)}
+    assert [strip.get_array().shape[1] for strip in strips] == [3, 1, 24, 2]
+    (x,), (y,) = figure.axes[0].lines[0].get_data()
+    assert (x, y) == (47.5 / 96, 31.5 / 64)
+    found = texts(figure)
+    assert all(text in found for text in ("−0.20", "+0.50", "−0.50", "apf4", "Road: logit 2", "occlusion"))
 
 
 def test_a_warning_is_visible():
@@ -94,7 +102,7 @@ def test_a_warning_is_visible():
 @pytest.mark.parametrize(
     ("switches", "lacking"),
     [
-        ({"ssam": False}, "gate 1"),
+        ({"ssam": False}, "pixel\n"),
         ({"gfu": False}, "share of the\ncoarser level"),
         ({"deep_supervision": False}, "auxiliary"),
     ],
@@ -103,8 +111,7 @@ def test_switched_off_parts_have_no_row(switches, lacking):
     image, capture = recorded(**switches)
     figure = attention_figure(image, capture, PROTOCOL)
     assert lacking not in texts(figure)
-    assert "apf1" in texts(figure)
-    assert "2x3" in texts(figure)
+    assert "apf1, 2x3" in texts(figure)
 
 
 def test_a_network_without_any_part_has_a_prediction():
