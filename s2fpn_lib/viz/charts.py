@@ -31,7 +31,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
     if not frames:
         raise ValueError("no rows to draw: the run has not finished an epoch yet")
     several = len(frames) > 1
-    metrics = list(dict.fromkeys(column for frame in frames.values() for column in frame))
+    metrics = list(dict.fromkeys(column for frame in frames.values() for column in frame.dropna(axis=1, how="all")))
     panels = {title: [metric for metric in metrics if word in metric] for title, (word, _) in CURVE_PANELS.items()}
     panels = {title: columns for title, columns in panels.items() if columns and not (several and "data_s" in columns)}
     wide = 2 if len(panels) == 4 else len(panels)

@@ -12,7 +12,7 @@ from torch import nn
 from s2fpn_lib.runs import RunDirectory, read_rows
 from s2fpn_lib.viz.charts import training_curves
 
-LARGEST_SHARE = 0.05  # of the time that goes into redrawing
+LARGEST_SHARE = 0.25  # of the time that goes into redrawing, where epochs are very short
 
 
 class LiveCurves:

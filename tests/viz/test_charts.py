@@ -45,6 +45,8 @@ def test_training_curves_draw_one_panel_per_quantity():
     assert axis.get_title(loc="left") == "wait for data in ms per step"
     assert list(axis.lines[0].get_ydata()) == [250] * 4
     assert len(training_curves({"seed 0": timed, "seed 1": timed}).axes) == 3
+    unvalidated = [row | {"val_miou": None} for row in rows()]
+    assert [axis.get_title(loc="left") for axis in training_curves(unvalidated).axes] == ["loss", "learning rate"]
     runs = training_curves({"seed 0": rows(), "seed 1": rows(shift=0.1), "empty": []})
     assert [text.get_text() for text in runs.axes[1].get_legend().get_texts()] == ["seed 0", "seed 1"]
     with pytest.raises(ValueError, match="not finished an epoch"):
