@@ -148,7 +148,8 @@ def _measure(
             yield {**row, "peak_mb": added[method], "max_difference": difference}
     if fps_calls and REFERENCE in running:
         fps = eval_fps(running[REFERENCE], x, warmup=fps_calls // 2, calls=fps_calls)
-        yield _timed("eval_fps", REFERENCE, Timing(((len(images) / fps,),)), len(images)) | {"calls": fps_calls}
+        timing = Timing(((len(images) / fps,),), cpu_share=whole[REFERENCE].cpu_share)
+        yield _timed("eval_fps", REFERENCE, timing, len(images)) | {"calls": fps_calls}
 
 
 def _runner(model: nn.Module, x: Tensor, backend: str, precision: str) -> Run:

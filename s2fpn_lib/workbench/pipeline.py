@@ -18,12 +18,14 @@ import papermill
 
 from s2fpn_lib.runs import PROJECT, results_root
 from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.workbench.provenance import newest_run
 from s2fpn_lib.workbench.report_page import export_html
 from s2fpn_lib.workbench.run_notebook import NotebookError, execute
 
-NOTEBOOKS = ("00_quickstart", "10_train", "11_evaluate", "90_report")
+NOTEBOOKS = ("10_train", "00_quickstart", "11_evaluate", "12_speed", "31_inspector", "90_report")
 # Values of this pipeline where the user gives none. The notebook's own default is for a quick look in JupyterLab.
-DEFAULTS = {"10_train": {"preset": "quick"}}
+DEFAULTS: dict[str, dict[str, Any]] = {"10_train": {"preset": "quick"}}
+DEFAULTS["12_speed"] = {"measure": ["inference"], "sizes": [], "eval_fps_calls": 0}  # sizes: of the run's protocol
 
 
 def run(
@@ -44,6 +46,9 @@ def run(
         print(f"[{number}/{len(notebooks)}] {name} ...", end=" ", flush=True)
         start = time.monotonic()
         executed = results / "main" / f"{name}.ipynb"
+        if newest := newest_run(results):  # what 10_train has trained
+            own = {"12_speed": {"models": [str(newest)]}, "31_inspector": {"checkpoint": str(newest)}}
+            values[name] = own.get(name, {}) | values[name]
         execute(folder / f"{name}.ipynb", executed, values[name])
         print(f"{time.monotonic() - start:.0f} s", flush=True)
     return export_html(executed, results / "report.html")

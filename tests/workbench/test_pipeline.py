@@ -54,6 +54,21 @@ def test_unknown_parameter_is_refused_before_anything_runs(assignment, near):
     assert ("Did you mean 'EPOCHS'?" in str(caught.value)) == near
 
 
+def test_speed_and_inspector_show_the_network_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "out"))
+    given = {}
+    monkeypatch.setattr(pipeline, "newest_run", lambda results: results / "train" / "run")
+    monkeypatch.setattr(pipeline, "execute", lambda source, target, values: given.update({source.stem: values}))
+    monkeypatch.setattr(pipeline, "export_html", lambda executed, target: target)
+    run()
+    assert list(given) == list(pipeline.NOTEBOOKS)
+    trained = str(tmp_path / "out" / "train" / "run")
+    assert given["12_speed"]["models"] == [trained]
+    assert given["31_inspector"] == {"checkpoint": trained}
+    run(["CHECKPOINT=s2fpn_lite-camvid"])
+    assert given["31_inspector"] == {"checkpoint": "s2fpn_lite-camvid"}
+
+
 def test_run_keeps_executed_notebooks_and_returns_the_report(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "out"))
     write_notebook(tmp_path / "notebooks", "90_report", "from pathlib import Path\nprint(word)\nPath.cwd().name")
