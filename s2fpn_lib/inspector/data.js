@@ -73,5 +73,8 @@ function fill(node, options, value) {
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const percent = (p) => (100 * p).toFixed(1) + "%";
 // Two significant digits, as _short of numbers.py writes them
-const short = (value) => (Math.abs(value) >= 10 ? value.toFixed(0) : String(Number(value.toPrecision(2))));
+const short = (value) => {
+  const size = Math.abs(value);
+  return size >= 10 ? value.toFixed(0) : size < 1e-4 ? "0" : String(Number(value.toPrecision(2)));
+};
 const css = (rgb) => `rgb(${rgb.join(",")})`;

@@ -94,7 +94,7 @@ def export_html(path: str | Path, state: State, inspections: Sequence[Inspection
 def still(state: State, inspections: Sequence[Inspection]) -> str:
     """The still figure with the sentences that describe it, as HTML."""
     figure = io.BytesIO()
-    views.inspection_figure(state, inspections).savefig(figure, format="jpeg", dpi=100, pil_kwargs=views.JPEG)
+    views.inspection_figure(state, inspections).savefig(figure, format="jpeg", dpi=80)
     text = escape(" ".join(readout(state, each).sentence() for each in inspections))
     url = f"data:image/jpeg;base64,{base64.b64encode(figure.getvalue()).decode()}"
     return f'<p>{text}</p><img alt="{text}" src="{url}">'

@@ -127,8 +127,8 @@ def revision_note(inspection: Inspection) -> str:
 
 
 def _short(value: float) -> str:
-    """Two significant digits, without an exponent for large numbers."""
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+    """Two significant digits without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}" if abs(value) >= 1e-4 else "0"
 
 
 def _level_readout(state: State, inspection: Inspection, index: int) -> LevelReadout:

@@ -47,7 +47,7 @@ FACTORS = LogNorm(0.1, 100, clip=True), (0.1, 1, 10, 100), ("≤ 0.1", "1", "10"
 SCALES = {
     "confidence": Scale("probability of the predicted class", *UNIT),
     "entropy": Scale("entropy in bits", *BITS, f"{CONFIDENCE_CMAP}_r"),
-    "margin": Scale("first minus second probability", *UNIT),
+    "margin": Scale("margin: first minus second probability", *UNIT),
     "class probability": Scale("probability of the class", *UNIT),
     "total variation": Scale("total variation distance of the models", *UNIT, "viridis"),
 }

@@ -100,6 +100,10 @@ class Viewer {
     style.setProperty("--s2fpn-zoom", `translate(${100 * x}%, ${100 * y}%) scale(${scale})`);
     this.root.classList.toggle("s2fpn-zoomed", scale > 1);
   }
+  // The chosen pixel's distribution over the columns at a level
+  attention(model, level) {
+    return Array.from(attention(this.scene, this.scene.data.models[model].levels[level]));
+  }
   close() {
     this.resized.disconnect();
     cancelAnimationFrame(this.frame);

@@ -16,7 +16,7 @@ from s2fpn_lib.inspector.numbers import pin_readouts, readout, revision_note
 from s2fpn_lib.inspector.scales import SCALES, Scale, level_scale, level_values, view_values
 from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, PAIR_VIEWS, Inspection, State, missing_views
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, colorize, legend_patches
-from s2fpn_lib.viz.style import BAD, INK, MUTED, styled
+from s2fpn_lib.viz.style import BAD, INK, styled
 
 JPEG = {"quality": 92, "subsampling": 0}
 CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
@@ -67,7 +67,7 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
     height, width, _ = render(state, inspections[0]).shape
-    high = WIDTH * (0.5 + 0.25) * height / width + 2.9  # of a block: the picture, the levels, plots and texts
+    high = WIDTH * (0.5 + 0.25) * height / width + 2.6  # of a block: the picture, the levels, plots and texts
     figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.7), layout="constrained")
     patches = legend_patches(inspections[0].protocol, ignored=False)
     figure.legend(handles=patches, ncols=6, loc="outside lower center", fontsize=10)
@@ -135,15 +135,8 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     """Draws the picture, the readout, the levels, and their plots of one inspection."""
     found, protocol, scale = readout(state, inspection), inspection.protocol, level_scale(inspection)
     names = [level.name for level in found.levels]
-    rows = [
-        ["main", "main", "bars", "bars"],
-        ["main", "main", "text", "text"],
-        names,
-        [f"{name} plot" for name in names],
-    ]
-    height, width = inspection.size
-    high = height / width
-    axes = block.subplot_mosaic(rows, height_ratios=[0.15 * high, 0.35 * high, 0.25 * high, 0.05])
+    rows = [[*["main"] * 2, *["bars"] * 2], [*["main"] * 2, *["text"] * 2], names]
+    axes = block.subplot_mosaic(rows, height_ratios=[0.15, 0.35, 0.25])
     for axis in axes.values():
         axis.grid(visible=False)
     _show(axes["main"], render(state, inspection, other))
@@ -170,15 +163,14 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     for index, level in enumerate(found.levels):
         _show(axes[level.name], render_level(state, inspection, index))
         axes[level.name].set_title(f"{level.name}  {level.shape()}", fontsize=10)
-        _plot(axes[f"{level.name} plot"], state, inspection, index)
         caption = "\n".join(textwrap.fill(fact, 36) for fact in level.facts())
-        axes[f"{level.name} plot"].set_xlabel(caption, fontsize=8.5, loc="left")
+        axes[level.name].set_xlabel(caption, fontsize=9, loc="left")
     if found.levels[0].gates:
-        _color_bar(scale, [axes[plot] for plot in plots], shrink=0.5)
+        _color_bar(scale, [axes[name] for name in names], shrink=0.5)
 
 
 def _show(axis: Axes, picture: np.ndarray) -> None:
-    axis.set_axis_off()
+    axis.set(xticks=[], yticks=[], frame_on=False)
     axis.imshow(picture, interpolation="auto")
 
 
@@ -187,24 +179,3 @@ def _color_bar(scale: Scale, axes: Axes | Sequence[Axes], shrink: float) -> None
     bar = plt.colorbar(shown, ax=axes, location="bottom", shrink=shrink, aspect=40, pad=0.06, ticks=scale.ticks)
     bar.ax.set_xticklabels(scale.labels, fontsize=9)
     bar.set_label(scale.title, fontsize=9.5)
-
-
-def _plot(axis: Axes, state: State, inspection: Inspection, index: int) -> None:
-    """The numbers of a level over the image columns or rows; a gray line marks the chosen pixel's own."""
-    level, scale = inspection.levels[index], level_scale(inspection)
-    if level.gates is None:
-        axis.set(xticks=[], yticks=[])
-        return
-    size, own = (inspection.size[0], state.y) if level.strip_axis == "width" else (inspection.size[1], state.x)
-    values = level_values(inspection, index, state.y, state.x)
-    edges = np.linspace(0, size, len(values) + 1)
-    axis.axvline(own, color=MUTED, lw=1, alpha=0.6)
-    axis.set_xlim(0, size)
-    axis.tick_params(labelsize=8, pad=1)
-    if level.query is None:
-        for gate, color in zip(level.gates[0].numpy(), scale.colors[[225, 30]] / 255, strict=True):
-            axis.stairs(gate, edges, color=color, lw=1.3)
-        return
-    axis.stairs(scale.norm(values), edges, fill=True, color=INK)
-    axis.axhline(float(scale.norm(1)), color=MUTED, lw=0.8, ls=":")
-    axis.set(ylim=(0, 1), yticks=scale.norm(scale.ticks), yticklabels=scale.labels)

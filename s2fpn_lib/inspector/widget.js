@@ -59,7 +59,7 @@ function render({ model, el }) {
   el.append(host);
   model.on("msg:custom", receive);
   model.on("change:shown", restore);
-  model.send({ do: "open viewer" });
+  model.send({ do: "show" });
   return () => {
     model.off("msg:custom", receive);
     model.off("change:shown", restore);
@@ -73,7 +73,23 @@ function arrive(model, host) {
   model.save_changes();
   for (const wait of [0, 300, 1000]) setTimeout(() => host.scrollIntoView({ block: "start" }), wait);
 }
-function failure({ action, error, remedy, details }) {
+// What failed and what to do, for each request to the kernel
+const DAMAGED = "Choose an index inside the dataset; the notebook 01_data lists damaged files.";
+const DISK = "Free disk space, or give the notebook another folder for its results.";
+const FAILURES = {
+  show: ["Showing the image", "Run the notebook's cell again."],
+  thumbs: ["Reading the thumbnails", DAMAGED],
+  score: ["Scoring the images", DAMAGED],
+  index: ["Opening the image", DAMAGED],
+  path: ["Opening the image", "Check the path of the image (PNG, JPEG, ...)."],
+  upload: ["Opening the upload", "Upload an image (PNG, JPEG, ...)."],
+  upload_label: ["Opening the label", "Upload a PNG of train ids or of the protocol's colors, of the image's own size."],
+  model: ["Opening the model", "Give a released name, a run folder, or a .safetensors file of a network with these classes."],
+  save: ["Saving", DISK],
+  export: ["Exporting", DISK],
+};
+function failure({ request, error, details }) {
+  const [action, remedy] = FAILURES[request];
   return message("error", element("b", {}, `${action} failed. `), error, element("br"), element("b", {}, "What to do: "), remedy,
     element("details", {}, element("summary", {}, "Details"), element("pre", {}, details)));
 }
@@ -113,8 +129,10 @@ function imageBar(ask, say, files) {
     labeled("second model", second), labeled("image", index), range, own, files), more);
   const reset = () => {
     if (!content) return;
-    fill(first, content.choices, content.chosen[0]);
-    fill(second, [["", "none"], ...content.choices], content.chosen[1]);
+    const others = content.chosen.filter((path) => path && !content.choices.some(([each]) => each === path));
+    const choices = [...content.choices, ...others];
+    fill(first, choices, content.chosen[0]);
+    fill(second, [["", "none"], ...choices], content.chosen[1]);
     index.max = content.last;
     index.value = content.index ?? "";
     range.textContent = `of 0 to ${content.last}`;

@@ -7,10 +7,10 @@ keys, and views need no kernel. The kernel opens images and models, scores the t
 import base64
 import io
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import anywidget
 import traitlets
@@ -38,10 +38,6 @@ from s2fpn_lib.report.tables import protocol_name
 # The still figure below the widget is hidden where the widget, or its own still figure, is shown
 STILL = """<style>.jp-OutputArea:has(.s2fpn-viewer, .jp-RenderedImage) .s2fpn-still {{display: none}}</style>
 <div class="s2fpn-still">{}</div>"""
-DISK = "Free disk space, or give the notebook another folder for its results."
-DAMAGED = "Choose an index inside the dataset; `01_data` lists damaged files."
-LABEL = "Upload a PNG of train ids or of the protocol's colors, of the image's own size."
-CHECKPOINT = "Give a released name, a run folder, or a .safetensors file of a network with these classes."
 
 
 class Inspector(anywidget.AnyWidget):
@@ -70,7 +66,7 @@ class Inspector(anywidget.AnyWidget):
         results: str | Path = "results",
     ) -> None:
         self.dataset, self.protocol, self.network_size, self.results = dataset, protocol, size, Path(results)
-        self.scores: dict[str, dict[int, float | None]] = {}  # by the model's path, of the images by index
+        self.scores: dict[str, dict[int, float | None]] = {}  # by the model's name, of the images by index
         self.choices = model_choices(self.results.parent, protocol)
         self.inspections: list[Inspection] = [inspect(model, picture, protocol) for model in models]
         super().__init__(shown=State(*(side // 2 for side in self.inspections[0].size)).plain())
@@ -104,15 +100,14 @@ class Inspector(anywidget.AnyWidget):
         before = state.before if state.before in (*views, OTHER) else ""
         self.inspections = inspections
         self.apply(replace(state, view=view, before=before))
-        self._send_data()
+        self._do_show()
 
-    def _send_data(self) -> None:
+    def _do_show(self) -> None:
         first, data = self.inspections[0], self.dataset
         chosen = [each.model.path or each.model.name for each in self.inspections]
-        missing = [(path, path) for path in chosen if path not in dict(self.choices)]
         content = {
             "kind": "data",
-            "choices": [*self.choices, *missing],
+            "choices": self.choices,
             "chosen": [chosen[0], *(chosen[1:] or [""])],
             "index": self._index(),
             "last": len(data) - 1,
@@ -141,70 +136,55 @@ class Inspector(anywidget.AnyWidget):
 
     def _answer(self, _: Any, request: dict[str, Any], buffers: list[memoryview]) -> None:
         """Does what the browser asks for; exceptions become a message in the widget."""
-        action, remedy, method = self.REQUESTS[request.pop("do")]
+        name = request.pop("do")
         try:
-            method(self, **request, **({"content": bytes(buffers[0])} if buffers else {}))
+            getattr(self, f"_do_{name}")(**request, **({"content": bytes(buffers[0])} if buffers else {}))
         except Exception as error:
             details = "".join(traceback.format_exception(error))
-            text = {"action": action, "error": str(error), "remedy": remedy, "details": details}
-            self.send({"kind": "error", **text})
+            self.send({"kind": "error", "request": name, "error": str(error), "details": details})
 
-    def _send_thumbs(self) -> None:
+    def _do_thumbs(self) -> None:
         shown = {*strip_indices(self.dataset), *filter(None, [self._index()])}
         images = [{"index": index, "name": self.dataset.names[index]} for index in sorted(shown)]
         self.send({"kind": "thumbs", "images": images}, [thumbnail(self.dataset, each["index"]) for each in images])
 
-    def _score(self, index: int) -> None:
+    def _do_score(self, index: int) -> None:
         scores, first = self._scores(), self.inspections[0]
         if index not in scores:
             labeled = self.dataset.protocol.classes == self.protocol.classes
             scores[index] = image_score(first.model.network, self.dataset, index) if labeled else None
         self.send({"kind": "score", "index": index, "score": scores[index], "about": self._about()})
 
-    def _open_index(self, index: int) -> None:
+    def _do_index(self, index: int) -> None:
         self.open_picture(Picture.of_dataset(self.dataset, index, self.network_size, self.protocol))
 
-    def _open_path(self, path: str, label: str) -> None:
+    def _do_path(self, path: str, label: str) -> None:
         if not path.strip():
             raise ValueError("no path is given")
         picture = Picture.of_file(path.strip(), self.network_size, self.protocol)
         self.open_picture(picture.labeled(label_ids(label.strip(), self.protocol)) if label.strip() else picture)
 
-    def _upload(self, name: str, content: bytes) -> None:
+    def _do_upload(self, name: str, content: bytes) -> None:
         self.open_picture(Picture.of_file(Upload(name, content), self.network_size, self.protocol))
 
-    def _upload_label(self, name: str, content: bytes) -> None:
+    def _do_upload_label(self, name: str, content: bytes) -> None:
         picture = self.inspections[0].picture.labeled(label_ids(Upload(name, content), self.protocol))
         self._show([replace(each, picture=picture) for each in self.inspections])
 
-    def _open_model(self, which: int, path: str) -> None:
+    def _do_model(self, which: int, path: str) -> None:
         if which and not path:
             return self.compare(None)
         device = next(self.inspections[0].model.network.parameters()).device
         return self.choose(which, NamedModel.load(path.strip(), device=device))
 
-    def _save(self) -> None:
+    def _do_save(self) -> None:
         picture, record = save_inspection(self.results, self.state, self.inspections)
         self.send({"kind": "say", "text": f"Saved {picture} and {record.name}"})
 
-    def _export(self) -> None:
+    def _do_export(self) -> None:
         path = self.results / f"{file_stem(self.state, self.inspections)}.html"
         export_html(path, self.state, self.inspections)
         self.send({"kind": "file", "name": path.name, "text": f"Exported {path}."}, [path.read_bytes()])
-
-    # What the browser asks for: the action and the remedy that an error message names, and the method
-    REQUESTS: ClassVar[dict[str, tuple[str, str, Callable[..., None]]]] = {
-        "open viewer": ("Showing the image", "Run the notebook's cell again.", _send_data),
-        "thumbs": ("Reading the thumbnails", DAMAGED, _send_thumbs),
-        "score": ("Scoring the images", DAMAGED, _score),
-        "index": ("Opening the image", DAMAGED, _open_index),
-        "path": ("Opening the image", "Check the path of the image (PNG, JPEG, ...).", _open_path),
-        "upload": ("Opening the upload", "Upload an image (PNG, JPEG, ...).", _upload),
-        "upload_label": ("Opening the label", LABEL, _upload_label),
-        "model": ("Opening the model", CHECKPOINT, _open_model),
-        "save": ("Saving", DISK, _save),
-        "export": ("Exporting", DISK, _export),
-    }
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget, and for readers without a kernel the still figure and the readout."""

@@ -30,21 +30,31 @@ def page(both, tmp_path_factory):
     return export.export_html(tmp_path_factory.mktemp("new") / "folder" / "page.html", STATE, both).read_text()
 
 
+def opened(stream):
+    """What `packed` wrote, with arrays in place of their descriptions, as openScene of data.js reads it."""
+    content = zlib.decompress(stream)
+    start = 8 + int.from_bytes(content[:8], "little")
+
+    def array(found):
+        if "array" not in found:
+            return found
+        dtype = np.dtype(f"<{found['array']}")
+        assert found["at"] % 8 == 0
+        return np.frombuffer(content, dtype, found["length"], start + found["at"])
+
+    return json.loads(content[8:start], object_hook=array)
+
+
 def data_of(page):
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    return json.loads(text)
-
-
-def unpacked(text, dtype):
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
+    (text,) = re.findall(r'<script type="application/octet-stream" id="data">(.*?)</script>', page, re.DOTALL)
+    return opened(base64.b64decode(text))
 
 
 def test_save_writes_picture_and_record(both, tmp_path):
     picture, record = export.save_inspection(tmp_path / "new", STATE, both)
     found = json.loads(record.read_text())
     assert (found["image"], found["protocol"], found["size"]) == (both[0].picture.name, "roadscenes", list(SIZE))
-    expected_state = {"y": 20, "x": 30, "view": "prediction", "opacity": 0.55, "hidden": [1, 2], "pins": [[9, 8]]}
-    assert found["state"] == expected_state
+    assert State.of_plain(found["state"]) == STATE
     for model, own in zip(found["models"], both, strict=True):
         expected = readout(STATE, own)
         assert model["pixel"]["prediction"] == expected.prediction
@@ -91,23 +101,24 @@ def test_page_holds_view_pins_and_provenance(page):
 
 def test_page_holds_classes_and_probabilities(page, both):
     for model, own in zip(data_of(page)["models"], both, strict=True):
-        ranked = unpacked(model["ranked"], np.uint8).reshape(3, *SIZE)
-        shares = unpacked(model["shares"], "<u2").reshape(3, *SIZE) / 65535
-        np.testing.assert_array_equal(ranked[0], own.ids)
-        np.testing.assert_allclose(shares, own.probabilities.topk(3, 0).values, atol=1e-4)
-    np.testing.assert_array_equal(unpacked(data_of(page)["label"], np.uint8).reshape(SIZE), both[0].picture.label)
+        shares = model["shares"].reshape(3, *SIZE) / 65535
+        np.testing.assert_array_equal(model["ranked"].reshape(3, *SIZE)[0], own.ids)
+        np.testing.assert_allclose(shares, own.probabilities.topk(3, 0).values, atol=1e-5)
+        probabilities = (model["probabilities"].reshape(-1, *SIZE) / 255) ** 2
+        np.testing.assert_allclose(probabilities, own.probabilities, atol=4e-3)
+    np.testing.assert_array_equal(data_of(page)["label"].reshape(SIZE), both[0].picture.label)
 
 
 def test_page_holds_the_captures(page, both):
     for model, own in zip(data_of(page)["models"], both, strict=True):
         for level, capture in zip(model["levels"], own.levels, strict=True):
-            np.testing.assert_array_equal(unpacked(level["gates"], "<f4"), capture.gates.flatten())
-            decides = unpacked(level["decides"], np.uint8).reshape(level["size"])
+            np.testing.assert_array_equal(level["gates"], capture.gates.flatten())
+            decides = level["decides"].reshape(level["size"])
             np.testing.assert_array_equal(decides, capture.auxiliary[0].argmax(0))
             if capture.query is None:
                 continue
-            query = unpacked(level["query"], "<i2").reshape(-1, *level["kept"]) * level["query_scale"]
-            keys = unpacked(level["keys"], "<i2").reshape(len(query), -1) * level["keys_scale"]
+            query = level["query"].reshape(-1, *level["kept"]) * level["query_scale"]
+            keys = level["keys"].reshape(len(query), -1) * level["keys_scale"]
             p = torch.from_numpy(keys.T @ query[:, -1, -1]).softmax(0).float()
             torch.testing.assert_close(p, distribution(capture, -1, -1), rtol=1e-3, atol=1e-5)
 
@@ -118,9 +129,23 @@ def test_page_of_a_wide_image_is_strided(monkeypatch, tmp_path):
     data = data_of(export.export_html(tmp_path / "page.html", State(), [wide]).read_text())
     assert (data["size"], data["drawn"], data["stride"]) == ([32, 1290], [11, 430], 3)
     for level, capture in zip(data["models"][0]["levels"], wide.levels, strict=True):
-        kept = capture.query[0, :, :: level["step"], :: level["step"]]
+        step = level["step"]
+        kept = capture.query[0, :, ::step, ::step]
         assert level["kept"] == list(kept.shape[1:])
-        assert kept.numel() <= 5000 < 4 * level["step"] ** 2 * kept.numel() or level["step"] == 1
+        assert kept.numel() <= 5000 < 4 * step**2 * kept.numel() or step == 1
+        np.testing.assert_array_equal(level["gates"], capture.gates[0, :, ::step, ::step].flatten())
+
+
+def test_the_widget_gets_every_query_and_the_views_with_their_scales(both):
+    data = opened(export.packed(STATE, both))
+    assert {level["step"] for level in data["models"][1]["levels"]} == {1}
+    assert {"disagreement", "total variation"} < set(data["views"])
+    entropy = data["scales"]["entropy"]
+    assert (entropy["low"], entropy["high"], entropy["log"], len(entropy["colors"])) == (0, 2, False, 256)
+    assert entropy["ticks"][-1] == [1, "≥ 2"]
+    attention = data["models"][1]["scale"]
+    assert [place for place, _ in attention["ticks"]] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert attention["log"]
 
 
 def test_page_without_ssam(tmp_path):

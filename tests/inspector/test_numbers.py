@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from s2fpn_lib.inspector import State, readout
 from s2fpn_lib.inspector.numbers import revision_note
@@ -41,7 +42,8 @@ def test_v2_top_entries_of_the_pixel(strip_axis):
             assert found.gates == pytest.approx(level.gates[0][:, h, w].tolist())
             p = distribution(level, h, w)
             weights, order = p.topk(min(3, len(p)))
-            assert [weight for *_, weight in found.top] == pytest.approx(weights.tolist(), rel=1e-4)
+            relative = (weights * len(p)).tolist()  # 1: uniform
+            assert [weight for *_, weight in found.top] == pytest.approx(relative, rel=1e-4)
             for (first, last, _), entry in zip(found.top, order.tolist(), strict=True):
                 assert [i for i in range(side) if i * len(p) // side == entry] == list(range(first, last + 1))
             assert found.decides == PROTOCOL.classes[level.auxiliary[0, :, h, w].argmax()]
@@ -58,6 +60,22 @@ def test_v1_gates_of_the_column(strip_axis):
         assert found.top[0][2] == pytest.approx(difference.max().item())
         assert (found.gamma, found.share) == (level.gamma, pytest.approx(level.attended_share.item()))
         assert f"gates of this {'row' if strip_axis == 'width' else 'column'}: average" in found.sentence()
+
+
+def test_entropy_and_margin():
+    seen = inspection()
+    p = torch.tensor([0.5, 0.25, 0.25, *[0.0] * 8])[:, None, None].expand(-1, *SIZE)
+    found = readout(State(), replace(seen, probabilities=p))
+    assert (found.entropy, found.margin) == pytest.approx((1.5, 0.25))
+    assert "Entropy 1.50 bits, margin 0.25." in found.text()
+
+
+def test_words_for_attention():
+    """Places below uniform attention are left out, unless there is no other."""
+    level = readout(State(), inspection(revision="v2")).levels[0]
+    facts = replace(level, top=((0, 15, 27.6), (16, 31, 1.04), (32, 47, 0.2)), gates=(2.0, -0.123)).facts()
+    assert facts[1] == "attends most to columns 0-15 (28x uniform), 16-31 (1x); gates 2 and -0.12"
+    assert "0-15 (0.9x uniform); gates" in replace(level, top=((0, 15, 0.9),)).facts()[1]
 
 
 def test_level_without_ssam_and_auxiliary_head():
@@ -81,9 +99,9 @@ def test_text_has_one_line_per_level():
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"revision": "v1"}, "two gates per image column"),
-        ({"revision": "v1", "strip_axis": "width"}, "two gates per image row"),
-        ({"revision": "v2"}, "its own distribution over the image columns"),
+        ({"revision": "v1"}, "all pixels of an image column share these two gates"),
+        ({"revision": "v1", "strip_axis": "width"}, "all pixels of an image row share these two gates"),
+        ({"revision": "v2"}, "attends to each image column, relative to uniform attention"),
         ({"ssam": False, "deep_supervision": False}, "SSAM is off"),
     ],
 )

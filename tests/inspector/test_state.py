@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.data.images import ImageError
 from s2fpn_lib.inspector import State, inspect
-from s2fpn_lib.inspector.state import NamedModel, Picture, Upload, label_ids
+from s2fpn_lib.inspector.state import VIEWS, NamedModel, Picture, Upload, available_views, label_ids
 from s2fpn_lib.model import build_model
-from tests.inspecting import PROTOCOL, SIZE, inspection, network, random_ids, random_image
+from tests.inspecting import PROTOCOL, SIZE, inspection, network, random_ids, random_image, unlabeled
 
 IDS = random_ids(12, (40, 60))
 PIXELS = random_ids(256, (40, 60, 3)).numpy()
@@ -29,7 +30,7 @@ def png(pixels):
 
 
 def upload(name, content):
-    return Upload({"name": name, "content": memoryview(content)})
+    return Upload(name, content)
 
 
 @pytest.mark.parametrize("revision", ["v1", "v2"])
@@ -87,7 +88,29 @@ def test_pins_keep_their_order():
     assert state.at(1, 2, (9, 9)).pinned().pins == ((3, 4),)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"view": "depth"}, "choose one of"), ({"opacity": 1.5}, "between 0")])
+def test_state_survives_json():
+    state = State(3, 4, "entropy", hidden=frozenset({2, 1}), pins=((5, 6),), before="other model", wipe=0.25)
+    plain = json.loads(json.dumps(state.plain()))
+    assert (plain["hidden"], plain["pins"]) == ([1, 2], [[5, 6]])
+    assert State.of_plain(plain) == state
+
+
+def test_views_depend_on_the_label_and_on_a_second_model():
+    one, two = inspection(revision="v1"), inspection(revision="v2")
+    assert available_views([one, two]) == list(VIEWS)
+    assert set(VIEWS) - set(available_views([one])) == {"disagreement", "total variation"}
+    assert set(VIEWS) - set(available_views([unlabeled(one), two])) == {"true classes", "errors"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"view": "depth"}, "choose one of"),
+        ({"before": "after"}, "choose one of"),
+        ({"opacity": 1.5}, "between 0"),
+        ({"threshold": -0.1}, "between 0"),
+    ],
+)
 def test_invalid_state_is_an_error(wrong, message):
     with pytest.raises(ValueError, match=message):
         State(**wrong)
@@ -95,7 +118,7 @@ def test_invalid_state_is_an_error(wrong, message):
 
 def test_released_model_keeps_its_name():
     found = NamedModel.load("s2fpn_lite-camvid")
-    assert (found.name, found.provenance["trained_on"]) == ("s2fpn_lite-camvid", "camvid")
+    assert (found.name, found.path, found.provenance["trained_on"]) == (*["s2fpn_lite-camvid"] * 2, "camvid")
     assert not found.network.training
 
 

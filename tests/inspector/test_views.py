@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from s2fpn_lib.inspector import State, inspection_figure, readout, render, render_level
-from s2fpn_lib.inspector.state import VIEWS
-from s2fpn_lib.inspector.views import BLUE, PROFILE_HEIGHT, VERMILION
+from s2fpn_lib.inspector.state import PAIR_VIEWS, VIEWS
+from s2fpn_lib.inspector.views import DIFFERENT, FADED, GRAY, LEVEL_OPACITY
+from s2fpn_lib.viz.images import ERROR_COLOR
 from tests.inspecting import PROTOCOL, distribution, inspection, unlabeled
 
 PALETTE = np.array(PROTOCOL.palette)
@@ -37,20 +38,54 @@ def test_opacity_blends_image_and_class_colors():
 
 
 def test_views():
-    seen = inspection(revision="v2")
+    seen, other = inspection(revision="v2"), inspection(revision="v1")
     clear = uncovered(seen.ids, 0, 0)
-    views = {view: render(State(view=view, opacity=1), seen) for view in VIEWS}
+    views = {view: render(State(view=view, opacity=1), seen, other) for view in VIEWS}
     photo, label, ids = pixels_of(seen.picture.image), seen.picture.label.numpy(), seen.ids.numpy()
     np.testing.assert_array_equal(views["image"][clear], photo[clear])
     known = label < 11
     np.testing.assert_array_equal(views["true classes"][clear & known], PALETTE[label[clear & known]])
     np.testing.assert_array_equal(views["true classes"][clear & ~known], photo[clear & ~known])
-    wrong = np.all(views["errors"] == VERMILION, -1)
+    wrong = np.all(views["errors"] == ERROR_COLOR, -1)
     np.testing.assert_array_equal(wrong[clear & known], (ids != label)[clear & known])
-    viridis = 255 * matplotlib.colormaps["viridis"](seen.probabilities.amax(0).numpy())[..., :3]
-    np.testing.assert_allclose(views["confidence"][clear], viridis[clear], atol=3)
-    for view in ("true classes", "errors"):  # without a label, these show the image
+    differ = np.where((ids != other.ids.numpy())[..., None], DIFFERENT, GRAY)
+    np.testing.assert_array_equal(views["disagreement"][clear], differ[clear])
+    p, q = seen.probabilities.double().numpy(), other.probabilities.double().numpy()
+    ordered = np.sort(p, 0)
+    for view, cmap, position in (
+        ("confidence", "cividis", ordered[-1]),
+        ("margin", "cividis", ordered[-1] - ordered[-2]),
+        ("entropy", "cividis_r", np.minimum(-(p * np.log2(np.maximum(p, 1e-30))).sum(0) / 2, 1)),
+        ("class probability", "cividis", p[0]),
+        ("total variation", "viridis", abs(p - q).sum(0) / 2),
+    ):
+        expected = 255 * matplotlib.colormaps[cmap](position)[..., :3]
+        np.testing.assert_allclose(views[view][clear], expected[clear], atol=4, err_msg=view)
+    for view in ("true classes", "errors", *PAIR_VIEWS):  # without a label and a second model, these show the image
         np.testing.assert_array_equal(render(State(view=view, opacity=1), unlabeled(seen)), views["image"])
+
+
+def test_threshold_shows_the_probable_pixels_over_the_gray_photograph():
+    seen, shown = inspection(revision="v2"), 4
+    p, clear = seen.probabilities[shown].numpy(), uncovered(seen.ids, 0, 0)
+    threshold = float(np.median(p))
+    drawn = render(State(view="class probability", shown_class=shown, threshold=threshold, opacity=1), seen)
+    gray = pixels_of(seen.picture.image).mean(-1, keepdims=True).repeat(3, -1)
+    below, colors = clear & (p < threshold), 255 * matplotlib.colormaps["cividis"](p)[..., :3]
+    np.testing.assert_allclose(drawn[below], gray[below], atol=1)
+    np.testing.assert_allclose(drawn[clear & (p >= threshold)], colors[clear & (p >= threshold)], atol=3)
+
+
+def test_wipe():
+    one, two = inspection(revision="v1"), inspection(revision="v2")
+    state = State(view="prediction", wipe=0.4)
+    plain = {view: render(replace(state, view=view), two, one) for view in ("prediction", "image")}
+    for before, left in (("image", plain["image"]), ("other model", render(state, one))):
+        drawn = render(replace(state, before=before), two, one)
+        end = round(0.4 * 71)
+        np.testing.assert_array_equal(drawn[:, :end], left[:, :end])
+        np.testing.assert_array_equal(drawn[:, end:], plain["prediction"][:, end:])
+    np.testing.assert_array_equal(render(replace(state, before="other model"), two), plain["prediction"])
 
 
 def test_hidden_classes_are_not_drawn():
@@ -82,66 +117,55 @@ def test_pins_are_drawn():
     assert (abs(changed - 8) <= 7).all()
 
 
+def faded(seen):
+    """The photograph of a level, (H, W, 3)."""
+    return FADED[0] + FADED[1] * pixels_of(seen.picture.image).mean(-1, keepdims=True).repeat(3, -1)
+
+
+def tinted(seen, cmap, position):
+    """The photograph of a level in the colors of a colormap at `position`, 0 to 1."""
+    colors = 255 * matplotlib.colormaps[cmap](position)[..., :3]
+    return (1 - LEVEL_OPACITY) * faded(seen) + LEVEL_OPACITY * colors
+
+
+@pytest.mark.parametrize("strip_axis", ["height", "width"])
 @pytest.mark.parametrize("index", range(4))
-def test_v2_level_shows_the_distribution_of_the_pixel(index):
-    seen = inspection(revision="v2")
+def test_v2_level_shows_the_attention_of_the_pixel_relative_to_uniform(index, strip_axis):
+    """Black at a tenth of uniform attention, white at a hundred times, in equal steps of the logarithm."""
+    seen = inspection(revision="v2", strip_axis=strip_axis)
     level = seen.levels[index]
     y, x = 40, 12
     p = distribution(level, y * level.size[0] // 45, x * level.size[1] // 71).numpy()
+    position = np.clip((np.log10(np.maximum(p * len(p), 1e-9)) + 1) / 3, 0, 1)
+    side = 45 if strip_axis == "width" else 71
+    places = position[np.arange(side) * len(p) // side]
+    expected = tinted(seen, "magma", places[:, None] if strip_axis == "width" else places[None])
     drawn = render_level(State(y=y, x=x), seen, index)
-    assert drawn.shape == (45 + PROFILE_HEIGHT, 71, 3)
-    blue = np.all(drawn[45:] == BLUE, -1).sum(0)  # heights of the bars, (71,)
-    entries = np.arange(71) * len(p) // 71
-    np.testing.assert_allclose(blue, (p / p.max())[entries] * (PROFILE_HEIGHT - 4), atol=1)
-    brightest = np.flatnonzero(entries == p.argmax())[-1]
-    np.testing.assert_allclose(drawn[:20, brightest], pixels_of(seen.picture.image)[:20, brightest], atol=1)
+    clear = uncovered(drawn, y, x) & uncovered(drawn, y - 11, x) & uncovered(drawn, y, x + 11)
+    clear[:, :25] &= np.arange(45)[:, None] < 10
+    np.testing.assert_allclose(drawn[clear], expected[clear], atol=3)
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_v1_level_is_tinted_by_the_larger_gate(index):
+def test_v1_levels_share_the_scale_of_the_gate_difference(index):
     seen = inspection(revision="v1")
-    gates = seen.levels[index].gates[0].numpy()
+    differences = [(level.gates[0, 0] - level.gates[0, 1]).numpy() for level in seen.levels]
+    limit, values = max(abs(each).max() for each in differences), differences[index]
+    expected = tinted(seen, "PRGn", ((values / limit + 1) / 2)[np.arange(71) * len(values) // 71][None])
     drawn = render_level(State(y=40, x=12), seen, index)
-    difference = gates[0] - gates[1]
-    gray = pixels_of(seen.picture.image).mean(-1, keepdims=True)
-    for entry in (difference.argmax(), difference.argmin()):
-        column = np.flatnonzero(np.arange(71) * len(difference) // 71 == entry)[0]
-        share = 0.7 * abs(difference[entry]) / abs(difference).max()
-        color = np.array(BLUE if difference[entry] > 0 else VERMILION)
-        np.testing.assert_allclose(drawn[:20, column], ((1 - share) * gray + share * color)[:20, column], atol=1.01)
-    for color in (BLUE, VERMILION):
-        assert np.all(drawn[45:] == color, -1).any(), "one line per gate in the plot"
+    np.testing.assert_allclose(drawn[:15, 40:], expected[:15, 40:], atol=3)
 
 
-def test_pixels_of_a_column_share_their_gates_in_v1():
-    top, bottom = (render_level(State(y=y, x=30), inspection(revision="v1"), 3)[45:] for y in (2, 42))
+def test_pixels_of_a_column_share_their_colors_in_v1():
+    top, bottom = (render_level(State(y=y, x=10), inspection(revision="v1"), 3)[:, 40:] for y in (2, 42))
     np.testing.assert_array_equal(top, bottom)
-
-
-@pytest.mark.parametrize("revision", ["v1", "v2"])
-def test_strips_of_rows(revision):
-    seen = inspection(revision=revision, strip_axis="width")
-    level = seen.levels[3]
-    drawn = render_level(State(y=44, x=70, view="image"), seen, 3)
-    photo, gray = pixels_of(seen.picture.image), pixels_of(seen.picture.image).mean(-1, keepdims=True)
-    if revision == "v2":
-        p = distribution(level, -1, -1).numpy()
-        bright = (p / p.max())[np.arange(45) * len(p) // 45][:, None, None]
-        expected = 0.35 * gray * (1 - bright) + photo * bright
-    else:
-        difference = (level.gates[0, 0] - level.gates[0, 1]).numpy()
-        tint = (difference / abs(difference).max())[np.arange(45) * len(difference) // 45][:, None, None]
-        color = np.where(tint > 0, np.array(BLUE), np.array(VERMILION))
-        expected = (1 - 0.7 * abs(tint)) * gray + 0.7 * abs(tint) * color
-    np.testing.assert_allclose(drawn[:30, :50], expected[:30, :50], atol=1.01)
 
 
 @pytest.mark.parametrize("switches", [{"ssam": False, "deep_supervision": False}, {"apf": False}])
 def test_level_without_strips_is_gray(switches):
-    drawn = render_level(State(y=44, x=70), inspection(**switches), 0)
-    assert drawn.shape == (45 + PROFILE_HEIGHT, 71, 3)
-    np.testing.assert_array_equal(drawn[:30, :50, 0], drawn[:30, :50, 2])
-    assert (drawn[45:] == 255).all()
+    seen = inspection(**switches)
+    drawn = render_level(State(y=44, x=70), seen, 0)
+    np.testing.assert_allclose(drawn[:20, :40], faded(seen)[:20, :40], atol=1)
 
 
 def test_wide_images_are_drawn_with_a_stride():
@@ -150,7 +174,7 @@ def test_wide_images_are_drawn_with_a_stride():
     drawn, photo = render(state, seen), pixels_of(seen.picture.image)
     np.testing.assert_array_equal(drawn[:, :400], photo[::3, ::3][:, :400])
     np.testing.assert_array_equal(drawn[10, 426], photo[30, 1278])
-    assert render_level(state, seen, 3).shape == (11 + PROFILE_HEIGHT, 430, 3)
+    assert render_level(state, seen, 3).shape == (11, 430, 3)
 
 
 def test_rendering_changes_nothing():
@@ -164,11 +188,21 @@ def test_rendering_changes_nothing():
 
 def test_still_figure_shows_models_and_levels():
     both = replace(inspection(revision="v1"), warning="untrained"), inspection(revision="v2")
-    state = State(y=20, x=30, hidden=frozenset({2, 1}), pins=((9, 8),))
+    state = State(y=20, x=30, view="total variation", hidden=frozenset({2, 1}), pins=((9, 8),))
     figure = inspection_figure(state, both)
-    pictures = [axis for axis in figure.axes if axis.images]
+    pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert len(pictures) == 2 * (1 + 4)
-    assert (pictures[0].images[0].get_array() == render(state, both[0])).all()
-    texts = [text.get_text().replace("\n", " ") for axis in figure.axes for text in axis.texts]
-    assert {readout(state, each).prediction for each in both} | {"untrained"} <= set(texts)
-    assert any(text.startswith("Pinned (row, column): 9, 8: ") for text in texts)
+    assert (pictures[0] == render(state, both[0], both[1])).all()
+    assert (pictures[5] == render(state, both[1], both[0])).all()
+    texts = " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    for each in both:
+        assert f"row 20, column 30: {readout(state, each).prediction}" in titles
+    assert "untrained" in texts
+    assert "Pinned (row, column): 9, 8: " in texts
+    labels = [axis.get_xlabel() for axis in figure.axes]
+    assert labels.count("total variation distance of the models") == 2, "each scale has its color bar"
+    assert {"attention relative to uniform (1)", "gate of the average strip minus that of the maximum strip"} < {
+        *labels
+    }
+    assert sum("auxiliary head: " in label for label in labels) == 8

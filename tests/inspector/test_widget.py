@@ -1,17 +1,20 @@
-"""The widget without a browser: what its events do to the state, the pictures, the files, and the messages."""
+"""The widget without a browser: what its requests do to the state, the files, and the messages that it sends back."""
 
 from __future__ import annotations
 
-import datetime
+import base64
 import io
-from html import escape
+import json
+import zlib
 
 import numpy as np
 import pytest
+from IPython.display import HTML
 from PIL import Image
 
 from s2fpn_lib.data import open_dataset
-from s2fpn_lib.inspector import State, readout, render, render_level
+from s2fpn_lib.inspector import State, readout, widget
+from s2fpn_lib.inspector.images import image_score, strip_indices
 from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.inspector.widget import Inspector
 from s2fpn_lib.model import build_model
@@ -36,20 +39,20 @@ def passes():
 def inspector(passes, dataset, tmp_path):
     model = NamedModel("first", network(), {"checkpoint": "first.safetensors"})
     picture = Picture.of_dataset(dataset, 0, SIZE, PROTOCOL)
-    return Inspector([model], dataset, picture, PROTOCOL, size=SIZE, results=tmp_path)
+    return Inspector([model], dataset, picture, PROTOCOL, size=SIZE, results=tmp_path / "31_inspector")
 
 
-def shows(canvas, pixels):
-    """Whether the canvas shows the pixels, apart from what JPEG changes."""
-    drawn = np.asarray(Image.open(io.BytesIO(canvas.picture))).astype(int)
-    return drawn.shape == pixels.shape and np.abs(drawn - pixels).mean() < 4
+@pytest.fixture
+def ask(inspector, monkeypatch):
+    """Sends a request as the browser does, and returns the answers, (content, buffers)."""
 
+    def send(do, *, files=(), **request):
+        answers = []
+        monkeypatch.setattr(inspector, "send", lambda content, buffers=(): answers.append((content, buffers)))
+        inspector._handle_custom_msg({"do": do, **request}, [memoryview(file) for file in files])
+        return answers
 
-def upload(name, content):
-    now = datetime.datetime.now(tz=datetime.UTC)
-    return (
-        {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content), "last_modified": now},
-    )
+    return send
 
 
 def png(pixels):
@@ -58,170 +61,139 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def test_click_runs_no_forward_pass(inspector, passes):
-    panel, inspection = inspector.panels[0], inspector.inspections[0]
-    panel.canvas.pixel = (40, 9)
-    panel.canvas.pixel = (41, 9)  # what an arrow key sends
-    assert inspector.state == State(y=41, x=9)
+def header(buffer):
+    """The part of the viewer's data that is JSON."""
+    content = zlib.decompress(buffer)
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
+def test_a_state_of_the_browser_runs_no_forward_pass(inspector, passes):
+    inspector.shown = {**inspector.shown, "y": 40, "x": 9, "view": "margin", "hidden": [3], "pins": [[1, 2]]}
+    assert inspector.state == State(40, 9, "margin", hidden=frozenset({3}), pins=((1, 2),))
     assert len(passes) == 1
-    assert shows(panel.canvas, render(inspector.state, inspection))
-    for index, canvas in enumerate(panel.levels):
-        assert shows(canvas, render_level(inspector.state, inspection, index))
-    found = readout(inspector.state, inspection)
-    assert panel.canvas.description == found.sentence()
-    assert panel.canvas.size == SIZE
-    assert f"<h4>{found.prediction}</h4>row 41, column 9" in panel.text.value
-    assert f"{found.confidence:.1%}" in panel.text.value
-    assert panel.levels[3].label == found.levels[3].sentence()
-    assert (inspector.view_controls.y.value, inspector.view_controls.x.value) == (41, 9)
+    inspector.apply(State(y=7, x=1000))
+    assert (inspector.state, inspector.shown["x"]) == (State(y=7, x=70), 70), "the last column of the image"
 
 
-def test_numeric_fields_view_and_opacity(inspector):
-    inspector.view_controls.y.value = 7
-    inspector.view_controls.x.value = 1000  # beyond the image: its last column
-    assert inspector.state == State(y=7, x=70)
-    assert inspector.panels[0].canvas.pixel == (7, 70)
-    inspector.view_controls.view.value = "confidence"
-    inspector.view_controls.opacity.value = 1.0
-    assert inspector.state == State(y=7, x=70, view="confidence", opacity=1.0)
-    assert shows(inspector.panels[0].canvas, render(inspector.state, inspector.inspections[0]))
+def test_viewer_gets_the_data_once_per_image(inspector, ask, dataset):
+    inspector.apply(State(y=11, x=12))
+    [(content, [data])] = ask("show")
+    assert (content["kind"], content["index"], content["last"]) == ("data", 0, len(dataset) - 1)
+    assert (content["chosen"], content["name"]) == (["first", ""], dataset.names[0])
+    assert "mIoU of first on images of RoadScenes val, worst first." in content["about"]
+    assert (header(data)["state"]["y"], header(data)["state"]["x"]) == (11, 12)
+    assert len(header(data)["models"]) == 1
+    assert "data" not in inspector.get_state(), "a saved notebook would hold megabytes"
 
 
-def test_class_legend(inspector):
-    legend = inspector.legend
-    legend.boxes[3].value = False
-    assert inspector.state.hidden == {3}
-    legend.only[8].click()
-    assert inspector.state.hidden == set(range(11)) - {8}
-    assert [box.value for box in legend.boxes] == [i == 8 for i in range(11)]
-    legend.none.click()
-    assert inspector.state.hidden == set(range(11))
-    assert shows(inspector.panels[0].canvas, render(inspector.state, inspector.inspections[0]))
-    legend.all.click()
-    assert inspector.state.hidden == set()
-    assert all(box.value for box in legend.boxes)
-
-
-def test_pins(inspector):
-    inspector.panels[0].canvas.pixel = (5, 6)
-    inspector.view_controls.pin.click()
-    assert inspector.view_controls.pin.description == "Unpin"
-    inspector.panels[0].canvas.pixel = (30, 31)
-    (button,) = inspector.view_controls.pins.children
-    assert button.description.startswith("5, 6: ")
-    button.click()
-    assert (inspector.state.y, inspector.state.x) == (5, 6)
-    inspector.view_controls.pin.click()
-    assert inspector.state.pins == ()
-    assert inspector.view_controls.pins.children == ()
-
-
-def test_another_image_runs_again_and_removes_the_pins(inspector, passes, dataset):
-    status = []
-    inspector.view_controls.pin.click()
-    hook = network().register_forward_pre_hook(lambda *_: status.append(inspector.status.value))
-    inspector.image_controls.index.value = 2
-    hook.remove()
+def test_another_image_runs_again_and_removes_the_pins(inspector, ask, passes, dataset):
+    inspector.apply(inspector.state.pinned())
+    [(content, _)] = ask("index", index=2)
+    assert inspector.inspections[0].picture.name == dataset.names[2] == content["name"]
+    assert (len(passes), inspector.state.pins) == (2, ())
+    [(content, _)] = ask("index", index=len(dataset))
+    assert (content["kind"], content["request"]) == ("error", "index")
+    assert f"images 0 to {len(dataset) - 1}" in content["error"]
     assert inspector.inspections[0].picture.name == dataset.names[2]
-    assert len(passes) == 2
-    assert inspector.state.pins == ()
-    assert dataset.names[2] in inspector.image_controls.what.value
-    assert f"Running first on {dataset.names[2]}" in status[0]
-    assert inspector.status.value == ""
 
 
-def test_two_models(inspector, passes):
+def test_thumbnails_and_their_scores(inspector, ask, dataset):
+    [(content, pictures)] = ask("thumbs")
+    found = [image["index"] for image in content["images"]]
+    assert set(found) >= set(strip_indices(dataset))
+    assert Image.open(io.BytesIO(pictures[0])).format == "JPEG"
+    [(content, _)] = ask("score", index=found[0])
+    assert content["score"] == pytest.approx(image_score(network(), dataset, found[0]))
+    [(shown, _)] = ask("show")
+    assert shown["scores"] == {found[0]: content["score"]}
+    assert shown["about"] == content["about"]
+
+
+def test_models(inspector, ask, passes):
     inspector.compare(NamedModel("second", network(revision="v2")))
     assert len(passes) == 1, "the first model is not run again"
-    assert inspector.stage.children == tuple(inspector.panels)
-    inspector.panels[1].canvas.pixel = (11, 12)
-    for panel, inspection in zip(inspector.panels, inspector.inspections, strict=True):
-        assert panel.canvas.pixel == (11, 12)
-        assert panel.canvas.description == readout(inspector.state, inspection).sentence()
-    assert "two gates per image column" in inspector.panels[0].note.value
-    assert "its own distribution" in inspector.panels[1].note.value
-    inspector.image_controls.stop.click()
-    assert [each.model.name for each in inspector.inspections] == ["first"]
-    assert len(inspector.stage.children) == 1
-
-
-def test_second_model_by_name(inspector):
-    inspector.image_controls.second.value = "s2fpn_lite-camvid"
-    inspector.image_controls.compare.click()
-    assert inspector.message.value == ""
-    assert [each.model.name for each in inspector.inspections] == ["first", "s2fpn_lite-camvid"]
-    inspector.image_controls.second.value = "s2fpn_lite-camvit"
-    inspector.image_controls.compare.click()
-    assert escape("Did you mean 's2fpn_lite-camvid'?") in inspector.message.value
-    assert "Opening the second model failed." in inspector.message.value
+    assert [each.model.name for each in inspector.inspections] == ["first", "second"]
+    inspector.apply(State(view="disagreement", before="other model"))
+    [(content, _)] = ask("model", which=1, path="s2fpn_lite-camvid")
+    assert content["chosen"] == ["first", "s2fpn_lite-camvid"]
+    [(content, _)] = ask("model", which=1, path="s2fpn_lite-camvit")
+    assert "Did you mean 's2fpn_lite-camvid" in content["error"]
+    assert len(inspector.inspections) == 2
+    [(content, [data])] = ask("model", which=1, path="")
+    assert (content["chosen"], len(header(data)["models"])) == (["first", ""], 1)
+    assert inspector.state.view == "prediction", "one model has no disagreement"
+    ask("model", which=0, path="s2fpn_lite-camvid")
+    assert [each.model.name for each in inspector.inspections] == ["s2fpn_lite-camvid"]
     with pytest.raises(ValueError, match="third predicts 5 classes, but roadscenes has 11"):
         inspector.compare(NamedModel("third", build_model("s2fpn_lite", num_classes=5)))
-    assert len(inspector.inspections) == 2
+    assert len(inspector.inspections) == 1
 
 
 def test_untrained_model_keeps_its_warning(dataset):
     untrained = NamedModel("first", build_model("s2fpn_lite", num_classes=11).eval())
     inspector = Inspector([untrained], dataset, Picture.of_dataset(dataset, 0, SIZE, PROTOCOL), PROTOCOL)
-    for _ in range(2):
-        assert 'role="alert"' in inspector.message.value
-        assert "first: This network is untrained" in inspector.message.value
-        inspector.panels[0].canvas.pixel = (1, 1)
+    assert inspector.inspections[0].warning.startswith("This network is untrained")
 
 
-def test_image_by_path_and_label_by_upload(inspector, tmp_path):
+def test_image_by_path_and_label_by_upload(inspector, ask, tmp_path):
     (tmp_path / "own.png").write_bytes(png(np.zeros((50, 70, 3), np.uint8)))
-    inspector.view_controls.view.value = "errors"
-    inspector.image_controls.path.value = str(tmp_path / "own.png")
-    inspector.image_controls.open_path.click()
-    assert (inspector.message.value, inspector.inspections[0].picture.name) == ("", "own.png")
+    inspector.apply(State(view="errors"))
+    [(content, [data])] = ask("path", path=f" {tmp_path / 'own.png'} ", label="")
+    assert (content["name"], content["index"]) == ("own.png", None)
     assert inspector.state.view == "prediction", "there are no errors without a label"
-    assert "errors" not in inspector.view_controls.view.options
-    inspector.image_controls.upload_label.value = upload("label.png", png(np.full((50, 70), 3, np.uint8)))
-    assert inspector.message.value == ""
-    assert "errors" in inspector.view_controls.view.options
+    assert "errors" not in header(data)["views"]
+    [(content, [data])] = ask("upload_label", name="label.png", files=[png(np.full((50, 70), 3, np.uint8))])
+    assert "errors" in header(data)["views"]
     assert readout(inspector.state, inspector.inspections[0]).truth == PROTOCOL.classes[3]
+    [(content, _)] = ask("upload_label", name="label.png", files=[png(np.full((50, 60), 3, np.uint8))])
+    assert "the label is (50, 60) and the picture (50, 70)" in content["error"]
 
 
-def test_uploads(inspector, passes):
-    inspector.image_controls.upload.value = upload("up.png", png(np.zeros((40, 40, 3), np.uint8)))
-    assert (inspector.message.value, inspector.inspections[0].picture.name) == ("", "up.png")
-    assert len(passes) == 2
-    inspector.image_controls.upload.value = upload("broken.png", b"no image")
+def test_uploads(inspector, ask, passes):
+    ask("upload", name="up.png", files=[png(np.zeros((40, 40, 3), np.uint8))])
+    assert (inspector.inspections[0].picture.name, len(passes)) == ("up.png", 2)
+    [(content, _)] = ask("upload", name="broken.png", files=[b"no image"])
     assert inspector.inspections[0].picture.name == "up.png"
-    message = inspector.message.value
-    for part in ('role="alert"', "Opening the upload failed.", "broken.png: cannot", "What to do:", "Traceback"):
-        assert part in message
-    inspector.panels[0].canvas.pixel = (2, 2)
-    assert inspector.message.value == "", "the next successful action removes the message"
+    assert content["error"].startswith("broken.png: cannot")
+    assert (content["request"], "Traceback" in content["details"]) == ("upload", True)
 
 
-def test_errors_are_shown_and_escaped(inspector, monkeypatch):
-    inspector.image_controls.open_path.click()
-    assert "Opening the image failed.</b> no path is given<br>" in inspector.message.value
+def test_errors_become_messages(inspector, ask, monkeypatch):
+    [(content, _)] = ask("path", path=" ", label="")
+    assert (content["request"], content["error"]) == ("path", "no path is given")
 
     def fail(*_, **__):
         raise RuntimeError("<b>out of memory</b>")
 
-    monkeypatch.setattr("s2fpn_lib.inspector.controls.render", fail)
-    inspector.panels[0].canvas.pixel = (3, 3)
-    assert "&lt;b&gt;out of memory" in inspector.message.value
-    assert "<b>out of memory" not in inspector.message.value
-    monkeypatch.setattr("s2fpn_lib.inspector.widget.inspect", fail)
-    inspector.image_controls.index.value = 1
-    assert "Opening the image failed." in inspector.message.value
-    assert inspector.image_controls.index.value == 0, "the field shows the open image"
-    assert inspector.status.value == ""
+    monkeypatch.setattr(widget, "inspect", fail)
+    [(content, _)] = ask("index", index=1)
+    assert content["error"] == "<b>out of memory</b>", "the browser shows it as text"
 
 
-def test_save_and_export(inspector, tmp_path):
-    inspector.view_controls.save.click()
-    inspector.view_controls.export.click()
-    assert inspector.message.value == ""
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".html", ".json", ".png"]
-    assert next(tmp_path.glob("*.html")).name in inspector.status.value
-    inspector.results = tmp_path / "file"
+def test_save_and_export(inspector, ask):
+    folder = inspector.results
+    [(content, _)] = ask("save")
+    assert content["text"].startswith(f"Saved {folder}")
+    [(content, [page])] = ask("export")
+    assert page == (folder / content["name"]).read_bytes()
+    assert page.startswith(b"<!doctype html>")
+    assert sorted(path.suffix for path in folder.iterdir()) == [".html", ".json", ".png"]
+    inspector.results = folder / "file"
     inspector.results.write_text("")
-    inspector.view_controls.save.click()
-    assert "Saving failed." in inspector.message.value
-    inspector.view_controls.export.click()
-    assert "Exporting failed." in inspector.message.value
+    for request in ("save", "export"):
+        [(content, _)] = ask(request)
+        assert (content["kind"], content["request"]) == ("error", request)
+
+
+def test_readers_without_a_kernel_get_the_still_figure(inspector, monkeypatch):
+    shown = []
+    monkeypatch.setattr(widget, "display", lambda value, **_: shown.append(value))
+    inspector._ipython_display_()
+    bundle, still = shown
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size[0] > 800
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert readout(inspector.state, inspector.inspections[0]).sentence() in bundle["text/plain"]
+    assert isinstance(still, HTML)
+    assert '<img alt="Row ' in still.data
+    saved = json.dumps({key: str(value) for key, value in inspector.get_state().items()})
+    assert len(saved) < 120_000

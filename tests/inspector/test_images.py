@@ -1,0 +1,69 @@
+"""Thumbnails, their scores, and the models that the inspector offers."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from s2fpn_lib.checkpoint import save_weights
+from s2fpn_lib.data import get_protocol, open_dataset
+from s2fpn_lib.evaluate import evaluate
+from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
+from s2fpn_lib.inspector.state import NamedModel
+from s2fpn_lib.runs import write_json
+from tests.inspecting import PROTOCOL, network
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return open_dataset("roadscenes", split="val", cache=False)
+
+
+@pytest.fixture(scope="module")
+def evaluation(dataset):
+    return evaluate(network(), dataset, limit=2, progress=False)
+
+
+def test_strip_is_spread_over_the_split_and_small(dataset):
+    indices = strip_indices(dataset)
+    assert indices == sorted(set(indices))
+    assert len(indices) == min(24, len(dataset))
+    picture = Image.open(io.BytesIO(thumbnail(dataset, 0)))
+    height, width = dataset[0][0].shape[-2:]
+    assert picture.size == (round(84 * width / height), 84)
+
+
+def test_score_is_that_of_an_evaluation(dataset, evaluation):
+    expected = evaluation.image_iou().nanmean(1).tolist()
+    for index, miou in zip(evaluation.indices, expected, strict=True):
+        assert image_score(network(), dataset, index) == pytest.approx(miou)
+
+
+def test_scores_come_from_the_record_of_the_same_weights_and_data(dataset, evaluation, tmp_path):
+    model = NamedModel("first", network(), {"checkpoint_sha": "abc"})
+    evaluation.save(tmp_path / "11_evaluate" / "roadscenes-abc-123456" / "evaluation.json")
+    expected = dict(zip(evaluation.indices, evaluation.image_iou().nanmean(1).tolist(), strict=True))
+    assert recorded_scores(model, dataset, tmp_path) == pytest.approx(expected)
+    assert recorded_scores(replace(model, provenance={"checkpoint_sha": "abd"}), dataset, tmp_path) == {}
+    assert recorded_scores(model, open_dataset("roadscenes", split="train", cache=False), tmp_path) == {}
+    flipped = replace(evaluation, settings=evaluation.settings | {"flip": True})
+    flipped.save(tmp_path / "11_evaluate" / "roadscenes-abc-123456" / "evaluation.json")
+    assert recorded_scores(model, dataset, tmp_path) == {}
+
+
+def test_released_weights_and_own_runs_of_the_same_classes_are_offered(tmp_path):
+    for name, protocol in (("mine", "roadscenes"), ("other", "cityscapes-fine-1024x2048")):
+        run = tmp_path / "train" / name
+        run.mkdir(parents=True)
+        save_weights(network(), run / "last.safetensors", {"protocol": protocol})
+        write_json(run / "result.json", {})
+    save_weights(network(), tmp_path / "unfinished" / "last.safetensors", {"protocol": "roadscenes"})
+    (tmp_path / "train" / "mine" / "damaged.safetensors").write_text("")
+    own = (str(tmp_path / "train" / "mine"), "train/mine")
+    assert own in model_choices(tmp_path, PROTOCOL)
+    assert not any("other" in path or "unfinished" in path for path, _ in model_choices(tmp_path, PROTOCOL))
+    released = model_choices(tmp_path, get_protocol("camvid-segnet-360x480"))
+    assert ("s2fpn_lite-camvid", "s2fpn_lite-camvid") in released
