@@ -2,10 +2,10 @@
 
     python scripts/build_docs.py [NOTEBOOK ...]
 
-A copy is one HTML file with texts, code, and outputs, which needs no kernel. Its pictures are reduced to `WIDTH` pixels
-and stored in the smaller one of two formats. `31_inspector.html` is followed by `inspector.html`, the page that the
-inspector exports, which answers to clicks. Equations are drawn by MathJax, which the page loads; without network they
-are shown as LaTeX. The datasets' licenses do not allow copies of their images here, so RoadScenes is used.
+A copy is one HTML file with texts, code, and outputs, which needs no kernel and no network. Its pictures are reduced to
+`WIDTH` pixels and stored in the smaller one of two formats. `31_inspector.html` is followed by `inspector.html`, the
+page that the inspector exports, which answers to clicks. RoadScenes is used, because the license of CamVid does not
+allow copies of its images here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import latex2mathml.converter
 import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
@@ -30,7 +31,7 @@ TARGET = PROJECT / "docs" / "notebooks"
 WIDTH = 1100  # pixels
 LARGEST_MB = 10  # of all copies together
 PARAMETERS = {"10_train": {"preset": "quick"}}  # as in `make run`: the network that the later notebooks show
-MATHJAX = '<script defer src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>'
+EQUATION = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 STYLE = """
 .jp-Cell, .cell { margin: .9rem 0; }
 .highlight pre { color: inherit; background: var(--page); padding: .7rem .9rem; border-radius: 4px; overflow-x: auto;
@@ -76,6 +77,8 @@ def page(notebook: Path, paths: dict[str, str]) -> str:
 
     read = nbformat.read(notebook, as_version=4)
     for cell in read.cells:
+        if cell.cell_type == "markdown":
+            cell.source = EQUATION.sub(mathml, cell.source)
         for output in cell.get("outputs", []):
             if "data" in output:
                 output.data = reduced(output.data)
@@ -88,20 +91,25 @@ def page(notebook: Path, paths: dict[str, str]) -> str:
     body = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb', r'href="\1.html', body)
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
     css = "\n".join([CSS.read_text(), light, DARK.format(dark), STYLE])
-    texts = "".join(cell.source for cell in read.cells if cell.cell_type == "markdown")
-    return PAGE.format(title=notebook.stem, css=css, body=body + (MATHJAX if "$" in texts else ""))
+    return PAGE.format(title=notebook.stem, css=css, body=body)
+
+
+def mathml(equation: re.Match[str]) -> str:
+    """An equation in LaTeX as MathML, which browsers draw themselves: no script has to be loaded."""
+    block, inline = equation.groups()
+    return latex2mathml.converter.convert(block or inline, display="block" if block else "inline")
 
 
 def reduced(data: dict[str, str]) -> dict[str, str]:
-    """The output with its PNG picture at most `WIDTH` pixels wide, as PNG of 128 colors or as JPEG."""
+    """The output with its PNG picture at most `WIDTH` pixels wide, as PNG or as JPEG."""
     if "image/png" not in data:
         return data
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     chart, photograph = io.BytesIO(), io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(chart, "PNG", optimize=True)
-    picture.save(photograph, "JPEG", quality=82)
+    picture.save(chart, "PNG", optimize=True)
+    picture.save(photograph, "JPEG", quality=85, subsampling=0)  # full color resolution, for thin colored lines
     kind, smaller = min(("image/png", chart), ("image/jpeg", photograph), key=lambda each: each[1].tell())
     rest = {name: value for name, value in data.items() if name != "image/png"}
     return rest | {kind: base64.b64encode(smaller.getvalue()).decode()}

@@ -51,10 +51,16 @@ def test_page_has_code_outputs_and_relative_links_but_no_path_of_the_machine(tmp
     assert "written: results/train/run" in found
     assert str(tmp_path) not in found
     assert 'href="11_evaluate.html"' in found
-    assert "mathjax" not in found, "a page without equations loads nothing"
-    cells[0].source += "\n\n$y = x$"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "10_train.ipynb")
-    assert "mathjax" in script.page(tmp_path / "10_train.ipynb", {})
+
+
+def test_equations_become_mathml(tmp_path):
+    text = "with $x_1$ pixels and\n\n$$y = \\frac{a}{b}$$\n\nend"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), tmp_path / "02_model.ipynb")
+    found = script.page(tmp_path / "02_model.ipynb", {})
+    assert found.count("<math") == 2
+    assert 'display="block"' in found
+    assert "<mfrac>" in found
+    assert "$" not in found.partition("<body>")[2]
 
 
 def test_unknown_notebook_is_an_error():
