@@ -31,8 +31,8 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     inside = known[method].merge(network[[*method, "p50_ms"]], on=method, how="left")["p50_ms"].set_axis(rows.index)
     remarks = pd.Series("", index=rows.index)
     for found, text in (
-        (known["spread"] > NOISY, "noisy: repeats differ by " + known["spread"].map(percent) + " %"),
-        (known["cpu_share"] < FREE, "busy machine: " + known["cpu_share"].map(percent) + " % of its cores"),
+        (known["spread"] > NOISY, "noisy: repeats differ by " + known["spread"].map(percent).astype(str) + " %"),
+        (known["cpu_share"] < FREE, "busy machine: " + known["cpu_share"].map(percent).astype(str) + " % of its cores"),
         ((known["stage"] == "end to end") & (known["p50_ms"] < inside), "faster than its network"),
     ):
         remarks = remarks.where(~found, remarks.where(remarks == "", remarks + "; ") + text)
@@ -54,25 +54,32 @@ def cost_table() -> pd.DataFrame:
 def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
     """{title: (table, provenance)}: one table per device, input size, batch size, stage, and protocol of the scores.
 
-    speed: of `collect_speed`. The latest of repeated measurements are shown, those without a remark and the fastest of
-    them first; rows that 12_speed did not write, which may lack anything, come last, as they are.
+    speed: of `collect_speed`. The latest of repeated measurements are shown, the fastest first. Rows with a remark
+    follow in one table, and then, as they are, rows that 12_speed did not write, which may lack anything.
     """
     padded = speed.reindex(columns=speed.columns.union([*PLACE, *METHOD, "fps", "protocol"], sort=False))
     complete = padded[[*PLACE, *METHOD, "fps"]].drop(columns="revision").notna().all(axis=1)
-    latest = with_remarks(latest_speed(padded[complete]))
-    out = {}
-    for _, rows in latest.groupby([*PLACE, "protocol"], dropna=False, sort=False):
-        rows = rows.assign(good=rows["remark"] == "").sort_values(["good", "fps"], ascending=False, ignore_index=True)
+    latest = with_remarks(latest_speed(padded[complete])).sort_values("fps", ascending=False, kind="stable")
+    out, good = {}, latest["remark"] == ""
+    for _, rows in latest[good].groupby([*PLACE, "protocol"], dropna=False, sort=False):
         row = rows.iloc[0]
         title = f"{row['height']:g}x{row['width']:g}, batch {row['batch']:g}, {row['stage']}, {row['device']}"
         if not pd.isna(row["protocol"]):
             title += f", weights scored on {protocol_name(row['protocol'])}"
-        kept = [key for key in NUMBERS if key in rows and rows[key].notna().any()]
-        table = words(rows[["backend", "precision", *kept, *(["remark"] if not rows["good"].all() else [])]])
-        table.insert(0, "network", list(map(network_name, rows["network"], rows["revision"].fillna(""))))
-        if any(seen := seen_words(rows)):
-            table["scored images trained on"] = seen
-        out[title] = table, f"{provenance(rows, ['device'])}. {SPREAD}"
+        out[title] = _speed_table(rows, []), f"{provenance(rows, ['device'])}. {SPREAD}"
+    if not good.all():
+        rows = latest[~good].astype(dict.fromkeys(("height", "width", "batch"), int))
+        table = _speed_table(rows, ["device", "height", "width", "batch", "stage", "remark"])
+        out["rows with a remark"] = table, "These times mean little; they are in no chart and no ratio."
     if not complete.all():
         out["other rows"] = speed[~complete], "As found in the files that the first column names."
     return out
+
+
+def _speed_table(rows: pd.DataFrame, more: list[str]) -> pd.DataFrame:
+    kept = [key for key in NUMBERS if key in rows and rows[key].notna().any()]
+    table = words(rows[["backend", "precision", *kept, *more]])
+    table.insert(0, "network", list(map(network_name, rows["network"], rows["revision"].fillna(""))))
+    if any(seen := seen_words(rows)):
+        table["scored images trained on"] = seen
+    return table

@@ -54,8 +54,11 @@ def root(tmp_path_factory):
     row |= {"precision": "float32", "stage": "network", "fps": 10.0, "p50_ms": 100.0, "p90_ms": 110.0, "spread": 0.02}
     row |= {"device": "CPU A", "git_sha": "abc", "torch": "2", "time": "2026-01-01"}
     later = {**row, "fps": 12.5, "time": "2026-01-02"}
+    noisy = {**row, "backend": "compile", "fps": 99.0, "spread": 0.5}
+    (root / "31_inspector").mkdir()
+    (root / "31_inspector" / "view.html").write_text('<p>A "pixel"')
     (root / "12_speed").mkdir()
-    (root / "12_speed" / "speed.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in (later, row)))
+    (root / "12_speed" / "speed.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in (later, row, noisy)))
     return root
 
 
@@ -64,28 +67,37 @@ def test_the_report_of_a_results_folder(root):
     text = report(root)
     scores = table(root, f"scores-{CAMVID}")
     mious = pd.Series([100 * evaluation(shift, protocol=CAMVID).confusion.miou() for shift in (0, 1)])
-    assert scores["mIoU %"].tolist() == [f"{mious.mean():.2f} ± {mious.std():.2f}"]
-    assert scores["parameters M"].tolist() == [17.095]
+    assert scores["mean IoU %"].tolist() == [f"{mious.mean():.1f} ± {mious.std():.1f}"]
+    assert scores["parameters M"].tolist() == [17.09]
     assert table(root, f"beside-{CAMVID}").loc["S2-FPN18 v1", "author README, test, 360x480"] == 70.1
     road = pd.Series([100 * evaluation(shift, protocol=CAMVID).confusion.iou()[3].item() for shift in (0, 1)])
     assert table(root, f"classes-{CAMVID}").loc["Road", "S2-FPN18 v1"] == f"{road.mean():.1f} ± {road.std():.1f}"
     first, second = (100 * evaluation(shift).confusion.miou() for shift in (1, 2))
     differences = pd.Series([second - first, 0.0])
-    study = table(root, "study-ablation-roadscenes-val")
-    expected = f"{differences.mean():+.2f} ± {differences.std():.2f}"
-    assert study.loc["no-crb", "difference to full, points"] == expected
-    assert table(root, "speed-240x320-batch-1-network-CPU-A")["FPS"].tolist() == [12.5], "the latest measurement"
+    study = table(root, "study-ablation-RoadScenes-val")
+    expected = f"{differences.mean():+.1f} ± {differences.std():.1f}"
+    assert study.loc["no-crb", "difference to the full network, points"] == expected
+    assert table(root, "speed-240x320-batch-1-network-CPU-A")["images per second"].tolist() == [12.5], (
+        "the latest measurement"
+    )
     points = table(root, "accuracy-speed-roadscenes")
-    assert points.loc["S2-FPN18", ["mIoU %", "FPS"]].tolist() == [100, 12.5]
-    assert table(root, "runs-roadscenes")["validation mIoU %"].tolist() == [43.21], "studies have their own section"
+    assert points.loc["S2-FPN18", ["mean IoU %", "images per second"]].tolist() == [100, 12.5]
+    assert table(root, "runs-roadscenes")["validation mean IoU %"].tolist() == [43.2], "studies have their own section"
     shown = [pd.read_csv(path) for path in (root / "tables").glob("published-*.csv")]
     assert sum(map(len, shown)) == len(pd.read_csv(PUBLISHED))
     assert table(root, "cost").loc["S2-FPN18 v2"].tolist() == [20.94, 34.56]
-    for words in (scores["mIoU %"].iloc[0], expected, "43.21", "A &amp; B", "Only 2 of the 9 images of val", "74.76"):
+    for words in (scores["mean IoU %"].iloc[0], expected, "43.2", "A &amp; B", "Only 2 of the 9 images of val", "74.8"):
         assert words in text
     for words in ("studies/ablation/no-apf-0", "20_ablation.ipynb", "train(config)", "MemoryError: &lt;no&gt; memory"):
         assert words in text
     assert DEMO_RUN not in text
+    first = text[: text.index('id="Inspector"')]
+    for words in ("100.0<span", "12.5<span", "17.09<span", "on 2 of the 2 images of RoadScenes val, 240x320"):
+        assert words in first, "the headline: the best whole evaluation of the newest protocol, its speed, and its size"
+    assert 'srcdoc="&lt;p&gt;A &amp;quot;pixel&amp;quot;' in text, "the newest page of 31_inspector"
+    assert "noisy: repeats differ by 50.0 %" in text[text.index("<details>") : text.index("</details>")]
+    committed = table(root, "study-ablation-lite-RoadScenes-val-committed-")
+    assert committed.loc["no-ssam", "seeds lower"] == "3 of 3"
     assert "could not be recovered" in text
 
 
@@ -95,6 +107,6 @@ def test_an_empty_folder_gives_the_published_numbers(tmp_path):
     (tmp_path / "tables" / "scores-of-a-removed-run.csv").write_text("old")
     text = report(tmp_path)
     assert "Nothing has been measured" in text
-    assert text.count("<img") == 2
+    assert text.count("<img") == 4, "two studies and two charts"
     assert "PIDNet-S" in text
     assert not (tmp_path / "tables" / "scores-of-a-removed-run.csv").exists()
