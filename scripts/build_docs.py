@@ -36,6 +36,8 @@ STYLE = """
 .jp-Cell, .cell { margin: .9rem 0; }
 .highlight pre { color: inherit; background: var(--page); padding: .7rem .9rem; border-radius: 4px; overflow-x: auto;
   white-space: pre; }
+mtd { text-align: left; }
+mtd:nth-child(odd) { text-align: right; }
 """
 DARK = "@media (prefers-color-scheme: dark) {{ {} }}"
 
@@ -97,7 +99,8 @@ def page(notebook: Path, paths: dict[str, str]) -> str:
 def mathml(equation: re.Match[str]) -> str:
     """An equation in LaTeX as MathML, which browsers draw themselves: no script has to be loaded."""
     block, inline = equation.groups()
-    return latex2mathml.converter.convert(block or inline, display="block" if block else "inline")
+    latex = (block or inline).replace("{aligned}", "{split}")  # latex2mathml knows no aligned
+    return latex2mathml.converter.convert(latex, display="block" if block else "inline")
 
 
 def reduced(data: dict[str, str]) -> dict[str, str]:

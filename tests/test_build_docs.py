@@ -60,6 +60,8 @@ def test_equations_become_mathml(tmp_path):
     assert found.count("<math") == 2
     assert 'display="block"' in found
     assert "<mfrac>" in found
+    lines = script.EQUATION.match(r"$$\begin{aligned} a &= b \\ c &= d \end{aligned}$$")
+    assert script.mathml(lines).count("<mtr>") == 2
     assert "$" not in found.partition("<body>")[2]
 
 
