@@ -117,25 +117,24 @@ def attribution_figure(
     """
     aspect, count = image.shape[-2] / image.shape[-1], len(methods)
     levels = list(next(iter(methods.values())))
-    width = min(7.0, WIDTH / count)
-    size = (width * count + 1, (width - 1) * aspect + 0.42 * len(levels) + 1.2)
+    width = min(6.0, WIDTH / count)
+    size = (width * count + 1, (width - 1) * aspect + 0.42 * len(levels) + 0.8)
     ratios = [(width - 1) * aspect, *[0.34] * len(levels)]
     figure, axes = plt.subplots(
         len(ratios), count, figsize=size, height_ratios=ratios, squeeze=False, layout="constrained"
     )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     largest = max(float(values.abs().max()) for found in methods.values() for values in found.values())
     look = {"cmap": CONTRIBUTION_CMAP, "norm": CenteredNorm(0, max(largest, 1e-12))}
     for column, (name, found) in zip(axes.T, methods.items(), strict=True):
         _show(column[0], as_array(image))
         y, x = ((at + 0.5) / n for at, n in zip(pixel, image.shape[-2:], strict=True))
         column[0].plot(x, y, MARKERS[0], color=COLORS[0], ms=10, mec="white", mew=1.6)
-        column[0].set_title(name)
+        column[0].set_title(f"{title}\n{name}" if name == next(iter(methods)) else name)
         for axis, level in zip(column[1:], levels, strict=True):
             drawn = _show(axis, found[level].numpy()[None], **look)
             axis.axvline(x, color=INK, lw=1, ls=":")
             axis.text(-0.01, 0.5, level, ha="right", va="center", fontsize=10.5)
-            text = f"{float(found[level].sum()):+.2f}".replace("-", "−")
+            text = f"{float(found[level].sum()):+.3f}".replace("-", "−")
             axis.text(1.01, 0.5, text, va="center", fontsize=10.5)
     figure.colorbar(drawn, ax=axes, label="contribution to the logit", aspect=25)
     return figure

@@ -72,7 +72,7 @@ def class_legend(protocol: Protocol) -> Figure:
         patch.set_label(f"{number:>3}  {patch.get_label()}")
     figure, axis = plt.subplots(figsize=(9, 0.5 + 0.32 * -(-len(patches) // 4)))  # Jupyter draws no figure without axes
     axis.set_axis_off()
-    title = f"{protocol.name}: {protocol.num_classes} classes"
+    title = f"{protocol.num_classes} classes and their ids"
     axis.legend(handles=patches, ncols=4, loc="center", title=title, title_fontproperties={"weight": "bold"})
     return figure
 

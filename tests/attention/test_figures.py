@@ -89,7 +89,7 @@ def test_attribution_is_aligned_with_the_image_on_one_scale():
     (x,), (y,) = figure.axes[0].lines[0].get_data()
     assert (x, y) == (47.5 / 96, 31.5 / 64)
     found = texts(figure)
-    assert all(text in found for text in ("−0.20", "+0.50", "−0.50", "apf4", "Road: logit 2", "occlusion"))
+    assert all(text in found for text in ("−0.200", "+0.500", "−0.500", "apf4", "Road: logit 2", "occlusion"))
 
 
 def test_a_warning_is_visible():
