@@ -12,10 +12,9 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from s2fpn_lib.attention.recorder import Capture, LevelCapture
-from s2fpn_lib.attention.statistics import AttentionStatistics, coarse_share
+from s2fpn_lib.attention.statistics import coarse_share
 from s2fpn_lib.data import Protocol
 from s2fpn_lib.metrics import class_ids
-from s2fpn_lib.viz.charts import heatmap
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import (
     ATTENTION_CMAP,
@@ -137,57 +136,6 @@ def attribution_figure(
             text = f"{float(found[level].sum()):+.3f}".replace("-", "−")
             axis.text(1.01, 0.5, text, va="center", fontsize=10.5)
     figure.colorbar(drawn, ax=axes, label="contribution to the logit", aspect=25)
-    return figure
-
-
-@styled
-def crb_figure(statistics: AttentionStatistics, capture: Capture, *, index: int = 0) -> Figure:
-    """CRB: the sorted channel weights of one image, and the mean weight in the regions of each class over the split."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained", width_ratios=[1, 2.1])
-    for level, color in zip(capture.levels, COLORS, strict=False):
-        if level.crb is not None:
-            weights = np.sort(level.crb[index].cpu().numpy())[::-1]
-            left.plot(np.linspace(0, 100, len(weights)), weights, label=f"{level.name} ({len(weights)})", color=color)
-    left.axhline(0.5, color=MUTED, lw=0.8, ls=":")
-    left.set(title="weights of one image, sorted", xlabel="% of the channels", ylabel="weight", ylim=(0, 1))
-    left.legend(fontsize=9.5, title="level (channels)")
-    scale = {"cmap": SHARE_CMAP, "vmin": 0, "vmax": 1}
-    heatmap(
-        right, statistics.crb_by_class, annot=True, fmt=".2f", linewidths=0.5, cbar_kws={"label": "weight"}, **scale
-    )
-    right.set_title("mean weight in the regions of a class")
-    return figure
-
-
-@styled
-def statistics_figure(statistics: AttentionStatistics) -> Figure:
-    """Statistics of a split, one point per image; ValueError for a network without strip attention and CRB."""
-    titles = {
-        "attended_share": "share of the strips\nin the blend",
-        "entropy": "entropy of P\n(1: uniform)",
-        "reach": "reach of P\n(image widths)",
-        "gate1_concentration": "concentration of gate 1\n(0: uniform)",
-        "gate2_concentration": "concentration of gate 2\n(0: uniform)",
-        "crb_std": "standard deviation\nof the CRB weights",
-    }
-    uniform = {"entropy": 1, "reach": 1 / 3}
-    images = statistics.images.dropna(axis="columns", how="all")
-    panels = {column: title for column, title in titles.items() if column in images}
-    if not panels:
-        raise ValueError("nothing to draw: this network has neither strip attention nor CRB")
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 3.4), layout="constrained", squeeze=False)
-    for axis, (column, title) in zip(axes[0], panels.items(), strict=True):
-        levels = images.groupby("level", sort=False)[column]
-        for i, (_, values) in enumerate(levels):
-            x = i + np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else [i]
-            axis.scatter(x, values, s=20, color=COLORS[i], alpha=0.65, marker=MARKERS[i], linewidths=0)
-            axis.hlines(values.mean(), i - 0.34, i + 0.34, color=INK, lw=1.4)
-        axis.set_xticks(range(len(levels)), list(levels.groups))
-        axis.set_title(title, fontsize=11)
-        axis.grid(axis="x", visible=False)
-        if column in uniform:
-            axis.axhline(uniform[column], color=MUTED, lw=0.9, ls=":")
-        axis.set_ylim(bottom=0)
     return figure
 
 

@@ -3,11 +3,10 @@
     statistics = attention_statistics(model, open_dataset("camvid", split="val"), limit=50)
     statistics.summary()
 
-`switched` and `without_strips` give the trained network with a part switched off, which tells what the part contributes
-to this network. That is not an ablation: a network that is trained without a part learns to do without it.
+`switched` gives the trained network with a part switched off, which tells what the part contributes to this network.
+That is not an ablation: a network that is trained without a part learns to do without it.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2fpn_lib.attention.recorder import AttentionRecorder, Capture, GFUCapture, LevelCapture
+from s2fpn_lib.attention.recorder import AttentionRecorder, GFUCapture, LevelCapture
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced
 from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.modes import evaluation_mode
@@ -132,21 +131,6 @@ def attention_statistics(
     return AttentionStatistics(pd.DataFrame(rows), by_class)
 
 
-def gamma_statement(capture: Capture) -> pd.DataFrame:
-    """One row per level with SSAM: gamma, the strips' share of the blend (mean over the batch), and a verdict."""
-    rows = {}
-    for level in capture.levels:
-        if level.gamma is not None:
-            share = level.attended_share.mean().item()
-            verdict = f"the strips make up {share:.1%} of the blend"
-            if level.gamma == 0:
-                verdict = "none: gamma is 0, so the strips do not reach the prediction"
-            elif share < NEGLIGIBLE_SHARE:
-                verdict = f"negligible: the strips make up less than {NEGLIGIBLE_SHARE:.0%} of the blend"
-            rows[level.name] = (level.gamma, share, verdict)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["gamma", "attended_share", "influence"])
-
-
 def untrained_warning(model: S2FPN) -> str:
     """A warning for a model whose gamma has its initial value at every level; an empty string for other models."""
     gammas = [module.gamma.item() for module in model.modules() if isinstance(module, StripGate)]
@@ -172,15 +156,6 @@ def switched(model: S2FPN, **switches: Any) -> S2FPN:
     other.load_state_dict({name: state[name] for name in wanted})
     other.metadata = getattr(model, "metadata", {})
     return other.to(next(model.parameters()).device).eval()
-
-
-def without_strips(model: S2FPN) -> S2FPN:
-    """A copy in evaluation mode with gamma 0 at each level: no strip reaches the prediction; the rest of SSAM does."""
-    silent = copy.deepcopy(model).eval()
-    for module in silent.modules():
-        if isinstance(module, StripGate):
-            module.gamma.data.zero_()
-    return silent
 
 
 def _normalized_entropy(p: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from s2fpn_lib.data import Protocol
-from s2fpn_lib.metrics import Calibration, ConfusionMatrix
-from s2fpn_lib.viz.style import BAD, COLORS, INK, MARKERS, MUTED, SHARE_CMAP, styled
+from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.viz.style import COLORS, INK, MARKERS, MUTED, SHARE_CMAP, styled
 
 # Title: part of the names of the metrics, and factor on their values
 CURVE_PANELS = {"loss": ("loss", 1), "mIoU in %": ("miou", 100), "pixel accuracy in %": ("accuracy", 100)}
@@ -140,33 +140,6 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
     axis.set(xscale="log", xlabel="% of the labeled pixels (log scale)", xlim=(low, 200))
     axis.xaxis.set_major_formatter("{x:g}")
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    return figure
-
-
-@styled
-def reliability_chart(calibration: Calibration, bins: int = 20) -> Figure:
-    """Accuracy against confidence with the pixels per bin below it, and the error rate against the coverage.
-
-    The coverage is the share of the pixels that are kept when those below a confidence are left out.
-    """
-    figure = plt.figure(figsize=(11, 5.2), layout="constrained")
-    axes = figure.subplot_mosaic([["accuracy", "risk"], ["pixels", "risk"]], height_ratios=[2.6, 1])
-    pixels, confidence, accuracy = calibration.table(bins).cpu().numpy().T
-    centers = (np.arange(bins) + 0.5) / bins
-    axes["accuracy"].plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls="--", label="calibrated")
-    axes["accuracy"].vlines(confidence, confidence, accuracy, color=BAD, lw=3, alpha=0.6, label="accuracy - confidence")
-    axes["accuracy"].plot(confidence, accuracy, "o", color=COLORS[0], label="accuracy of a bin")
-    axes["accuracy"].set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-    axes["accuracy"].set_title(f"expected calibration error {100 * calibration.error(bins):.1f} %")
-    axes["accuracy"].legend(loc="upper left")
-    axes["pixels"].bar(centers, pixels / pixels.sum(), width=0.9 / bins, color=MUTED)
-    axes["pixels"].set(xlim=(0, 1), xlabel="confidence", ylabel="share of pixels")
-    pixels, _, correct = calibration.sums.flip(0).cumsum(0).cpu().numpy().T  # most confident bins first
-    kept = pixels > 0
-    axes["risk"].plot(100 * pixels[kept] / pixels[-1], 100 * (1 - correct[kept] / pixels[kept]), "o-", ms=4)
-    axes["risk"].set(xlim=(0, 102), xlabel="% of the pixels kept, most confident first", ylabel="% of them wrong")
-    axes["risk"].set_ylim(bottom=0)
-    axes["risk"].set_title("error rate of the kept pixels")
     return figure
 
 

@@ -64,30 +64,10 @@ def legend_patches(protocol: Protocol, *, ignored: bool = True) -> list[Patch]:
     return [Patch(fc=color, ec=MUTED, linewidth=0.6, label=name) for name, color in colors.items()]
 
 
-@styled
-def class_legend(protocol: Protocol) -> Figure:
-    """The protocol's classes with their ids and colors."""
-    patches = legend_patches(protocol)
-    for patch, number in zip(patches, protocol.label_ids, strict=True):
-        patch.set_label(f"{number:>3}  {patch.get_label()}")
-    figure, axis = plt.subplots(figsize=(9, 0.5 + 0.32 * -(-len(patches) // 4)))  # Jupyter draws no figure without axes
-    axis.set_axis_off()
-    title = f"{protocol.num_classes} classes and their ids"
-    axis.legend(handles=patches, ncols=4, loc="center", title=title, title_fontproperties={"weight": "bold"})
-    return figure
-
-
 def sample_views(dataset: SegmentationDataset, index: int) -> list[np.ndarray]:
     """Image, label, and overlay of a sample, each (H, W, 3) uint8."""
     image, label = dataset[index]
     return [as_array(image), colorize(label, dataset.protocol), overlay(image, label, dataset.protocol)]
-
-
-def show_samples(dataset: SegmentationDataset, indices: Sequence[int]) -> Figure:
-    """Image | label | overlay, one sample per row."""
-    rows = [sample_views(dataset, i) for i in indices]
-    names = [dataset.names[i] for i in indices]
-    return image_grid(rows, ["image", "label", "overlay"], names, dataset.protocol, 9.0)
 
 
 def contact_sheet(entries: Iterable[tuple[str, Sequence[np.ndarray]]], columns: int = 6) -> str:
@@ -224,12 +204,6 @@ def outline(pixels: np.ndarray, mask: Tensor) -> np.ndarray:
     out = pixels.copy()
     out[(grown & ~mask).numpy()] = HIGHLIGHT
     return out
-
-
-def weakest_classes(evaluation: Evaluation, count: int = 3) -> list[str]:
-    """The labeled classes with the lowest IoU over the split, lowest first."""
-    table = evaluation.per_class()
-    return list(table[table["label_share"] > 0].sort_values("iou").index[:count])
 
 
 @styled

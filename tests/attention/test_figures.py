@@ -9,10 +9,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from s2fpn_lib.attention.figures import attention_figure, attribution_figure, crb_figure, statistics_figure
+from s2fpn_lib.attention.figures import attention_figure, attribution_figure
 from s2fpn_lib.attention.recorder import AttentionRecorder
-from s2fpn_lib.attention.statistics import attention_statistics, untrained_warning
-from s2fpn_lib.data import get_protocol, open_dataset
+from s2fpn_lib.attention.statistics import untrained_warning
+from s2fpn_lib.data import get_protocol
 from s2fpn_lib.model import build_model
 from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, GATE_CMAP
 
@@ -137,21 +137,3 @@ def test_texts_stay_inside_the_figure():
             assert box.x1 <= frame.x1 + 1, text.get_text()
             assert frame.y0 <= box.y0
             assert box.y1 <= frame.y1
-
-
-@pytest.mark.parametrize("revision", ["v1", "v2"])
-def test_statistics_and_crb_of_a_split(revision, tmp_path):
-    torch.manual_seed(0)
-    model = build_model("s2fpn_lite", revision=revision, num_classes=11, gamma_init=0.25)
-    statistics = attention_statistics(model, open_dataset("roadscenes", split="val", cache=False), limit=2)
-    figure = statistics_figure(statistics)
-    points = np.concatenate([c.get_offsets()[:, 1] for c in figure.axes[0].collections if len(c.get_offsets()) == 2])
-    np.testing.assert_allclose(np.sort(points), np.sort(statistics.images["attended_share"]))
-    assert ("entropy" in texts(figure)) == (revision == "v2")
-    assert ("concentration" in texts(figure)) == (revision == "v1")
-    _, capture = recorded(revision)
-    crb = crb_figure(statistics, capture, index=1)
-    for line, level in zip(crb.axes[0].lines, capture.levels, strict=False):
-        np.testing.assert_allclose(line.get_ydata(), np.sort(level.crb[1].numpy())[::-1])
-    cells = [text.get_text() for text in crb.axes[1].texts]
-    assert f"{statistics.crb_by_class.loc['apf1', 'Road']:.2f}" in cells

@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from s2fpn_lib.attention import statistics as module
-from s2fpn_lib.attention.recorder import AttentionRecorder, Capture, GFUCapture, LevelCapture
+from s2fpn_lib.attention.recorder import AttentionRecorder, GFUCapture, LevelCapture
 from s2fpn_lib.attention.statistics import (
     attention_statistics,
     coarse_share,
     column_statistics,
     crb_passes,
-    gamma_statement,
     level_statistics,
     switched,
     untrained_warning,
-    without_strips,
 )
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.model import build_model
@@ -150,19 +148,6 @@ def test_untrained_networks_get_a_warning():
     assert untrained_warning(model) == ""
 
 
-def test_gamma_statement():
-    def level(name, gamma, share):
-        return LevelCapture(name, (2, 2), gamma=gamma, attended_share=torch.tensor(share))
-
-    levels = [level("apf1", 0.0, [0.0]), level("apf2", 0.4, [0.001, 0.003]), level("apf3", -0.1, [0.2, 0.4])]
-    statement = gamma_statement(Capture(torch.zeros(1), "v1", [*levels, LevelCapture("apf4", (2, 2))], None))
-    assert list(statement.index) == ["apf1", "apf2", "apf3"]
-    assert statement.loc["apf1", "influence"].startswith("none: gamma is 0")
-    assert statement.loc["apf2", "influence"].startswith("negligible")
-    assert statement.loc["apf3", "influence"] == "the strips make up 30.0% of the blend"
-    assert statement["attended_share"].tolist() == pytest.approx([0, 0.002, 0.3])
-
-
 def logits(model):
     with torch.inference_mode():
         return model.eval()(torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0)))
@@ -188,15 +173,3 @@ def test_a_switched_network_keeps_the_shared_weights(model, switches):
 def test_parts_with_weights_of_their_own_need_training(model):
     with pytest.raises(ValueError, match=r"apf=False needs weights .* train a network with this switch"):
         switched(model, apf=False)
-
-
-def test_without_strips_no_strip_has_an_influence(model):
-    silent = without_strips(model)
-    before = logits(silent)
-    assert not torch.equal(before, logits(model))
-    if model.config["revision"] == "v1":
-        torch.testing.assert_close(before, logits(switched(model, ssam=False)))  # relu(R) is R
-    for name, parameter in silent.named_parameters():
-        if ".shared." in name or name.endswith("ssam.fuse.weight") or ".value." in name:
-            parameter.data.normal_()
-    torch.testing.assert_close(logits(silent), before)

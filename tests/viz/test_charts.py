@@ -10,7 +10,7 @@ import torch
 from matplotlib import colors
 
 from s2fpn_lib.data import get_protocol
-from s2fpn_lib.metrics import Calibration, ConfusionMatrix
+from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.report.published import load_published
 from s2fpn_lib.viz.charts import (
     accuracy_speed,
@@ -18,7 +18,6 @@ from s2fpn_lib.viz.charts import (
     confusion_heatmap,
     gmacs_by_part,
     per_class_bars,
-    reliability_chart,
     training_curves,
 )
 from s2fpn_lib.viz.style import COLORS, MUTED
@@ -80,20 +79,6 @@ def test_class_bars_have_the_colors_of_their_classes_and_each_value_beside_its_b
     table = pd.DataFrame({"iou": shares}, index=PROTOCOL.classes)
     bars = per_class_bars(table, PROTOCOL).axes[0].patches
     np.testing.assert_allclose([bar.get_facecolor()[:3] for bar in bars], np.array(PROTOCOL.palette) / 255)
-
-
-def test_reliability_chart_by_hand():
-    calibration = Calibration()
-    logits = torch.tensor([[0.95, 0.95, 0.95, 0.6, 0.6], [0.05, 0.05, 0.05, 0.4, 0.4]]).log()
-    calibration.update(logits[None, :, None], torch.tensor([[[0, 0, 1, 0, 0]]]))
-    accuracy, risk, pixels = reliability_chart(calibration, bins=4).axes
-    assert accuracy.get_title(loc="left") == "expected calibration error 33.0 %"
-    points = accuracy.lines[1].get_xydata()
-    np.testing.assert_allclose(points[2:], [[0.6, 1], [0.95, 2 / 3]], atol=1e-6)
-    np.testing.assert_allclose([bar.get_height() for bar in pixels.patches], [0, 0, 0.4, 0.6])
-    kept, wrong = risk.lines[0].get_data()
-    np.testing.assert_allclose(kept[[0, -1]], [60, 100])  # the three pixels of 0.95 first
-    np.testing.assert_allclose(wrong[[0, -1]], [100 / 3, 20])
 
 
 def test_gmacs_by_part():
