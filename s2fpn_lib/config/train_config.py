@@ -95,16 +95,16 @@ class TrainConfig:
     init_from: str = ""  # weights to start from: a file (.safetensors, the author's .pth), run folder, or released name
     init_changes: tuple[str, ...] = ()  # "normalization" and switches in which the network may differ from init_from's
     # optimization
-    optimizer: str = "adam"
-    lr: float = 3e-4
+    optimizer: str = "adam"  # adam, adamw, or sgd
+    lr: float = 3e-4  # highest learning rate
     encoder_lr: float = 0.0  # learning rate of the encoder; 0: the same
     momentum: float = 0.9  # of sgd
-    weight_decay: float = 2e-4
+    weight_decay: float = 2e-4  # with adam an L2 penalty, as published
     decay_all: bool = True  # False: no decay on biases, normalization, PReLU slopes, and other one-dimensional weights
-    epochs: int = 150
+    epochs: int = 150  # passes over the training split
     warmup: int = 500  # iterations, at most a tenth of the run
     warmup_start: float = 1 / 3  # factor on the learning rate at the first iteration
-    poly_power: float = 0.9
+    poly_power: float = 0.9  # of the decay to 0 after the warm-up
     batch_size: int = 8  # per step, over all processes
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: float = 0.0  # decay of the averaged weights, which are validated and saved; 0: no averaging
@@ -113,17 +113,17 @@ class TrainConfig:
     class_weights: float = 1.10  # c of the class weights 1/ln(c + share); 0: no weights
     aux_weight: float = 1.0  # of each auxiliary loss
     aux_resolution: str = "label"  # or own, cheaper
-    ohem_threshold: float = 0.7
-    ohem_min_kept: float = 1 / 16
+    ohem_threshold: float = 0.7  # ohem keeps pixels whose true class is at most this probable
+    ohem_min_kept: float = 1 / 16  # and at least this share of all pixels
     lovasz_weight: float = 0.0  # of the Lovász-softmax term beside the criterion; 0: none
     distill_from: str = ""  # teacher network, given like init_from; empty: none
     distill_weight: float = 1.0  # of the distillation loss
     distill_temperature: float = 1.0  # divides the logits of both networks
     # execution
     amp: str = "off"  # off, bf16, fp16; auto: the fast precision of the device
-    channels_last: bool = True
-    compile: bool = False
-    seed: int = 0
+    channels_last: bool = True  # memory layout
+    compile: bool = False  # the network by torch.compile
+    seed: int = 0  # of initialization, order, augmentation, and dropout
     device: str = "auto"  # cpu, cuda, cuda:1; auto: cuda where there is one
     devices: int = 1  # processes per node, one per GPU or CPU processes; each gets an equal part of every batch
     nodes: int = 1  # machines that train together, see `train`
