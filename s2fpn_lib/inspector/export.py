@@ -58,23 +58,13 @@ def file_stem(state: State, inspections: Sequence[Inspection]) -> str:
 
 def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[str, Any]:
     """The view in numbers: image, state, and per model its provenance and the readouts of the pixel and the pins."""
-    return {
-        "image": inspections[0].picture.name,
-        "size": inspections[0].size,
-        "protocol": inspections[0].protocol.name,
-        "state": state.plain(),
-        "models": [
-            {
-                "name": inspection.model.name,
-                "revision": inspection.revision,
-                "provenance": inspection.model.provenance,
-                "warning": inspection.warning,
-                "pixel": asdict(readout(state, inspection)),
-                "pins": [asdict(pin) for pin in pin_readouts(state, inspection)],
-            }
-            for inspection in inspections
-        ],
-    }
+    first, models = inspections[0], []
+    for each in inspections:
+        about = {"name": each.model.name, "revision": each.revision, "provenance": each.model.provenance}
+        pins = list(map(asdict, pin_readouts(state, each)))
+        models.append({**about, "warning": each.warning, "pixel": asdict(readout(state, each)), "pins": pins})
+    shown = {"image": first.picture.name, "size": first.size, "protocol": first.protocol.name}
+    return {**shown, "state": state.plain(), "models": models}
 
 
 def export_html(path: str | Path, state: State, inspections: Sequence[Inspection]) -> Path:
@@ -142,7 +132,7 @@ def _content(state: State, inspections: Sequence[Inspection], most: float) -> di
 
 
 def _model(state: State, inspection: Inspection, most: float) -> dict[str, Any]:
-    probabilities = inspection.drawn(inspection.probabilities)
+    probabilities, levels = inspection.drawn(inspection.probabilities), readout(state, inspection).levels
     shares, ranked = probabilities.topk(min(3, inspection.protocol.num_classes), 0)
     ranked[0] = inspection.drawn(inspection.ids)  # topk may order equally probable classes differently
     return {
@@ -155,20 +145,14 @@ def _model(state: State, inspection: Inspection, most: float) -> dict[str, Any]:
         "shares": (shares.numpy() * 65535).round().astype("<u2"),
         "probabilities": (probabilities.sqrt().numpy() * 255).round().astype(np.uint8),
         "scale": level_scale(inspection).plain(),
-        "levels": [
-            _level(level, found, most)
-            for level, found in zip(inspection.levels, readout(state, inspection).levels, strict=True)
-        ],
+        "levels": [_level(*pair, most) for pair in zip(inspection.levels, levels, strict=True)],
     }
 
 
 def _level(level: LevelCapture, found: LevelReadout, most: float) -> dict[str, Any]:
     auxiliary, gates = level.auxiliary, level.gates
     data = {
-        "name": level.name,
-        "size": level.size,
-        "entries": found.entries,
-        "own_distribution": found.own_distribution,
+        **{name: getattr(found, name) for name in ("name", "size", "entries", "own_distribution")},
         "weight": found.weight(),
         "decides": None if auxiliary is None else auxiliary[0].argmax(0).numpy().astype(np.uint8),
         "gates": None if gates is None else gates[0].numpy().astype("<f4"),

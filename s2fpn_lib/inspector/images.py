@@ -47,10 +47,8 @@ def recorded_scores(model: NamedModel, dataset: SegmentationDataset, results: Pa
     for path in sorted(results.glob(f"11_evaluate/{folders}/evaluation.json")):
         found = Evaluation.load(path)
         if found.settings.items() >= {**plain, "data": dataset.digest()}.items():
-            scores = found.image_iou().nanmean(1).tolist()
-            return {
-                index: None if math.isnan(score) else score for index, score in zip(found.indices, scores, strict=True)
-            }
+            scores = zip(found.indices, found.image_iou().nanmean(1).tolist(), strict=True)
+            return {index: None if math.isnan(score) else score for index, score in scores}
     return {}
 
 

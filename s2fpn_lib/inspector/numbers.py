@@ -37,10 +37,6 @@ class LevelReadout:
     top: tuple[tuple[int, int, float], ...]
     decides: str  # class predicted here by the level's auxiliary head
 
-    def shape(self) -> str:
-        """The level's size as text, such as 45x60."""
-        return f"{self.size[0]}x{self.size[1]}"
-
     def weight(self) -> str:
         """How much the strips contribute at this level."""
         if self.gamma is None:
@@ -65,7 +61,7 @@ class LevelReadout:
 
     def sentence(self) -> str:
         """The level in one sentence."""
-        return f"{self.name}, {self.shape()}: {'; '.join(self.facts())}."
+        return f"{self.name}, {self.size[0]}x{self.size[1]}: {'; '.join(self.facts())}."
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,7 @@ def readout(state: State, inspection: Inspection) -> Readout:
     names = dict(enumerate(classes))
     truth = "" if label is None else names.get(int(label[state.y, state.x]), "not labeled")
     levels = tuple(_level_readout(state, inspection, index) for index in range(len(inspection.levels)))
-    entropy = float(torch.special.entr(p).sum()) / math.log(2)
-    unsure = entropy, float(margin(p))
+    unsure = float(torch.special.entr(p).sum()) / math.log(2), float(margin(p))
     return Readout(state.y, state.x, first, confidence, tuple(others), truth, *unsure, levels, inspection.seen)
 
 
@@ -135,27 +130,16 @@ def _level_readout(state: State, inspection: Inspection, index: int) -> LevelRea
     level = inspection.levels[index]
     place = inspection.on_level(level, state.y, state.x)
     axis = 0 if level.strip_axis == "width" else 1
-    gates, top, decides = (), (), ""
+    entries, gates, top, decides = "", (), (), ""
     if level.auxiliary is not None:
         decides = inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()]
     if level.gates is not None:
+        entries = ("rows", "columns")[axis]
         gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
         values = torch.from_numpy(level_values(inspection, index, state.y, state.x)).abs()
-        size, length = inspection.size[axis], len(values)
-        weights, order = values.topk(min(3, length))
-        top = tuple(
-            (math.ceil(entry * size / length), math.ceil((entry + 1) * size / length) - 1, weight)
-            for entry, weight in zip(order.tolist(), weights.tolist(), strict=True)
-        )
-    return LevelReadout(
-        name=level.name,
-        size=tuple(level.size),
-        pixel=place,
-        entries="" if level.gates is None else ("rows", "columns")[axis],
-        own_distribution=level.query is not None,
-        gamma=level.gamma,
-        share=None if level.attended_share is None else float(level.attended_share[0]),
-        gates=tuple(map(float, gates)),
-        top=top,
-        decides=decides,
-    )
+        edges = [math.ceil(entry * inspection.size[axis] / len(values)) for entry in range(len(values) + 1)]
+        order = values.argsort(descending=True, stable=True)[:3].tolist()
+        top = tuple((edges[entry], edges[entry + 1] - 1, float(values[entry])) for entry in order)
+    own, share = level.query is not None, None if level.attended_share is None else float(level.attended_share[0])
+    gates, size = tuple(map(float, gates)), tuple(level.size)
+    return LevelReadout(level.name, size, place, entries, own, level.gamma, share, gates, top, decides)

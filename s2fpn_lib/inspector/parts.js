@@ -18,7 +18,7 @@ function modelPart(viewer, index) {
     plot.setAttribute("aria-hidden", "true"); // the caption says it in words
     const caption = element("div", { className: "s2fpn-caption" });
     const stride = level.step > 1 ? `, every ${level.step === 2 ? "2nd" : "3rd"} pixel kept` : "";
-    const size = element("span", { className: "s2fpn-muted" }, ` ${level.size.join("x")}${stride}  ${level.weight.split(", ").pop()}`);
+    const size = element("span", { className: "s2fpn-muted" }, ` ${level.size.join("x")}${stride}  ${level.weight.split(", ").pop().replace(" of the blend", "")}`);
     const node = element("div", { className: "s2fpn-level" }, element("div", { className: "s2fpn-head", title: level.weight }, element("b", {}, level.name), size),
       element("div", { className: "s2fpn-frame" }, canvas), ...(level.gates ? [plot] : []), caption);
     return { canvas, plot, caption, node };

@@ -56,7 +56,7 @@ function drawLevel(canvas, scene, model, level, values) {
 }
 
 // The numbers of a level over the image columns (or rows), with axes; a line marks the chosen pixel's own
-const PLOT = { left: 24, right: 4, top: 6, bottom: 15 };
+const PLOT = { left: 32, right: 4, top: 6, bottom: 15 };
 function drawPlot(canvas, scene, model, level, values) {
   const wide = canvas.clientWidth, high = canvas.clientHeight, ratio = window.devicePixelRatio || 1;
   if (!wide) return;

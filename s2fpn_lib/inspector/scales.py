@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from torch import Tensor
 
 from s2fpn_lib.inspector.state import Inspection, State
-from s2fpn_lib.viz.style import ATTENTION_CMAP, CONFIDENCE_CMAP, GATE_CMAP
+from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, CONFIDENCE_CMAP, GATE_CMAP
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Scale:
 
 UNIT = Normalize(0, 1, clip=True), (0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "0.5", "0.75", "1")
 BITS = Normalize(0, 2, clip=True), (0, 0.5, 1, 1.5, 2), ("0", "0.5", "1", "1.5", "≥ 2")  # 2: of four equal classes
-FACTORS = LogNorm(0.1, 100, clip=True), (0.1, 1, 10, 100), ("≤ 0.1", "1", "10", "≥ 100")
+FACTORS = LogNorm(*ATTENTION_RANGE, clip=True), (0.1, 1, 10, 100), ("≤ 0.1", "1", "10", "≥ 100")
 # In each of these but the last, yellow means sure and blue unsure
 SCALES = {
     "confidence": Scale("probability of the predicted class", *UNIT),
@@ -71,7 +71,7 @@ def view_values(state: State, inspection: Inspection, other: Inspection | None =
 def margin(probabilities: Tensor) -> Tensor:
     """(K, ...) -> (...), the largest minus the second largest probability; the largest where there is one class."""
     first, *second = probabilities.topk(min(2, len(probabilities)), 0).values
-    return first - second[0] if second else first
+    return first - sum(second)
 
 
 def level_scale(inspection: Inspection) -> Scale:
@@ -86,5 +86,8 @@ def level_scale(inspection: Inspection) -> Scale:
 
 def level_values(inspection: Inspection, index: int, y: int, x: int) -> np.ndarray:
     """(L,) numbers that a level draws at the pixel (y, x), as `level_scale` has them."""
-    values = inspection.strips(inspection.levels[index], y, x).numpy()
-    return values * len(values) if inspection.levels[index].query is not None else values
+    level = inspection.levels[index]
+    if level.query is None:
+        return (level.gates[0, 0] - level.gates[0, 1]).numpy()
+    attention = level.column_attention(*inspection.on_level(level, y, x))[0].numpy()
+    return attention * len(attention)

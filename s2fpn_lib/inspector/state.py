@@ -1,10 +1,4 @@
-"""What the inspector looks at, all immutable: a model, a picture, what the model computes for it, the chosen pixel.
-
-model = NamedModel.load("s2fpn_lite-camvid")
-picture = Picture.of_file("street.png", "protocol", protocol)
-inspection = inspect(model, picture, protocol)     # the only forward pass
-state = State(y=120, x=200).pinned()
-"""
+"""What the inspector looks at, all immutable: a model, a picture, what the model computes for it, the chosen pixel."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -66,10 +60,6 @@ class NamedModel:
         file = provenance["checkpoint"].removesuffix(".safetensors")
         name = path_or_name if path_or_name in released_names() else file
         return cls(name, network, provenance, str(path_or_name))
-
-    def seen_among(self, dataset: SegmentationDataset, indices: Sequence[int]) -> str:
-        """The caveat for scores of images that the model was trained on; empty if it has seen none of them."""
-        return seen_caveat(count_seen(self.network, dataset, indices), len(indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +134,6 @@ class Inspection:
         """(y, x) on the level of the image's pixel (y, x)."""
         return y * level.size[0] // self.size[0], x * level.size[1] // self.size[1]
 
-    def strips(self, level: LevelCapture, y: int, x: int) -> Tensor:
-        """(L,); v2: the distribution of pixel (y, x) over the strip entries; v1: the first gate minus the second."""
-        if level.query is None:
-            return level.gates[0, 0] - level.gates[0, 1]
-        return level.column_attention(*self.on_level(level, y, x))[0]
-
 
 @dataclass(frozen=True)
 class State:
@@ -177,8 +161,7 @@ class State:
     @classmethod
     def of_plain(cls, values: Mapping[str, Any]) -> Self:
         """The state of what `plain` returned."""
-        pins = tuple((int(y), int(x)) for y, x in values["pins"])
-        return cls(**{**values, "hidden": frozenset(values["hidden"]), "pins": pins})
+        return cls(**{**values, "hidden": frozenset(values["hidden"]), "pins": tuple(map(tuple, values["pins"]))})
 
     def plain(self) -> dict[str, Any]:
         """The state as JSON holds it."""
@@ -197,13 +180,8 @@ class State:
 
 def available_views(inspections: Sequence[Inspection]) -> list[str]:
     """The views that can be drawn of an image, with or without a label, and of one or two models."""
-    missing = () if len(inspections) > 1 else PAIR_VIEWS
-    return [view for view in VIEWS if view not in (*missing, *missing_views(inspections[0]))]
-
-
-def missing_views(inspection: Inspection) -> tuple[str, ...]:
-    """The views that need a label, for an image without one."""
-    return LABEL_VIEWS if inspection.picture.label is None else ()
+    missing = LABEL_VIEWS * (inspections[0].picture.label is None) + PAIR_VIEWS * (len(inspections) < 2)
+    return [view for view in VIEWS if view not in missing]
 
 
 def label_ids(source: str | Path | Upload, protocol: Protocol) -> Tensor:
@@ -238,17 +216,10 @@ def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspecti
         numbers = f"{model.name} predicts {classes} classes, but {protocol.name} has {protocol.num_classes}"
         raise ValueError(f"{numbers}: give a model that was trained on it")
     seen = count_seen(network, picture.sample[0], [picture.sample[1]]) if picture.sample else 0
-    return Inspection(
-        model,
-        picture,
-        protocol,
-        probabilities=capture.logits[0].softmax(0).cpu(),
-        ids=class_ids(capture.logits)[0].to("cpu", torch.uint8),
-        levels=[level.of_image(0) for level in capture.levels],
-        revision=capture.revision,
-        warning=untrained_warning(network) or seen_caveat(seen, 1),
-        seen=bool(seen),
-    )
+    p, ids = capture.logits[0].softmax(0).cpu(), class_ids(capture.logits)[0].to("cpu", torch.uint8)
+    levels = [level.of_image(0) for level in capture.levels]
+    warning = untrained_warning(network) or seen_caveat(seen, 1)
+    return Inspection(model, picture, protocol, p, ids, levels, capture.revision, warning, bool(seen))
 
 
 def _expanded(source: str | Path | Upload) -> Path | Upload:

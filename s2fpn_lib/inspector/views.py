@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from s2fpn_lib.inspector.numbers import pin_readouts, readout, revision_note
 from s2fpn_lib.inspector.scales import SCALES, Scale, level_scale, level_values, view_values
-from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, PAIR_VIEWS, Inspection, State, missing_views
+from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, Inspection, State, available_views
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, INK, styled
 
@@ -103,7 +103,7 @@ def _layer(state: State, inspection: Inspection, other: Inspection | None) -> tu
     """The view's colors (h, w, 3), and a mask (h, w) of the pixels where they are drawn, None for the image alone."""
     protocol, view = inspection.protocol, state.view
     ids = shown = inspection.drawn(inspection.ids)
-    if view == "image" or view in missing_views(inspection) or (view in PAIR_VIEWS and other is None):
+    if view == "image" or view not in available_views([inspection, *([other] if other else [])]):
         return np.zeros((*ids.shape, 3)), None
     if view in LABEL_VIEWS:
         shown = inspection.drawn(inspection.picture.label)
@@ -118,9 +118,7 @@ def _layer(state: State, inspection: Inspection, other: Inspection | None) -> tu
     return colorize(shown, protocol), drawn
 
 
-def _with_cross(
-    picture: np.ndarray, y: int, x: int, color: tuple[int, int, int], *, arm: int, thick: int = 0
-) -> np.ndarray:
+def _with_cross(picture: np.ndarray, y: int, x: int, color: tuple[int, ...], arm: int, thick: int = 0) -> np.ndarray:
     """A copy with a dark-rimmed cross around (y, x); the pixel itself and its neighbors stay visible."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
@@ -162,7 +160,7 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
         axes["text"].text(0, 1, words, va="top", fontsize=9.5, color=color, linespacing=1.4)
     for index, level in enumerate(found.levels):
         _show(axes[level.name], render_level(state, inspection, index))
-        axes[level.name].set_title(f"{level.name}  {level.shape()}", fontsize=10)
+        axes[level.name].set_title(f"{level.name}  {level.size[0]}x{level.size[1]}", fontsize=10)
         caption = "\n".join(textwrap.fill(fact, 36) for fact in level.facts())
         axes[level.name].set_xlabel(caption, fontsize=9, loc="left")
     if found.levels[0].gates:

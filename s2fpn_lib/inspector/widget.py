@@ -17,6 +17,7 @@ import traitlets
 from IPython.display import HTML, display
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
+from s2fpn_lib.evaluate import count_seen, seen_caveat
 from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script, still
 from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
 from s2fpn_lib.inspector.numbers import readout
@@ -85,14 +86,10 @@ class Inspector(anywidget.AnyWidget):
         """Runs every model on the picture and shows it; the chosen pixel stays if it lies inside."""
         self._show([inspect(each.model, picture, self.protocol) for each in self.inspections], pins=())
 
-    def choose(self, which: int, model: NamedModel) -> None:
-        """Shows another model: 0 is the first, 1 the second."""
-        shown = inspect(model, self.inspections[0].picture, self.protocol)
-        self._show([*self.inspections[:which], shown, *self.inspections[which + 1 :]])
-
-    def compare(self, second: NamedModel | None) -> None:
-        """Shows another model next to the first one; None closes the second model."""
-        self.choose(1, second) if second else self._show(self.inspections[:1])
+    def choose(self, which: int, model: NamedModel | None) -> None:
+        """Shows another model: 0 is the first, 1 the second; None closes the second."""
+        shown = [inspect(model, self.inspections[0].picture, self.protocol)] if model else []
+        self._show([*self.inspections[:which], *shown, *self.inspections[which + 1 :]])
 
     def _show(self, inspections: list[Inspection], **changes: Any) -> None:
         state, views = replace(self.state, **changes), available_views(inspections)
@@ -123,8 +120,8 @@ class Inspector(anywidget.AnyWidget):
         return index if dataset is self.dataset else None
 
     def _about(self) -> str:
-        model, data = self.inspections[0].model, self.dataset
-        seen = model.seen_among(data, strip_indices(data))
+        model, data, indices = self.inspections[0].model, self.dataset, strip_indices(self.dataset)
+        seen = seen_caveat(count_seen(model.network, data, indices), len(indices))
         images = f"images of {protocol_name(data.name)} {data.split}"
         return f"mIoU of {model.name} on {images}, worst first{seen and f'. {seen}'}."
 
@@ -172,10 +169,8 @@ class Inspector(anywidget.AnyWidget):
         self._show([replace(each, picture=picture) for each in self.inspections])
 
     def _do_model(self, which: int, path: str) -> None:
-        if which and not path:
-            return self.compare(None)
         device = next(self.inspections[0].model.network.parameters()).device
-        return self.choose(which, NamedModel.load(path.strip(), device=device))
+        self.choose(which, NamedModel.load(path.strip(), device=device) if path or not which else None)
 
     def _do_save(self) -> None:
         picture, record = save_inspection(self.results, self.state, self.inspections)
@@ -190,7 +185,7 @@ class Inspector(anywidget.AnyWidget):
         """The widget, and for readers without a kernel the still figure and the readout."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         figure = io.BytesIO()
-        inspection_figure(self.state, self.inspections).savefig(figure, format="png", dpi=80)
+        inspection_figure(self.state, self.inspections).savefig(figure, format="png", dpi=90)
         text = "\n".join(f"{each.model.name}: {readout(self.state, each).text()}" for each in self.inspections)
         still_figure = {"text/plain": text, "image/png": base64.b64encode(figure.getvalue()).decode()}
         return data | still_figure, metadata

@@ -379,7 +379,7 @@ def test_exported_page_works_without_kernel_and_network(page, exported):
             section = page.locator(".s2fpn-model").nth(model)
             for level, shown in zip(expected.levels, section.locator(".s2fpn-level .s2fpn-picture").all(), strict=True):
                 spoken = shown.get_attribute("aria-label")
-                assert spoken.startswith(f"{level.name}, {level.shape()}: {level.weight()}; ")
+                assert spoken.startswith(f"{level.name}, {level.size[0]}x{level.size[1]}: {level.weight()}; ")
                 assert spoken.endswith(f"auxiliary head: {level.decides}.")
                 assert spoken == level.sentence() or model == 1, "of a large v2 level, not every pixel is kept"
     spoken = page.locator(".s2fpn-live")

@@ -41,11 +41,12 @@ def test_v2_top_entries_of_the_pixel(strip_axis):
             assert found.pixel == (h, w)
             assert found.gates == pytest.approx(level.gates[0][:, h, w].tolist())
             p = distribution(level, h, w)
-            weights, order = p.topk(min(3, len(p)))
-            relative = (weights * len(p)).tolist()  # 1: uniform
+            relative = (p.topk(min(3, len(p))).values * len(p)).tolist()  # 1: uniform
             assert [weight for *_, weight in found.top] == pytest.approx(relative, rel=1e-4)
-            for (first, last, _), entry in zip(found.top, order.tolist(), strict=True):
+            for first, last, weight in found.top:
+                entry = first * len(p) // side
                 assert [i for i in range(side) if i * len(p) // side == entry] == list(range(first, last + 1))
+                assert weight == pytest.approx(float(p[entry] * len(p)), rel=1e-4)
             assert found.decides == PROTOCOL.classes[level.auxiliary[0, :, h, w].argmax()]
             assert f"attends most to {entries} {found.top[0][0]}-" in found.sentence()
 

@@ -110,7 +110,7 @@ def test_thumbnails_and_their_scores(inspector, ask, dataset):
 
 
 def test_models(inspector, ask, passes):
-    inspector.compare(NamedModel("second", network(revision="v2")))
+    inspector.choose(1, NamedModel("second", network(revision="v2")))
     assert len(passes) == 1, "the first model is not run again"
     assert [each.model.name for each in inspector.inspections] == ["first", "second"]
     inspector.apply(State(view="disagreement", before="other model"))
@@ -125,7 +125,7 @@ def test_models(inspector, ask, passes):
     ask("model", which=0, path="s2fpn_lite-camvid")
     assert [each.model.name for each in inspector.inspections] == ["s2fpn_lite-camvid"]
     with pytest.raises(ValueError, match="third predicts 5 classes, but roadscenes has 11"):
-        inspector.compare(NamedModel("third", build_model("s2fpn_lite", num_classes=5)))
+        inspector.choose(1, NamedModel("third", build_model("s2fpn_lite", num_classes=5)))
     assert len(inspector.inspections) == 1
 
 
