@@ -144,15 +144,6 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
 
 
 @styled
-def gmacs_by_part(parts: pd.DataFrame, title: str = "") -> Figure:
-    """Bars of `macs_by_part` in 1e9 multiply-accumulates: one group per row (network part), one bar per column."""
-    axis = parts.plot.bar(figsize=(9, 3.2), width=0.8, color=COLORS, rot=0, xlabel="", ylabel="GMACs", title=title)
-    axis.grid(axis="x", visible=False)
-    axis.figure.set_layout_engine("constrained")
-    return axis.figure
-
-
-@styled
 def speed_growth(rows: pd.DataFrame) -> Figure:
     """Milliseconds against megapixels of rows of `measure_rows` of one stage, one line per network and backend."""
     figure, axis = plt.subplots(figsize=(9, 4.8), layout="constrained")

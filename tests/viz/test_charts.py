@@ -16,7 +16,6 @@ from s2fpn_lib.viz.charts import (
     accuracy_speed,
     class_shares_bars,
     confusion_heatmap,
-    gmacs_by_part,
     per_class_bars,
     training_curves,
 )
@@ -79,16 +78,6 @@ def test_class_bars_have_the_colors_of_their_classes_and_each_value_beside_its_b
     table = pd.DataFrame({"iou": shares}, index=PROTOCOL.classes)
     bars = per_class_bars(table, PROTOCOL).axes[0].patches
     np.testing.assert_allclose([bar.get_facecolor()[:3] for bar in bars], np.array(PROTOCOL.palette) / 255)
-
-
-def test_gmacs_by_part():
-    parts = pd.DataFrame({"v1": [9.0, 3.0, 0.5], "v2": [9.0, 5.0, 1.0]}, index=["encoder", "APF", "head"])
-    axis = gmacs_by_part(parts, "two revisions").axes[0]
-    assert [bar.get_height() for bar in axis.patches] == [*parts["v1"], *parts["v2"]]
-    middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches]
-    assert np.round(middles).tolist() == [0, 1, 2] * 2  # each bar in the group of its part
-    assert [label.get_text() for label in axis.get_xticklabels()] == list(parts.index)
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(parts)
 
 
 @pytest.mark.parametrize("dataset", ["cityscapes", "camvid"])
