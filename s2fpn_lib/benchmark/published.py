@@ -1,7 +1,7 @@
-"""The published implementation of inference, metric, loader, and training step: the reference of the benchmarks.
+"""The published implementation of inference, loader, and training step: the reference of the benchmarks.
 
 Each part does what the scripts of github.com/mohamedac29/S2-FPN do. Inference (eval_fps.py): contiguous layout, four
-auxiliary heads whose logits nobody reads, and a recorded graph. Metric: a Python loop over the pixels. Loader: decodes
+auxiliary heads whose logits nobody reads, and a recorded graph. Loader: decodes
 image and label at each access, resizes both whole by the random scale, subtracts the mean in float32, pads, crops,
 transposes, and flips. Training step (train.py): contiguous layout, five logits maps at the label's size with a weighted
 cross-entropy each, plain Adam, a new scheduler and `loss.item()` in each step.
@@ -48,15 +48,6 @@ def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: 
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
     return calls * len(x) / (time.perf_counter() - start)
-
-
-def pixel_loop_matrix(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) int64 counts, rows = label, of (H, W) ids; label ids from `num_classes` on are not scored."""
-    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
-    for truth, guess in zip(label.flatten(), pred.flatten(), strict=True):
-        if truth < num_classes:
-            matrix[truth, guess] += 1
-    return matrix
 
 
 class PublishedDataset(torch.utils.data.Dataset):

@@ -1,4 +1,4 @@
-"""Speed of the training step, loader, and metric, each in turns with the published implementation.
+"""Speed of the training step and the loader, each in turns with the published implementation.
 
 One row per implementation, named in its column `way`. A row holds its protocol and: p50_ms, p90_ms, spread, repeats,
 calls, and the ratio to the published implementation with ratio_low and ratio_high of the repeats.
@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.inference import CPU, session
-from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep, pixel_loop_matrix
+from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import open_dataset, train_loader
@@ -35,7 +34,6 @@ from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import keep_freed_memory
-from s2fpn_lib.metrics import ConfusionMatrix
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
@@ -152,35 +150,6 @@ def measure_loader(
         row = {**protocol, "way": implementation, "workers": count, **timing.row(), "cache_correct": correct}
         row |= {"spread": throughput.row()["spread"], "samples_per_s": round(batch / throughput.p50, 2)}
         yield {**row, **throughput.ratio_row(timings["published", 0].averaged()), **session(CPU)}
-
-
-def measure_metric(size: tuple[int, int], num_classes: int = 11, **stopwatch: Any) -> Iterator[dict[str, Any]]:
-    """Rows of the confusion matrix of one prediction of `size`: published loop over pixels, bincount, ConfusionMatrix.
-
-    Raises RuntimeError if the three matrices differ.
-    """
-    scenes = RoadScenes("val", size=size, count=2)
-    label, pred = scenes[0][1], scenes[1][1].clamp(max=num_classes - 1)
-    calls = {
-        "published": lambda: pixel_loop_matrix(pred.numpy(), label.numpy(), num_classes),
-        "bincount": lambda: bincount_matrix(pred, label, num_classes),
-        "workbench": lambda: ConfusionMatrix(num_classes, ignore_index=num_classes).update(pred, label)[0],
-    }
-    expected = calls["published"]()
-    for implementation, call in calls.items():
-        if not np.array_equal(call(), expected):
-            raise RuntimeError(f"{implementation}: the counts differ from those of the published loop")
-    timings = time_in_turns(calls, CPU, **stopwatch)
-    for implementation, timing in timings.items():
-        row = {"height": size[0], "width": size[1], "classes": num_classes, "way": implementation, "exact": True}
-        yield {**row, **timing.row(), **timing.ratio_row(timings["published"]), **session(CPU)}
-
-
-def bincount_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """(K, K) counts: bincount of label * K + prediction over the scored pixels."""
-    scored = label < num_classes
-    code = label[scored].long() * num_classes + pred[scored].long()
-    return torch.bincount(code, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def endless(loader: Iterable[Any]) -> Iterator[Any]:

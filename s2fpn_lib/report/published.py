@@ -14,8 +14,6 @@ from s2fpn_lib.report.tables import (
     over_seeds,
     percent,
     seen_words,
-    split_by_protocol,
-    words,
 )
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
@@ -27,32 +25,25 @@ def load_published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED).fillna({"revision": ""})
 
 
-def published_tables() -> dict[str, pd.DataFrame]:
-    """{dataset / protocol / input: network, split, mean IoU, speed, device, source}, Cityscapes first."""
-    published = load_published().sort_values("dataset", kind="stable", ascending=False)
-    published["network"] = list(map(network_name, published["model"], published["revision"]))
-    published["miou"] = published["miou_percent"] / 100
-    columns = ["network", "split", "miou", "fps", "device", "source"]
-    return {key: words(rows[columns]) for key, rows in split_by_protocol(published).items()}
-
-
 def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
     """Measured mean mIoU per network beside the published values, each protocol and source in a column of its own.
 
     measured: evaluation rows of one protocol. Each recipe of a network has its own mean and number of runs (n).
     """
     protocol = one_protocol(measured)
-    cells: dict[str, dict[str, str]] = {}
+    found = []
     for (split, model, revision), rows in measured.groupby(["split", "model", "revision"], sort=False):
         recipes = over_seeds(rows, ["miou"])
         means = map(percent, recipes["miou"], recipes["miou_std"])
         texts = [f"{mean} (n {n}{s})" for mean, n, s in zip(means, recipes["runs"], _seen(recipes), strict=True)]
-        cells.setdefault(f"measured here: {split}", {})[network_name(model, revision)] = "; ".join(texts)
+        found.append((network_name(model, revision), f"measured here: {split}", "; ".join(texts)))
     published = load_published()
     for row in published[published["dataset"] == get_protocol(protocol).dataset].itertuples():
-        column = cells.setdefault(f"{row.protocol}, {row.split}, {row.input}", {})
-        column[network_name(row.model, row.revision)] = percent(row.miou_percent / 100)
-    return pd.DataFrame(cells).fillna("").rename_axis("network").reset_index()
+        where = f"{row.protocol}, {row.split}, {row.input}"
+        found.append((network_name(row.model, row.revision), where, percent(row.miou_percent / 100)))
+    cells = pd.DataFrame(found, columns=["network", "where", "miou"])
+    table = cells.pivot(index="network", columns="where", values="miou").fillna("")
+    return table[cells["where"].unique()].rename_axis(columns=None).reset_index()
 
 
 def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,8 @@
-"""Tables of speed, parameters, and multiply-accumulates, and the remarks on rows whose times mean little."""
-
-import itertools
+"""Tables of speed, and the remarks on rows whose times mean little."""
 
 import pandas as pd
 
-from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed, network_cost
+from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed
 from s2fpn_lib.report.tables import network_name, percent, protocol_name, provenance, seen_words, words
 
 NOISY, FREE = 0.15, 0.9  # the largest spread over the repeats, and the least share of its cores that a process gets
@@ -40,15 +38,6 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     alone = reference.groupby([known[c] for c in (*same, "stage")], dropna=False).transform("any")
     ratios = {c: rows[c].astype(float).mask(alone | (remarks != "")) for c in RATIOS if c in rows}
     return rows.assign(remark=remarks, **ratios)
-
-
-def cost_table() -> pd.DataFrame:
-    """Parameters and multiply-accumulates of the inference path at 512x1024 with 19 classes, counted afresh."""
-    rows = []
-    for network in itertools.product(("s2fpn_lite", "s2fpn18", "s2fpn34", "s2fpn34m"), ("v1", "v2")):
-        cost = network_cost(*network, "none", 19, (512, 1024))  # the input of the published numbers
-        rows.append({"network": network_name(*network), "parameters": cost.parameters, "gmacs": cost.gigamacs})
-    return words(pd.DataFrame(rows))
 
 
 def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:

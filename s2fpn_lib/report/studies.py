@@ -4,9 +4,7 @@ Two variants that are trained with one seed share initialization and batches whe
 less than either score.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -158,13 +156,3 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
     axis.set(xlim=(-reach, reach), xlabel="mean IoU: difference to the full network, in points")
     axis.grid(axis="y", visible=False)
     return figure
-
-
-def mean_curves(rows: pd.DataFrame, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict]]:
-    """{variant: rows for `training_curves`}: loss and validation mIoU per epoch, mean over the variant's seeds."""
-    found: dict[str, list[pd.DataFrame]] = {}
-    for name, folder in zip(short_names(rows), rows["evaluation"], strict=True):
-        if run := curves.get(f"{folder}/run"):
-            found.setdefault(name, []).append(pd.DataFrame(run).reindex(columns=["epoch", "loss", "val_miou"]))
-    means = {name: pd.concat(frames).groupby("epoch", as_index=False).mean() for name, frames in found.items()}
-    return {name: mean.to_dict("records") for name, mean in means.items()}

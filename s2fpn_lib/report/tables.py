@@ -223,15 +223,6 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     return out.join(words(runs[["val_miou"]].astype(float)))
 
 
-def baseline_table(rows: pd.DataFrame, root: str | Path) -> pd.DataFrame:
-    """Scores of the majority baselines that 11_evaluate recorded for the rows' evaluations under `root`."""
-    files = [Path(root) / folder / "baselines.csv" for folder in rows["evaluation"]]
-    found = [pd.read_csv(path).drop(columns="protocol") for path in files if path.exists()]
-    if not found:
-        return pd.DataFrame()
-    return words(pd.concat(found).drop_duplicates(["baseline", "split", "images"], ignore_index=True))
-
-
 def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
     """How the rows' numbers came about, as one line: what all rows share, seeds, checkpoints, and code versions."""
     shared = [(c, rows[c].iloc[0]) for c in columns if c in rows and rows[c].nunique(dropna=False) == 1]

@@ -33,16 +33,11 @@ def majority_baselines(dataset: SegmentationDataset, *, limit: int | None = None
             matrices[name].update(_resized(guess, label.shape), label)
     common = {"protocol": protocol.name, "split": dataset.split, "images": len(indices)}
     named = {"commonest class": protocol.classes[everywhere]}
-    return [
-        {
-            "baseline": name,
-            "class": named.get(name),
-            **common,
-            "miou": each.miou(),
-            "pixel_accuracy": each.pixel_accuracy(),
-        }
-        for name, each in matrices.items()
-    ]
+    rows = []
+    for name, each in matrices.items():
+        scores = {"miou": each.miou(), "pixel_accuracy": each.pixel_accuracy()}
+        rows.append({"baseline": name, "class": named.get(name), **common, **scores})
+    return rows
 
 
 def _resized(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

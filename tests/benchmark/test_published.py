@@ -2,14 +2,12 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from s2fpn_lib.benchmark import published as module
-from s2fpn_lib.benchmark.published import PublishedInference, eval_fps, pixel_loop_matrix
-from s2fpn_lib.metrics import ConfusionMatrix
+from s2fpn_lib.benchmark.published import PublishedInference, eval_fps
 from s2fpn_lib.model import build_model
 
 
@@ -49,11 +47,3 @@ def test_eval_fps_counts_images_over_the_clock(monkeypatch):
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert eval_fps(calls.append, torch.zeros(2, 3, 4, 4), warmup=3, calls=8) == 8 * 2 / 4.0
     assert len(calls) == 3 + 8
-
-
-def test_the_pixel_loop_counts_as_the_confusion_matrix_does():
-    rng = np.random.default_rng(0)
-    pred, label = rng.integers(0, 5, (20, 30)), rng.integers(0, 6, (20, 30))  # 5 is ignored
-    ours = ConfusionMatrix(5, ignore_index=5)
-    ours.update(torch.from_numpy(pred), torch.from_numpy(label))
-    assert np.array_equal(pixel_loop_matrix(pred, label, 5), ours.matrix.numpy())

@@ -11,7 +11,7 @@ from s2fpn_lib.benchmark import training as benchmarks
 from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep
 from s2fpn_lib.benchmark.timing import Timing
-from s2fpn_lib.benchmark.training import bincount_matrix, make_step, measure_loader, measure_metric, measure_training
+from s2fpn_lib.benchmark.training import make_step, measure_loader, measure_training
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.data.camvid import CamVid
 from s2fpn_lib.data.files import Cityscapes
@@ -145,15 +145,3 @@ def test_rows_of_the_loader(small_files, run_once):
     rows = list(measure_loader("camvid", (32, 32), 2, images=3, workers=[0, 1]))
     assert [(row["way"], row["workers"]) for row in rows] == [("published", 0), ("workbench", 0), ("workbench", 1)]
     assert all(row["cache_correct"] and row["samples_per_s"] > 0 for row in rows)
-
-
-def test_rows_of_the_metric_are_exact(run_once):
-    rows = list(measure_metric((32, 48)))
-    assert [row["way"] for row in rows] == ["published", "bincount", "workbench"]
-    assert rows[0]["ratio"] == 1
-
-
-def test_different_counts_are_an_error(monkeypatch):
-    monkeypatch.setattr(benchmarks, "bincount_matrix", lambda *a: bincount_matrix(*a) + 1)
-    with pytest.raises(RuntimeError, match="bincount: the counts differ"):
-        list(measure_metric((32, 48)))

@@ -83,9 +83,6 @@ def test_published_rows_of_different_input_sizes_are_different_protocols():
         tables.one_protocol(rows[rows["dataset"] == "camvid"])
     for part in tables.split_by_protocol(rows).values():
         tables.one_protocol(part)
-    shown = pd.concat(published.published_tables().values())
-    assert len(shown) == len(rows)
-    assert {"DDRNet-23-slim", "S2-FPN34M v2", "PIDNet-S"} <= set(shown["network"])
 
 
 def test_published_numbers_have_sources():

@@ -110,12 +110,6 @@ def test_bars_are_means_and_dots_are_seeds():
         studies.ablation_bars(pd.DataFrame([row("full", 0, 0.5), row("no-ssam", 1, 0.5)]))
 
 
-def test_curves_are_means_over_seeds():
-    rows = pd.DataFrame([{**each, "evaluation": f"e{each['seed']}"} for each in FULL])
-    curves = {f"e{seed}/run": [{"epoch": 1, "loss": seed, "val_miou": 0.1 * seed}] for seed in range(3)}
-    assert studies.mean_curves(rows, curves) == {"full": [{"epoch": 1, "loss": 1, "val_miou": pytest.approx(0.1)}]}
-
-
 def test_a_committed_study_gives_the_numbers_of_its_readme():
     """Those of results/ablation-lite/README.md, and by hand from its runs.csv."""
     rows = studies.recorded_study(PROJECT / "results" / "ablation-lite")
