@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from s2fpn_lib.checkpoint import load_model, read_metadata, save_weights
+from s2fpn_lib.checkpoint import RELEASED, load_model, read_metadata, save_weights
 from s2fpn_lib.data import Subset, get_protocol, open_dataset
 from s2fpn_lib.model import build_model
 from tests.loading import load_file
@@ -147,3 +147,15 @@ def test_too_large_file_leaves_the_released_one(script, release, monkeypatch, tm
     with pytest.raises(SystemExit, match="a released weight has at most 1"):
         release(f"only={finished_run(tmp_path / 'run1', 1)}")
     assert contents(tmp_path / "weights") == {"small.safetensors": before}
+
+
+def test_each_released_file_has_a_card_with_its_checksum():
+    """Together at most 40 MB, so that a clone stays small."""
+    files = sorted(RELEASED.glob("*.safetensors"))
+    assert {path.stem for path in files} >= {"s2fpn_lite-camvid", "s2fpn_lite-camvid-train"}
+    cards = {path.name: path.read_text() for path in RELEASED.glob("*.md")}
+    for path in files:
+        (card,) = (text for text in cards.values() if text.startswith(f"# Model card: {path.stem}\n"))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+        assert f"{path.stat().st_size / 1e6:.1f} MB" in card
+    assert sum(path.stat().st_size for path in files) < 40e6
