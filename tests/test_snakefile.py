@@ -159,7 +159,7 @@ def test_failed_variant_is_listed_and_the_others_finish(cluster):
     folder = run_folder(results, "camvid")
     (failure,) = failures(results)
     assert failure["folder"] == f"studies/tiny/{folder.name}"
-    assert failure["cell"] == "config = chosen.config"
+    assert failure["cell"] == "trained = {}"
     assert "DatasetNotFound: camvid was not found" in failure["error"]
     listing = said[said.index("1 notebooks of the studies failed") :]
     assert f"20_ablation.ipynb, cell: {failure['cell']}" in listing
