@@ -9,16 +9,19 @@ import io
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import numpy as np
 import traitlets
 from IPython.display import HTML, display
+from PIL import Image
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.evaluate import count_seen, seen_caveat
-from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script, still
+from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script
 from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
 from s2fpn_lib.inspector.numbers import readout
 from s2fpn_lib.inspector.state import (
@@ -33,12 +36,12 @@ from s2fpn_lib.inspector.state import (
     inspect,
     label_ids,
 )
-from s2fpn_lib.inspector.views import inspection_figure
+from s2fpn_lib.inspector.views import inspection_figure, jpeg
 from s2fpn_lib.report.tables import protocol_name
 
 # The still figure below the widget is hidden where the widget, or its own still figure, is shown
 STILL = """<style>.jp-OutputArea:has(.s2fpn-viewer, .jp-RenderedImage) .s2fpn-still {{display: none}}</style>
-<div class="s2fpn-still">{}</div>"""
+<div class="s2fpn-still"><img alt="{}" src="data:image/jpeg;base64,{}"></div>"""
 
 
 class Inspector(anywidget.AnyWidget):
@@ -191,5 +194,7 @@ class Inspector(anywidget.AnyWidget):
         return data | still_figure, metadata
 
     def _ipython_display_(self) -> None:
-        display(self._repr_mimebundle_()[0], raw=True)
-        display(HTML(STILL.format(still(self.state, self.inspections))))
+        bundle, _ = self._repr_mimebundle_()
+        figure = jpeg(np.asarray(Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).convert("RGB")))
+        display(bundle, raw=True)
+        display(HTML(STILL.format(escape(bundle["text/plain"]), base64.b64encode(figure).decode())))

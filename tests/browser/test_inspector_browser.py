@@ -5,7 +5,9 @@ Pictures, clicks, keys, and announced text are compared with the pure functions 
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -27,6 +29,7 @@ import pytest
 import torch
 from ipywidgets import Widget
 from nbconvert import HTMLExporter
+from PIL import Image
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from s2fpn_lib.data import get_protocol, open_dataset
@@ -128,12 +131,8 @@ def click(canvas: Locator, y: int, x: int, size: tuple[int, int]) -> None:
 
 def picture(canvas: Locator) -> np.ndarray:
     """Pixels of the canvas, (h, w, 3)."""
-    script = """canvas => {
-        const {width, height} = canvas;
-        return [height, width, Array.from(canvas.getContext("2d").getImageData(0, 0, width, height).data)];
-    }"""
-    height, width, values = canvas.evaluate(script)
-    return np.array(values).reshape(height, width, 4)[..., :3]
+    url = canvas.evaluate("canvas => canvas.toDataURL('image/png')")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
 
 
 def drawn_as(canvas: Locator, expected: np.ndarray) -> None:
@@ -141,7 +140,7 @@ def drawn_as(canvas: Locator, expected: np.ndarray) -> None:
     deadline = time.monotonic() + ANSWER / 1000
     while True:
         found = picture(canvas)
-        difference = np.abs(found - expected.astype(int)).mean() if found.shape == expected.shape else np.inf
+        difference = np.abs(found.astype(int) - expected).mean() if found.shape == expected.shape else np.inf
         if difference < 3:
             return
         assert time.monotonic() < deadline, f"the picture differs from the expected one by {difference:.1f}"

@@ -194,6 +194,6 @@ def test_readers_without_a_kernel_get_the_still_figure(inspector, monkeypatch):
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert readout(inspector.state, inspector.inspections[0]).sentence() in bundle["text/plain"]
     assert isinstance(still, HTML)
-    assert '<img alt="Row ' in still.data
+    assert f'<img alt="first: {readout(inspector.state, inspector.inspections[0]).sentence()}' in still.data
     saved = json.dumps({key: str(value) for key, value in inspector.get_state().items()})
     assert len(saved) < 120_000
