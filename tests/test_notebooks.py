@@ -34,14 +34,14 @@ TRAINING = {
 }
 CHEAP = {
     "10_train": TRAINING,
-    "11_evaluate": {"limit": 2, "images": 2},
+    "11_evaluate": {"limit": 2, "images": 2, "pages": 1, "worst_classes": 1},
     "12_speed": {
         **{"models": ["s2fpn_lite"], "stages": ["network"], "sizes": [[64, 96]], "training_size": [64, 96]},
         **{"eval_fps_calls": 1, "loader_images": 2, "repeats": 1, "seconds": 0.02, "least": 1},
     },
     "20_ablation": {**TRAINING, "limit": 2},
     "21_search": {"trials": 2, "max_epochs": 1, "crop": [[32, 48]], "changes": TRAINING["changes"]},
-    "30_attention": {"limit": 2},
+    "30_attention": {"limit": 2, "groups": 2},
 }
 
 
