@@ -130,7 +130,7 @@ def _with_cross(picture: np.ndarray, y: int, x: int, color: tuple[int, ...], arm
 
 
 def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: Inspection | None) -> None:
-    """Draws the picture, the readout, the levels, and their plots of one inspection."""
+    """Draws the picture, the readout, and the levels of one inspection."""
     found, protocol, scale = readout(state, inspection), inspection.protocol, level_scale(inspection)
     names = [level.name for level in found.levels]
     rows = [[*["main"] * 2, *["bars"] * 2], [*["main"] * 2, *["text"] * 2], names]
@@ -138,7 +138,8 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     for axis in axes.values():
         axis.grid(visible=False)
     _show(axes["main"], render(state, inspection, other))
-    axes["main"].set_title(f"{inspection.model.name} on {inspection.picture.name}: {state.view}")
+    what = f"probability of {protocol.classes[state.shown_class]}" if state.view == "class probability" else state.view
+    axes["main"].set_title(f"{inspection.model.name} on {inspection.picture.name}: {what}")
     if state.view in SCALES:
         _color_bar(SCALES[state.view], axes["main"], shrink=0.7)
     shares = dict([(found.prediction, found.confidence), *found.others][::-1])
