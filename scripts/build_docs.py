@@ -25,6 +25,7 @@ import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
 from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
 
 PROJECT = Path(__file__).resolve().parent.parent
 TARGET = PROJECT / "docs" / "notebooks"
@@ -78,14 +79,22 @@ def page(notebook: Path, paths: dict[str, str]) -> str:
     from s2fpn_lib.workbench.report_page import CSS, PAGE
 
     read = nbformat.read(notebook, as_version=4)
-    for cell in read.cells:
+    for cell in list(read.cells):
         if cell.cell_type == "markdown":
             cell.source = EQUATION.sub(mathml, cell.source)
+        elif cell.metadata.get("jupyter", {}).get("source_hidden"):
+            folded = f"<details><summary>code</summary>\n\n```python\n{cell.source}\n```\n\n</details>"
+            read.cells.insert(read.cells.index(cell), nbformat.v4.new_markdown_cell(folded))
+            cell.metadata["tags"] = ["folded"]
         for output in cell.get("outputs", []):
             if "data" in output:
                 output.data = reduced(output.data)
     exporter = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True, anchor_link_text=""
+        template_name="basic",
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        anchor_link_text="",
+        config=Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"folded"}}),
     )
     body, _ = exporter.from_notebook_node(read)
     for path, shown in paths.items():

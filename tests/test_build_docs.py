@@ -53,6 +53,18 @@ def test_page_has_code_outputs_and_relative_links_but_no_path_of_the_machine(tmp
     assert 'href="11_evaluate.html"' in found
 
 
+def test_folded_code_stays_folded(tmp_path):
+    output = nbformat.v4.new_output("stream", text="shown")
+    cell = nbformat.v4.new_code_cell("plumbing = 1", execution_count=1, outputs=[output])
+    cell.metadata["jupyter"] = {"source_hidden": True}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "00_a.ipynb")
+    found = script.page(tmp_path / "00_a.ipynb", {})
+    folded, shown = found.partition("<details>")[2].split("</details>")
+    assert "plumbing" in folded
+    assert "plumbing" not in shown
+    assert "shown" in shown
+
+
 def test_equations_become_mathml(tmp_path):
     text = "with $x_1$ pixels and\n\n$$y = \\frac{a}{b}$$\n\nend"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), tmp_path / "02_model.ipynb")
