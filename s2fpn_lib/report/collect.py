@@ -68,7 +68,7 @@ def collect_speed(root: str | Path) -> pd.DataFrame:
 def latest_speed(speed: pd.DataFrame) -> pd.DataFrame:
     """The last of repeated measurements; a row with a score (it names a protocol) does not repeat one without."""
     ordered = speed.sort_values("time", kind="stable") if "time" in speed else speed
-    return ordered[~ordered.reindex(columns=[*PLACE, *METHOD, "protocol"]).duplicated(keep="last")]
+    return ordered[~ordered.reindex(columns=[*PLACE, *METHOD, "protocol", "checkpoint_sha"]).duplicated(keep="last")]
 
 
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:

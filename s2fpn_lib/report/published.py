@@ -8,13 +8,7 @@ from s2fpn_lib.data import get_protocol
 from s2fpn_lib.data.protocols import dataset_of
 from s2fpn_lib.report.collect import METHOD, PLACE, is_demo, latest_speed
 from s2fpn_lib.report.speed import with_remarks
-from s2fpn_lib.report.tables import (
-    network_name,
-    one_protocol,
-    over_seeds,
-    percent,
-    seen_words,
-)
+from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, seen_words
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
 POINT = ["dataset", "protocol", "model", "revision", "split", "miou_percent", "fps", "device", "input", "method"]
@@ -63,7 +57,8 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
     speed = speed[speed["remark"] == ""].reindex(columns=columns)  # rows may lack any
     speed = speed.astype(dict.fromkeys(("stage", "checkpoint_sha", *METHOD), "string"))
     speed = speed.rename(columns={"network": "model"})
-    speed["input"] = [f"{height:g}x{width:g}" for height, width in zip(speed["height"], speed["width"], strict=True)]
+    sizes = [f"{height:g}x{width:g}" for height, width in zip(speed["height"], speed["width"], strict=True)]
+    speed["input"] = pd.array(sizes, dtype="string")
     speed["method"] = speed["backend"] + " " + speed["precision"] + ", " + speed["stage"] + _seen(speed)
     speed["miou_percent"] = 100 * speed["miou"]
     points = [speed.dropna(subset="miou")]
@@ -87,7 +82,8 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     columns["checkpoint_sha"] = ("checkpoint_sha", "last")
     scored = whole.groupby(keys, dropna=False).agg(**columns).reset_index().astype({"checkpoint_sha": "string"})
     scored["miou_percent"] *= 100
-    scored["input"] = ["{}x{}".format(*get_protocol(name).size) for name in scored["protocol"]]
+    sizes = ["{}x{}".format(*get_protocol(name).size) for name in scored["protocol"]]
+    scored["input"] = pd.array(sizes, dtype="string")
     timed = speed[(speed["stage"] == "network") & (speed["batch"] == 1) & (speed["precision"] == "float32")]
     timed = timed.sort_values(["device", "fps"], ascending=[True, False])
     plain = scored[scored["switches"] == "none"] if "switches" in scored else scored

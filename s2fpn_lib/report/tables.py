@@ -46,6 +46,7 @@ HEADINGS = {
 }
 WORDS = {"miou": "mean IoU", "iou": "IoU", "fps": "images per second", "gmacs": "GMACs", "val": "validation"}
 WORDS |= {"train": "training", "sha": "hash", "s": "second"}
+WORDS |= {"lr": "learning rate", "aux": "auxiliary", "lovasz": "Lovász"}
 DATASETS = {"roadscenes": "RoadScenes", "camvid": "CamVid", "cityscapes": "Cityscapes"}
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 

@@ -172,7 +172,9 @@ def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str 
     points = pd.concat([rows, ours]) if len(ours) else rows
     names = points["model"] + (" " + points["revision"].fillna("")).str.rstrip()
     splits = (", " + points["split"]).where(points["marker"] == "*", "")
-    points = points.assign(text=names + splits + ", " + points["input"])
+    method = points.reindex(columns=["method"])["method"].astype("string")
+    trained = method.str.extract(r"(, trained on .* images)", expand=False).fillna("")  # the label says so, too
+    points = points.assign(text=names + splits + ", " + points["input"] + trained)
     points["color"] = np.where(points["model"].str.lower().str.startswith(("s2-fpn", "s2fpn")), COLORS[0], MUTED)
     figure, axis = plt.subplots(figsize=(10, 6.6), layout="constrained")
     for (device, marker), group in points.groupby(["device", "marker"]):

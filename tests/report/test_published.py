@@ -58,6 +58,20 @@ def test_other_measurements_make_no_point(score, speed):
     assert measured_points(pd.DataFrame([{**SCORED, **score}]), pd.DataFrame([{**TIMED, **speed}])).empty
 
 
+def test_a_run_is_joined_with_the_speed_of_its_own_checkpoint():
+    own = {**SCORED, "switches": "double_resolution=True", "checkpoint_sha": "abc"}
+    timed = [{**TIMED, "checkpoint_sha": "abc", "fps": 9.0}, {**TIMED, "checkpoint_sha": "other", "fps": 60.0}, TIMED]
+    assert measured_points(pd.DataFrame([own]), pd.DataFrame(timed))["fps"].tolist() == [9]
+    plain = {**own, "switches": "none", "checkpoint_sha": "none of these"}
+    assert measured_points(pd.DataFrame([plain]), pd.DataFrame(timed))["fps"].tolist() == [40]
+    both = measured_points(pd.DataFrame([{**own, "switches": "none"}]), pd.DataFrame(timed))
+    assert both["fps"].tolist() == [9], "one point, with the time of the checkpoint itself"
+
+
+def test_speed_rows_with_a_remark_make_no_point():
+    assert measured_points(pd.DataFrame([SCORED]), pd.DataFrame([{**TIMED, "cpu_share": 0.5}])).empty
+
+
 def test_rows_with_their_own_score_are_points():
     row = {**TIMED, "miou": 0.6, "protocol": SCORED["protocol"], "split": "val", "precision": "int8"}
     row["stage"] = "end to end"

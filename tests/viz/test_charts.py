@@ -88,7 +88,7 @@ def test_accuracy_speed_draws_every_point_and_no_label_overlaps(dataset):
         "revision": "v1",
         "split": "val",
         "input": "360x480",
-        "method": "eager float32, network",
+        "method": "eager float32, network, trained on all 101 images, study sizes",
     }
     points = [{"fps": 60.0, "miou_percent": 72.0, "device": "CPU A"}, {"fps": 9.0, "miou_percent": 72.0, "device": "B"}]
     ours = pd.DataFrame([{**ours, **point} for point in points])
@@ -100,6 +100,8 @@ def test_accuracy_speed_draws_every_point_and_no_label_overlaps(dataset):
     figure.canvas.draw()
     boxes = [plt.Text.get_window_extent(text) for text in axis.texts]
     assert len(boxes) >= len(wanted)
+    seen = [text.get_text() for text in axis.texts if "trained on" in text.get_text()]
+    assert seen == ["s2fpn_lite v1, val, 360x480, trained on all 101 images"] * 2
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(labels) == sorted([*wanted["device"].unique(), "B (measured here)", "CPU A (measured here)"])
