@@ -37,7 +37,7 @@ def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
         found.append((network_name(row.model, row.revision), where, percent(row.miou_percent / 100)))
     cells = pd.DataFrame(found, columns=["network", "where", "miou"])
     table = cells.pivot(index="network", columns="where", values="miou").fillna("")
-    return table[cells["where"].unique()].rename_axis(columns=None).reset_index()
+    return table.loc[cells["network"].unique(), cells["where"].unique()].rename_axis(columns=None).reset_index()
 
 
 def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
