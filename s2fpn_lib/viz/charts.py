@@ -100,15 +100,6 @@ def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], protocol: 
     return figure
 
 
-def heatmap(axis: Axes, table: pd.DataFrame, **options: Any) -> None:
-    """seaborn's heatmap of a labeled table with slanted column names; `options` are seaborn's."""
-    sns.heatmap(table, ax=axis, annot_kws={"fontsize": 9.5}, **options)
-    axis.grid(False)
-    axis.tick_params(length=0)
-    plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
-    plt.setp(axis.get_yticklabels(), rotation=0)
-
-
 @styled
 def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Figure:
     """Confusion matrix normalized by row: the percentage of each class's labeled pixels per predicted class."""
@@ -119,7 +110,11 @@ def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Fig
     figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
     look = {"cmap": SHARE_CMAP, "vmin": 0, "vmax": 100, "square": True, "linewidths": 0.6, "linecolor": "white"}
     look["cbar_kws"] = {"label": "% of the class's labeled pixels", "shrink": 0.75}
-    heatmap(axis, share, annot=cells, fmt="", **look)
+    sns.heatmap(share, ax=axis, annot=cells, fmt="", annot_kws={"fontsize": 9.5}, **look)
+    axis.grid(False)
+    axis.tick_params(length=0)
+    plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    plt.setp(axis.get_yticklabels(), rotation=0)
     axis.set(xlabel="prediction", ylabel="label", facecolor="#eef1f4")
     return figure
 
