@@ -1,6 +1,6 @@
 """The attention inspector: immutable state, pure pictures and numbers of it, a thin widget, and the exported page.
 
-widget.py and controls.py need ipywidgets and a kernel; this module does not import them.
+widget.py needs anywidget and a kernel; this module does not import it.
 """
 
 from s2fpn_lib.inspector.numbers import readout

@@ -67,7 +67,8 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
     height, width, _ = render(state, inspections[0]).shape
-    high = WIDTH * (0.5 + 0.25) * height / width + 2.6  # of a block: the picture, the levels, plots and texts
+    rest = 2.6 if state.view in SCALES else 2.1  # inches of a block besides its pictures
+    high = WIDTH * (0.5 + 0.25) * height / width + rest
     figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.7), layout="constrained")
     patches = legend_patches(inspections[0].protocol, ignored=False)
     figure.legend(handles=patches, ncols=6, loc="outside lower center", fontsize=10)
@@ -139,7 +140,7 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
         axis.grid(visible=False)
     _show(axes["main"], render(state, inspection, other))
     what = f"probability of {protocol.classes[state.shown_class]}" if state.view == "class probability" else state.view
-    axes["main"].set_title(f"{inspection.model.name} on {inspection.picture.name}: {what}")
+    axes["main"].set_title(f"{inspection.model.name} on {inspection.picture.name}: {what}", fontsize=10.5)
     if state.view in SCALES:
         _color_bar(SCALES[state.view], axes["main"], shrink=0.7)
     shares = dict([(found.prediction, found.confidence), *found.others][::-1])

@@ -39,9 +39,11 @@ from s2fpn_lib.inspector.state import (
 from s2fpn_lib.inspector.views import inspection_figure, jpeg
 from s2fpn_lib.report.tables import protocol_name
 
-# The still figure below the widget is hidden where the widget, or its own still figure, is shown
-STILL = """<style>.jp-OutputArea:has(.s2fpn-viewer, .jp-RenderedImage) .s2fpn-still {{display: none}}</style>
-<div class="s2fpn-still"><img alt="{}" src="data:image/jpeg;base64,{}"></div>"""
+# The still figure below the widget is shown where neither the widget nor its own still figure is
+STILL = """<style>
+.jp-OutputArea:not(:has(.s2fpn-viewer, .jp-RenderedImage)) .s2fpn-still {{display: block !important}}
+</style>
+<div class="s2fpn-still" style="display: none"><img alt="{}" src="data:image/jpeg;base64,{}"></div>"""
 
 
 class Inspector(anywidget.AnyWidget):
