@@ -12,7 +12,6 @@ import logging
 import os
 import time
 import warnings
-from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,12 +30,15 @@ from s2fpn_lib.viz.images import prediction_grid
 Row = dict[str, Any]
 
 
-class Sink(ABC):
-    """Interface of a sink. A new one is a subclass with an entry in `SINKS`; it writes nothing before `open`.
+class Sink:
+    """Base of the sinks. A subclass with an entry in `SINKS` writes nothing before `open` and has three methods.
 
-    Attributes:
-        packages: what it imports, all of them in the extra `logging`.
-        last: the last epoch that it has; set by `open`.
+    - ``open(epoch)`` starts the run with its configuration, or continues it, and sets `last`. Epochs from `epoch` on
+      were logged by an interrupted training before it saved its state; they are removed where the sink can do that.
+    - ``log(row, figure)`` writes the row of the epoch after `last`, and a figure of example images if there is one.
+    - ``close(status)`` ends the run, which is FINISHED, FAILED, or KILLED (by the user).
+
+    packages: what it imports, all in the extra `logging`. last: the last epoch that it has.
     """
 
     packages: tuple[str, ...] = ()
@@ -44,22 +46,6 @@ class Sink(ABC):
 
     def __init__(self, config: TrainConfig, run_dir: Path, results: Path):
         self.config, self.run_dir, self.results = config, run_dir, results
-
-    @abstractmethod
-    def open(self, epoch: int) -> None:
-        """Starts the run with its configuration, or continues it.
-
-        If the sink has epochs from `epoch` on, an interrupted training logged them before it saved its state. They are
-        removed where the sink can do that.
-        """
-
-    @abstractmethod
-    def log(self, row: Row, figure: Figure | None) -> None:
-        """Writes the row of the epoch after `last`, and a figure of example images if there is one."""
-
-    @abstractmethod
-    def close(self, status: str) -> None:
-        """Ends the run; `status` is FINISHED, FAILED, or KILLED (by the user)."""
 
 
 class TensorBoard(Sink):
@@ -154,21 +140,14 @@ class RunLogger:
     """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs.
 
     A sink that fails, such as a server that does not answer, gives a warning and is tried again after the next epoch.
-    The object is picklable, so that it also works with several processes.
+    The object is picklable, for trainings of several processes.
 
     Args:
-        log_to: names of `SINKS`, separated by commas; empty: none.
-        config: of the run.
-        run_dir: folder of the run; None: `default_run_dir` under `results`.
-        results: folder of all results; None: `results_root()`.
+        log_to: names of `SINKS`, separated by commas; empty: none, and `run_dir` stays None, which `train` replaces.
+        run_dir: folder of the run; None: `default_run_dir` under `results` (None: `results_root()`).
         images: number of example images, evenly spaced over the validation split.
 
-    Attributes:
-        run_dir: as given, or None without a sink: `train` then chooses it.
-
-    Raises:
-        ValueError: there is no such sink.
-        ImportError: the sink's package is not installed.
+    Raises ValueError for an unknown sink, and ImportError if its package is not installed.
     """
 
     def __init__(
