@@ -1,13 +1,11 @@
-"""Tables of speed, and the remarks on rows whose times mean little."""
+"""Remarks on speed rows whose times mean little."""
 
 import pandas as pd
 
-from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed
-from s2fpn_lib.report.tables import network_name, percent, protocol_name, provenance, seen_words, words
+from s2fpn_lib.report.collect import PLACE
+from s2fpn_lib.report.tables import percent
 
 NOISY, FREE = 0.15, 0.9  # the largest spread over the repeats, and the least share of its cores that a process gets
-SPREAD = "Spread: the slowest minus the fastest repeat, as a share of the median."
-NUMBERS = ["fps", "p50_ms", "p90_ms", "spread", "ratio", "parameters_m", "gmacs", "miou"]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 
 
@@ -42,37 +40,3 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     alone = reference.groupby([known[c] for c in (*same, "stage")], dropna=False).transform("any")
     ratios = {c: rows[c].astype(float).mask(alone | (remarks != "")) for c in RATIOS if c in rows}
     return rows.assign(remark=remarks, **ratios)
-
-
-def speed_tables(speed: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
-    """{title: (table, provenance)}: one table per device, input size, batch size, stage, and protocol of the scores.
-
-    speed: of `collect_speed`. The latest of repeated measurements are shown, the fastest first. Rows with a remark
-    follow in one table, and then, as they are, rows that 12_speed did not write, which may lack anything.
-    """
-    padded = speed.reindex(columns=speed.columns.union([*PLACE, *METHOD, "fps", "protocol"], sort=False))
-    complete = padded[[*PLACE, *METHOD, "fps"]].drop(columns="revision").notna().all(axis=1)
-    latest = with_remarks(latest_speed(padded[complete])).sort_values("fps", ascending=False, kind="stable")
-    out, good = {}, latest["remark"] == ""
-    for _, rows in latest[good].groupby([*PLACE, "protocol"], dropna=False, sort=False):
-        row = rows.iloc[0]
-        title = f"{row['height']:g}x{row['width']:g}, batch {row['batch']:g}, {row['stage']}, {row['device']}"
-        if not pd.isna(row["protocol"]):
-            title += f", weights scored on {protocol_name(row['protocol'])}"
-        out[title] = _speed_table(rows, []), f"{provenance(rows, ['device'])}. {SPREAD}"
-    if not good.all():
-        rows = latest[~good].astype(dict.fromkeys(("height", "width", "batch"), int))
-        table = _speed_table(rows, ["device", "height", "width", "batch", "stage", "remark"])
-        out["rows with a remark"] = table, "These times mean little; they are in no chart and no ratio."
-    if not complete.all():
-        out["other rows"] = speed[~complete], "As found in the files that the first column names."
-    return out
-
-
-def _speed_table(rows: pd.DataFrame, more: list[str]) -> pd.DataFrame:
-    kept = [key for key in NUMBERS if key in rows and rows[key].notna().any()]
-    table = words(rows[["backend", "precision", *kept, *more]])
-    table.insert(0, "network", list(map(network_name, rows["network"], rows["revision"].fillna(""))))
-    if any(seen := seen_words(rows)):
-        table["scored images trained on"] = seen
-    return table

@@ -139,19 +139,6 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
 
 
 @styled
-def speed_growth(rows: pd.DataFrame) -> Figure:
-    """Milliseconds against megapixels of rows of `measure_rows` of one stage, one line per network and backend."""
-    figure, axis = plt.subplots(figsize=(9, 4.8), layout="constrained")
-    frame = rows.assign(megapixels=rows["batch"] * rows["height"] * rows["width"] / 1e6).sort_values("megapixels")
-    for i, (key, line) in enumerate(frame.groupby(["network", "revision", "backend", "precision"], sort=False)):
-        name = " ".join(word for word in key if word and word != "float32")
-        line.plot("megapixels", "p50_ms", ax=axis, color=COLORS[i % 6], marker=MARKERS[i % 6], label=name)
-    axis.set(xlabel="megapixels (all images of the batch)", ylabel="ms (median)", xlim=(0, None), ylim=(0, None))
-    axis.legend()
-    return figure
-
-
-@styled
 def accuracy_speed(published: pd.DataFrame, ours: pd.DataFrame, *, dataset: str = "cityscapes") -> Figure:
     """mIoU against images per second: S²-FPN in blue, other networks in gray; each point names its input size.
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from s2fpn_lib.report.speed import speed_tables, with_remarks
+from s2fpn_lib.report.speed import with_remarks
 
 ROW = {
     **{"device": "CPU A", "height": 96, "width": 128, "batch": 1, "network": "s2fpn_lite", "revision": "v1"},
@@ -57,13 +57,3 @@ def test_other_benchmarks_have_remarks_too():
     found = with_remarks(steps)
     assert found["remark"].tolist() == ["noisy: repeats differ by 40.0 %", ""]
     assert found["ratio"].isna().all()
-
-
-def test_rows_with_a_remark_have_a_table_of_their_own():
-    noisy = row("network", "eager", 5.0, fps=200.0, spread=0.5)
-    rows = [noisy, row("network", "compile", 20.0, fps=50.0), row("network", "openvino", 10.0, fps=100.0)]
-    found = {title: table for title, (table, _) in speed_tables(pd.DataFrame(rows)).items()}
-    assert list(found) == ["96x128, batch 1, network, CPU A", "rows with a remark"]
-    assert found["96x128, batch 1, network, CPU A"]["backend"].tolist() == ["openvino", "compile"]
-    assert found["96x128, batch 1, network, CPU A"]["images per second"].tolist() == ["100", "50.0"]
-    assert found["rows with a remark"].iloc[0][["height", "remark"]].tolist() == [96, "noisy: repeats differ by 50.0 %"]
