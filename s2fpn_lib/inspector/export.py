@@ -39,6 +39,11 @@ def script(last: str) -> str:
     return "\n".join((HERE / name).read_text() for name in (*SCRIPTS, last))
 
 
+def style() -> str:
+    """The viewer's style sheet."""
+    return "".join((HERE / name).read_text() for name in ("viewer.css", "controls.css"))
+
+
 def save_inspection(folder: str | Path, state: State, inspections: Sequence[Inspection]) -> tuple[Path, Path]:
     """Writes the still figure (PNG) and its record (JSON) to `folder`, replacing earlier ones; returns both paths."""
     picture, record = (Path(folder) / f"{file_stem(state, inspections)}.{suffix}" for suffix in ("png", "json"))
@@ -71,7 +76,7 @@ def export_html(path: str | Path, state: State, inspections: Sequence[Inspection
     """Writes the HTML page, a few MB, to `path` atomically and returns the path."""
     page = Template((HERE / "page.html").read_text()).substitute(
         title=escape(f"Inspection of {inspections[0].picture.name}"),
-        style="".join((HERE / name).read_text() for name in ("page.css", "viewer.css")),
+        style=(HERE / "page.css").read_text() + style(),
         script=script("page.js"),
         stills="\n".join(still(replace(state, y=y, x=x), inspections) for y, x in ((state.y, state.x), *state.pins)),
         record=escape(json.dumps(inspection_record(state, inspections), indent=1)),

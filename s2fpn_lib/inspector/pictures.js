@@ -60,10 +60,8 @@ const PLOT = { left: 32, right: 4, top: 6, bottom: 15 };
 function drawPlot(canvas, scene, model, level, values) {
   const wide = canvas.clientWidth, high = canvas.clientHeight, ratio = window.devicePixelRatio || 1;
   if (!wide) return;
-  if (canvas.width !== Math.round(wide * ratio)) {
-    canvas.width = Math.round(wide * ratio);
-    canvas.height = Math.round(high * ratio);
-  }
+  const pixels = [wide, high].map((side) => Math.round(side * ratio));
+  if (canvas.width !== pixels[0] || canvas.height !== pixels[1]) [canvas.width, canvas.height] = pixels;
   const context = canvas.getContext("2d"), style = getComputedStyle(canvas);
   const plot = { wide: wide - PLOT.left - PLOT.right, high: high - PLOT.top - PLOT.bottom };
   context.setTransform(ratio, 0, 0, ratio, 0, 0);

@@ -21,7 +21,7 @@ from PIL import Image
 
 from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.evaluate import count_seen, seen_caveat
-from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script
+from s2fpn_lib.inspector.export import export_html, file_stem, packed, save_inspection, script, style
 from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
 from s2fpn_lib.inspector.numbers import readout
 from s2fpn_lib.inspector.state import (
@@ -57,7 +57,7 @@ class Inspector(anywidget.AnyWidget):
     """
 
     _esm = script("widget.js")
-    _css = (HERE / "viewer.css").read_text()
+    _css = style()
     shown = traitlets.Dict().tag(sync=True)  # `State.plain`, set by the browser, too
     fresh = traitlets.Bool(True).tag(sync=True)  # until a browser has scrolled to the widget
 

@@ -405,6 +405,7 @@ def test_zoom_and_hover(page, exported):
     page.goto(path.as_uri())
     canvas, frame = page.locator("canvas.s2fpn-interactive").first, page.locator(".s2fpn-main-frame").first
     click(canvas, 100, 240, first.size)
+    expect(page.locator(".s2fpn-live")).to_have_text(re.compile("^Row 100, column 240: "))
     drawn, box = picture(canvas), frame.bounding_box()
     for _ in range(4):
         page.mouse.wheel(0, -400)  # about the pixel below the pointer
