@@ -28,6 +28,7 @@ from s2fpn_lib.runs import atomic_file, read_json
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
+DEFAULT = "s2fpn_lite-camvid-train"  # what the notebooks open: released weights that have not seen CamVid's val
 TORCH_SUFFIXES = (".pt", ".pth")
 PREVIOUS = "previous.pt"  # the training state before last.pt
 # The normalization of the author's checkpoints by the number of their classes, which tells CamVid from Cityscapes

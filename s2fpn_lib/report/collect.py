@@ -1,7 +1,4 @@
-"""What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call.
-
-Demo networks (`provenance.DEMO_RUN`), which are trained for seconds to have something to show, are no training runs.
-"""
+"""What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call."""
 
 import functools
 from collections.abc import Mapping
@@ -19,7 +16,7 @@ from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION
 from s2fpn_lib.runs import read_json, read_rows
-from s2fpn_lib.workbench.provenance import DEMO_RUN, describe_switches, recipe_hashes
+from s2fpn_lib.workbench.provenance import describe_switches, recipe_hashes
 
 PLACE = ("device", "height", "width", "batch", "stage")  # speeds can only be compared if they agree in these
 METHOD = ("network", "revision", "backend", "precision")  # what was timed, and how it was executed
@@ -48,14 +45,13 @@ def collect_curves(root: str | Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def collect_evaluations(root: str | Path) -> dict[str, Evaluation]:
-    """{folder: evaluation} of every evaluation.json, the most recently written last; of demo networks, too."""
+    """{folder: evaluation} of every evaluation.json, the most recently written last."""
     return {folder: Evaluation.load(path) for folder, path in _find(root, "evaluation.json").items()}
 
 
 def _find(root: str | Path, name: str) -> dict[str, Path]:
-    """{folder under `root`: path} of the files with this name outside of demo runs, the most recently written last."""
-    paths = [path for path in Path(root).rglob(name) if path.parent.name != DEMO_RUN]
-    paths.sort(key=lambda path: (path.stat().st_mtime_ns, path))
+    """{folder under `root`: path} of the files with this name, the most recently written last."""
+    paths = sorted(Path(root).rglob(name), key=lambda path: (path.stat().st_mtime_ns, path))
     return {path.parent.relative_to(root).as_posix(): path for path in paths}
 
 
@@ -85,19 +81,12 @@ def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
 
 
 def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """`evaluation_rows` with `parameters` and `gmacs`, only the last of repeated ones, demo networks only if alone."""
+    """`evaluation_rows` with `parameters` and `gmacs`, only the last of repeated ones."""
     frame = evaluation_rows(evaluations)
     if frame.empty:
         return frame
-    demo = is_demo(frame)
-    frame = frame if demo.all() else frame[~demo]
     keys = [c for c in (*REPETITION, "seed", "checkpoint_sha") if c in frame]
     return with_cost(frame.drop_duplicates(keys, keep="last"))
-
-
-def is_demo(rows: pd.DataFrame) -> pd.Series:
-    """For each row, whether its checkpoint is that of a demo network."""
-    return rows.reindex(columns=["checkpoint"])["checkpoint"].astype(str).str.startswith(f"{DEMO_RUN}/")
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import pandas as pd
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.data.protocols import dataset_of
-from s2fpn_lib.report.collect import METHOD, PLACE, is_demo, latest_speed
+from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed
 from s2fpn_lib.report.speed import with_remarks
 from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, seen_words
 
@@ -72,7 +72,7 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
 
 def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     """Mean mIoU of evaluations of whole splits, merged with the fastest plain speed row on each device."""
-    whole = evaluations[(evaluations["images"] == evaluations["images_in_split"]) & ~is_demo(evaluations)]
+    whole = evaluations[evaluations["images"] == evaluations["images_in_split"]]
     for column, value in {"scales": "1", "flip": False, "window": "whole image"}.items():
         whole = whole[whole[column] == value] if column in whole else whole
     varying = [c for c in ("switches", "study", "training_recipe") if c in whole]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.evaluate import CONVENTION
-from s2fpn_lib.report.collect import collect_evaluations, collect_runs, evaluation_rows, is_demo, with_cost
+from s2fpn_lib.report.collect import collect_evaluations, collect_runs, evaluation_rows, with_cost
 from s2fpn_lib.report.tables import SCORES
 from s2fpn_lib.runs import atomic_file, write_atomic
 
@@ -40,7 +40,7 @@ CLASS_COLUMNS = {
 
 
 def results_table(root: str | Path) -> pd.DataFrame:
-    """Every measurement under `root` but those of demo networks, one per row; columns and types as in `COLUMNS`."""
+    """Every measurement under `root`, one per row; columns and types as in `COLUMNS`."""
     evaluated = evaluation_rows(collect_evaluations(root)).rename(columns={"evaluation": "folder"})
     names = {"run": "folder", "val_split": "split", "dataset": "trained_on", "epochs": "epoch", "val_miou": "miou"}
     names["val_images_seen"] = "images_seen"
@@ -51,7 +51,7 @@ def results_table(root: str | Path) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)
     hashes = {"recipe": "config_hash", "recipe_without_seed": "config_hash_without_seed"}
     frame = frame.rename(columns=hashes).reindex(columns=[*COLUMNS, *SCORES])
-    frame = frame[~is_demo(frame)].sort_values(["measured_by", "folder"])
+    frame = frame.sort_values(["measured_by", "folder"])
     frame["dataset"] = [get_protocol(name).dataset for name in frame["protocol"]]
     frame[[f"{score}_percent" for score in SCORES]] = 100 * frame[list(SCORES)].astype(NUMBER)
     return _typed(with_cost(frame.drop(columns=["parameters", "gmacs"])), COLUMNS)
@@ -65,7 +65,7 @@ def class_table(root: str | Path) -> pd.DataFrame:
         known = {key: evaluation.settings[key] for key in ("protocol", "split")}
         parts.append(scores.assign(folder=folder, checkpoint=evaluation.provenance.get("checkpoint"), **known))
     frame = pd.concat(parts)
-    return _typed(frame[~is_demo(frame)], CLASS_COLUMNS)
+    return _typed(frame, CLASS_COLUMNS)
 
 
 def write_results(root: str | Path) -> pd.DataFrame:

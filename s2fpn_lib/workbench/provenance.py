@@ -1,23 +1,18 @@
 """The checkpoint that a score belongs to: which one a notebook opens, its identity by content, its description."""
 
 import hashlib
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s2fpn_lib.checkpoint import find_weights, read_metadata, released_names
-from s2fpn_lib.config import RENAMED_FIELDS, TrainConfig
+from s2fpn_lib.checkpoint import find_weights, read_metadata
+from s2fpn_lib.config import RENAMED_FIELDS
 from s2fpn_lib.data import Protocol, get_protocol, register
 from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
 from s2fpn_lib.model.hub import WEIGHTS
-from s2fpn_lib.runs import ConfigChanged, config_hash, read_json, results_root
-from s2fpn_lib.train import train
-
-DEFAULT = "s2fpn_lite-camvid-train"  # the released weights that have not seen CamVid's val
-DEMO_RUN = "stand-in"  # folder name of `demo_checkpoint`, as existing results have it
+from s2fpn_lib.runs import config_hash, read_json, results_root
 
 # What checkpoints record about their training, in the order in which tables show it.
 RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
@@ -26,38 +21,14 @@ RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
 def newest_run(root: str | Path | None = None) -> Path | None:
     """The run folder under `root` (None: `results_root()`) that finished last; None where none has finished.
 
-    Folders without weights, which are kept for their records, and demo networks (`DEMO_RUN`) do not count.
+    Folders without weights, which are kept for their records, do not count.
     """
     finished = [
         path
         for path in Path(root or results_root()).rglob("result.json")
-        if path.parent.name != DEMO_RUN
-        and path.with_name("config.json").exists()
-        and any(path.parent.glob("*.safetensors"))
+        if path.with_name("config.json").exists() and any(path.parent.glob("*.safetensors"))
     ]
     return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
-
-
-def default_checkpoint(root: str | Path | None = None) -> Path | str | None:
-    """The released weights `DEFAULT`, else the newest finished run under `root`; None where there is neither."""
-    return DEFAULT if DEFAULT in released_names() else newest_run(root)
-
-
-def demo_checkpoint(results: str | Path | None = None, dataset: str = "roadscenes") -> Path:
-    """The run folder of a small network for notebooks that find no other, trained on the first call in half a minute.
-
-    Its folder under `results` (None: `results_root()`) is named `DEMO_RUN`, so that reports leave it out.
-    """
-    folder = Path(results or results_root()) / "train" / dataset / DEMO_RUN
-    if not (folder / "result.json").exists():
-        print(f"No trained network found: training a small demo network on {dataset} (1 epoch, quarter-size crops).")
-    changes = {"epochs": 1, "eval_every": 1, "crop": (120, 160), "encoder_weights": "", "eval_images": 4}
-    config = TrainConfig.preset("quick", dataset=dataset, amp="off", **changes)
-    try:
-        return train(config, run_dir=folder).run_dir
-    except ConfigChanged:  # trained by a version with another recipe
-        shutil.rmtree(folder)
-        return train(config, run_dir=folder).run_dir
 
 
 def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:

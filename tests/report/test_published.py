@@ -47,7 +47,6 @@ def test_accuracy_meets_the_fastest_speed_on_each_device():
         ({"images": 8}, {}),  # part of a split
         ({"switches": "ssam=False"}, {}),  # another network than the timed one
         ({"revision": "v2"}, {}),
-        ({"checkpoint": "stand-in/best.safetensors"}, {}),
         ({}, {"height": 512, "width": 1024}),
         ({}, {"batch": 8}),
         ({}, {"precision": "bf16"}),  # whose score is another

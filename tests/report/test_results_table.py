@@ -10,7 +10,6 @@ from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.report import collect, results_table
-from s2fpn_lib.workbench.provenance import DEMO_RUN
 from tests.reporting import evaluation, training_run
 
 
@@ -22,7 +21,7 @@ def read(path):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two evaluations, one of them of a study and without a seed, one of a demo network, and one training run."""
+    """Two evaluations, one of them of a study and without a seed, and one training run."""
     known = {"model": "s2fpn_lite", "revision": "v1", "checkpoint": "run/last.safetensors", "recipe": "12e4"}
     known |= {
         "switches": "ssam=False",
@@ -33,7 +32,6 @@ def root(tmp_path):
     }
     evaluation(1, **known).save(tmp_path / "11_evaluate" / "a" / "evaluation.json")
     evaluation(2, study="x", variant="full").save(tmp_path / "studies" / "x" / "b" / "evaluation.json")
-    evaluation(2, checkpoint=f"{DEMO_RUN}/best.safetensors").save(tmp_path / "c" / "evaluation.json")
     training_run(tmp_path / "train" / "run", seed=4, val_miou=0.25)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a score belongs to, and the demo network."""
+"""The checkpoint that a score belongs to."""
 
 import hashlib
 import json
@@ -7,12 +7,8 @@ import os
 from s2fpn_lib.checkpoint import load_model, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.model import build_model
-from s2fpn_lib.runs import RunDirectory, read_json, write_json
 from s2fpn_lib.workbench.provenance import (
-    DEMO_RUN,
     checkpoint_provenance,
-    default_checkpoint,
-    demo_checkpoint,
     describe_switches,
     newest_run,
     recipe_hashes,
@@ -29,9 +25,7 @@ def run_folder(root, name, when):
     return folder
 
 
-def test_newest_run_is_not_a_demo_network(tmp_path):
-    assert newest_run(tmp_path) is None
-    run_folder(tmp_path, f"train/{DEMO_RUN}", 900)
+def test_newest_run_has_finished_and_has_weights(tmp_path):
     assert newest_run(tmp_path) is None
     new = run_folder(tmp_path, "train/a", 800)
     run_folder(tmp_path, "train/b", 700)
@@ -40,14 +34,6 @@ def test_newest_run_is_not_a_demo_network(tmp_path):
     assert newest_run(tmp_path) == new
     (run_folder(tmp_path, "train/records", 1000) / "last.safetensors").unlink()
     assert newest_run(tmp_path) == new
-
-
-def test_default_checkpoint_is_a_released_one_or_the_newest_run(tmp_path, monkeypatch):
-    assert default_checkpoint(tmp_path) == "s2fpn_lite-camvid-train"
-    monkeypatch.setattr("s2fpn_lib.workbench.provenance.released_names", lambda: [])
-    assert default_checkpoint(tmp_path) is None
-    run = run_folder(tmp_path, "run", 1)
-    assert default_checkpoint(tmp_path) == run
 
 
 def test_provenance_describes_the_chosen_file(tmp_path):
@@ -106,20 +92,3 @@ def test_hashes_tell_repetitions_and_networks_trained_alike():
 def test_switches_in_words():
     assert describe_switches({"ssam": True, "strip_axis": "height"}) == "none"
     assert describe_switches({"strip_axis": "width", "crb": False}) == "crb=False strip_axis=width"
-
-
-def test_demo_network_of_another_recipe_is_replaced(tmp_path, monkeypatch):
-    trained = []
-
-    def fake_train(config, *, run_dir):
-        RunDirectory(run_dir).claim(config.recipe(), TrainConfig().recipe())
-        trained.append(config)
-        return type("Result", (), {"run_dir": run_dir})
-
-    monkeypatch.setattr("s2fpn_lib.workbench.provenance.train", fake_train)
-    folder = demo_checkpoint(tmp_path)
-    recipe = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**recipe, "epochs": recipe["epochs"] + 1})
-    assert demo_checkpoint(tmp_path) == folder
-    assert read_json(folder / "config.json") == recipe
-    assert len(trained) == 2
