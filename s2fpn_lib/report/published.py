@@ -8,7 +8,7 @@ from s2fpn_lib.data import get_protocol
 from s2fpn_lib.data.protocols import dataset_of
 from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed
 from s2fpn_lib.report.speed import with_remarks
-from s2fpn_lib.report.tables import network_name, one_protocol, over_seeds, percent, seen_words
+from s2fpn_lib.report.tables import network_name, seen_words
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"
 POINT = ["dataset", "protocol", "model", "revision", "split", "miou_percent", "fps", "device", "input", "method"]
@@ -17,27 +17,6 @@ POINT = ["dataset", "protocol", "model", "revision", "split", "miou_percent", "f
 def load_published() -> pd.DataFrame:
     """The rows of published.csv. Empty cells are unknown (NaN, or "" in `revision`), never zero."""
     return pd.read_csv(PUBLISHED).fillna({"revision": ""})
-
-
-def beside_published(measured: pd.DataFrame) -> pd.DataFrame:
-    """Measured mean mIoU per network beside the published values, each protocol and source in a column of its own.
-
-    measured: evaluation rows of one protocol. Each recipe of a network has its own mean and number of runs (n).
-    """
-    protocol = one_protocol(measured)
-    found = []
-    for (split, model, revision), rows in measured.groupby(["split", "model", "revision"], sort=False):
-        recipes = over_seeds(rows, ["miou"])
-        means = map(percent, recipes["miou"], recipes["miou_std"])
-        texts = [f"{mean} (n {n}{s})" for mean, n, s in zip(means, recipes["runs"], _seen(recipes), strict=True)]
-        found.append((network_name(model, revision), f"measured here: {split}", "; ".join(texts)))
-    published = load_published()
-    for row in published[published["dataset"] == get_protocol(protocol).dataset].itertuples():
-        where = f"{row.protocol}, {row.split}, {row.input}"
-        found.append((network_name(row.model, row.revision), where, percent(row.miou_percent / 100)))
-    cells = pd.DataFrame(found, columns=["network", "where", "miou"])
-    table = cells.pivot(index="network", columns="where", values="miou").fillna("")
-    return table.loc[cells["network"].unique(), cells["where"].unique()].rename_axis(columns=None).reset_index()
 
 
 def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:

@@ -16,18 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.runs import RunDirectory, config_hash, read_rows, results_root
 from s2fpn_lib.state import TrainingDiverged, data_digests, open_splits
 from s2fpn_lib.train import train
-from s2fpn_lib.viz.style import COLORS, MUTED, styled
 
 try:
     import optuna
@@ -224,39 +220,3 @@ def _error(trial: FrozenTrial) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@styled
-def search_figure(search: Search) -> Figure:
-    """The mIoU over the trials, with the best one so far, and over the values of each searched field.
-
-    Raises ValueError if no trial has a score yet.
-    """
-    table = search.table().reset_index()
-    table = table.dropna(subset="mIoU").sort_values("trial") if len(table) else table
-    if table.empty:
-        raise ValueError("no trial has a score yet: run more trials")
-    panels = ["trial", *search.space]
-    size = (3.2 * len(panels), 3.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True)
-    for axis, field in zip(axes[0], panels, strict=True):
-        values, distribution = table[field], search.space.get(field)
-        if isinstance(distribution, CategoricalDistribution):
-            values = values.map(distribution.choices.index)
-            axis.set_xticks(range(len(distribution.choices)), map(str, distribution.choices))
-        elif distribution and distribution.log:
-            axis.set_xscale("log")
-            ticks = np.geomspace(distribution.low, distribution.high, 3)
-            axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
-            axis.set_xticks([], minor=True)
-        for state, color, marker in (("complete", COLORS[0], "o"), ("pruned", MUTED, "x")):
-            chosen = table["state"] == state
-            axis.scatter(values[chosen], 100 * table["mIoU"][chosen], 30, color, label=state, marker=marker)
-        axis.set(title=field.replace("_", " "))
-        axis.margins(x=0.15)
-    best = (100 * table["mIoU"]).where(table["state"] == "complete").cummax().ffill()
-    axes[0, 0].step(table["trial"], best, where="post", color=COLORS[1], label="best so far", zorder=0.9)
-    axes[0, 0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes[0, 0].set_ylabel("validation mIoU in %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure

@@ -104,13 +104,3 @@ def test_published_numbers_have_sources():
     assert rows["source"].str.len().gt(3).all()
     found = rows.query("model == 'S2-FPN18' and revision == 'v2' and dataset == 'cityscapes'")
     assert found[["miou_percent", "fps"]].to_numpy().tolist() == [[76.7, 84.2]]
-
-
-def test_beside_published_has_one_column_for_each_protocol():
-    table = published.beside_published(pd.DataFrame([row(0, 0.701), row(0, 0.4, model="s2fpn_lite")]))
-    line = table.set_index("network").loc["S2-FPN18 v1"]
-    assert line["measured here: val"] == "70.1 (n 1)"
-    assert line["paper abstract, test, 360x480"] == "69.6"
-    assert line["author README, test, 360x480"] == "70.1"
-    assert line["720x960, test, 720x960"] == ""
-    assert table["network"].tolist().count("S2-FPN-Lite v1") == 1

@@ -13,7 +13,7 @@ from s2fpn_lib.runs import RunDirectory, RunLocked, append_row, read_json, read_
 from s2fpn_lib.state import TrainingDiverged
 from s2fpn_lib.train import TrainConfig
 from s2fpn_lib.workbench import search as module
-from s2fpn_lib.workbench.search import Search, search_figure, search_space
+from s2fpn_lib.workbench.search import Search, search_space
 from tests.loading import load_file
 
 SMALL = {"dataset": "roadscenes", "train_split": "train:drive=park", "crop": [32, 48], "encoder_weights": ""}
@@ -95,13 +95,6 @@ def test_a_trial_below_the_median_is_pruned_by_its_validation(tmp_path, scores):
     assert table.loc[3, ["state", "mIoU", "epochs"]].tolist() == ["pruned", 0.19, 1]
     assert table.index[0] == 4
     assert list(scores.runs[3][1].glob("*.pt")) == []
-    figure = search_figure(search)
-    history = figure.axes[0].lines[0].get_ydata()
-    assert history.tolist() == pytest.approx([50, 50, 60, 60, 70, 70])
-    assert [axis.get_title(loc="left") for axis in figure.axes] == [
-        "trial",
-        *(field.replace("_", " ") for field in SPACE),
-    ]
 
 
 def test_without_pruning_every_trial_ends(tmp_path, scores):
@@ -182,11 +175,6 @@ def test_what_cannot_be_searched_is_an_error_at_once(tmp_path, space, options, m
 
 def test_hyperband(tmp_path):
     assert isinstance(make(tmp_path, pruner="hyperband").study.pruner, optuna.pruners.HyperbandPruner)
-
-
-def test_without_a_score_there_is_nothing_to_draw(tmp_path):
-    with pytest.raises(ValueError, match="no trial has a score yet"):
-        search_figure(make(tmp_path))
 
 
 def test_without_optuna(monkeypatch):
