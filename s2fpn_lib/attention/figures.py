@@ -15,28 +15,16 @@ from s2fpn_lib.attention.recorder import Capture, LevelCapture
 from s2fpn_lib.attention.statistics import coarse_share
 from s2fpn_lib.data import Protocol
 from s2fpn_lib.metrics import class_ids
+from s2fpn_lib.viz import style
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
-from s2fpn_lib.viz.style import (
-    ATTENTION_CMAP,
-    ATTENTION_RANGE,
-    COLORS,
-    CONTRIBUTION_CMAP,
-    GATE_CMAP,
-    INK,
-    MARKERS,
-    MUTED,
-    SHARE_CMAP,
-    styled,
-    with_warning,
-)
 
 PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))  # (y, x) in 0..1 whose attention over the columns is drawn
 WIDTH = 11.0  # inches
 BAND = 0.14  # height of the band that shows the pure colors of the scale, as a share of the image's
-SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": MUTED, "pad": 3}
+SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": style.MUTED, "pad": 3}
 
 
-@styled
+@style.styled
 def attention_figure(
     image: Tensor,
     capture: Capture,
@@ -59,7 +47,7 @@ def attention_figure(
     rows, aspect = _rows(capture, levels, index, pixels), image.shape[-2] / image.shape[-1]
     size = (WIDTH, ((WIDTH - 2.2) / 4 * aspect + 0.26) * (1 + len(rows)) + 0.9)
     figure, axes = plt.subplots(1 + len(rows), 4, figsize=size, squeeze=False, layout="constrained")
-    with_warning(figure, warning)
+    style.with_warning(figure, warning)
     images = {"image": as_array(image), "prediction": colorize(class_ids(capture.logits)[index], protocol)}
     if label is not None:
         images["label"] = colorize(label, protocol)
@@ -69,16 +57,16 @@ def attention_figure(
     for axis in axes[0, len(images) :]:
         axis.set_axis_off()
     for i, (y, x) in enumerate(pixels if levels[0].query is not None else ()):
-        axes[0, 0].plot(x, y, MARKERS[i % 7], color=COLORS[i % 7], ms=9, mec="white", mew=1.4)
+        axes[0, 0].plot(x, y, style.MARKERS[i % 7], color=style.COLORS[i % 7], ms=9, mec="white", mew=1.4)
     offset = {"xycoords": "axes fraction", "xytext": (-8, 0), "textcoords": "offset points"}
     gray, bars = as_array(image).mean(-1), {}
     for row_axes, (title, (kind, values)) in zip(axes[1:], rows.items(), strict=True):
-        row_axes[0].annotate(title, (0, 0.5), ha="right", va="center", fontsize=10, color=INK, **offset)
+        row_axes[0].annotate(title, (0, 0.5), ha="right", va="center", fontsize=10, color=style.INK, **offset)
         for axis, level, each in zip(row_axes, levels, values, strict=True):
             if kind == "classes":
                 _show(axis, colorize(each, protocol))
             elif kind == "share":
-                drawn = _show(axis, each, cmap=SHARE_CMAP, vmin=0, vmax=1)
+                drawn = _show(axis, each, cmap=style.SHARE_CMAP, vmin=0, vmax=1)
                 axis.set_title(f"{each.min():.2f} to {each.max():.2f}", **SMALL)
             else:
                 drawn = _show_strip(axis, gray, each, level, *_scale(kind, values))
@@ -86,7 +74,7 @@ def attention_figure(
             bars.setdefault(kind, (drawn, []))[1].extend(row_axes)
     for i, (y, x) in enumerate(pixels if levels[0].query is not None else ()):
         for axis in axes[1 + i]:
-            axis.plot(x, y, MARKERS[i % 7], color=COLORS[i % 7], ms=6, mec="white", mew=1)
+            axis.plot(x, y, style.MARKERS[i % 7], color=style.COLORS[i % 7], ms=6, mec="white", mew=1)
     for axis, level in zip(axes[1] if rows else (), levels, strict=False):
         facts = f"{level.name}, {level.size[0]}x{level.size[1]}"
         if level.gamma is not None:
@@ -105,7 +93,7 @@ def attention_figure(
     return figure
 
 
-@styled
+@style.styled
 def attribution_figure(
     image: Tensor, pixel: tuple[int, int], methods: Mapping[str, Mapping[str, Tensor]], title: str = ""
 ) -> Figure:
@@ -123,15 +111,15 @@ def attribution_figure(
         len(ratios), count, figsize=size, height_ratios=ratios, squeeze=False, layout="constrained"
     )
     largest = max(float(values.abs().max()) for found in methods.values() for values in found.values())
-    look = {"cmap": CONTRIBUTION_CMAP, "norm": CenteredNorm(0, max(largest, 1e-12))}
+    look = {"cmap": style.CONTRIBUTION_CMAP, "norm": CenteredNorm(0, max(largest, 1e-12))}
     for column, (name, found) in zip(axes.T, methods.items(), strict=True):
         _show(column[0], as_array(image))
         y, x = ((at + 0.5) / n for at, n in zip(pixel, image.shape[-2:], strict=True))
-        column[0].plot(x, y, MARKERS[0], color=COLORS[0], ms=10, mec="white", mew=1.6)
+        column[0].plot(x, y, style.MARKERS[0], color=style.COLORS[0], ms=10, mec="white", mew=1.6)
         column[0].set_title(f"{title}\n{name}" if name == next(iter(methods)) else name)
         for axis, level in zip(column[1:], levels, strict=True):
             drawn = _show(axis, found[level].numpy()[None], **look)
-            axis.axvline(x, color=INK, lw=1, ls=":")
+            axis.axvline(x, color=style.INK, lw=1, ls=":")
             axis.text(-0.01, 0.5, level, ha="right", va="center", fontsize=10.5)
             text = f"{float(found[level].sum()):+.3f}".replace("-", "−")
             axis.text(1.01, 0.5, text, va="center", fontsize=10.5)
@@ -170,8 +158,8 @@ def _show(axis: Axes, values: np.ndarray, **options: Any) -> AxesImage:
 def _scale(kind: str, values: Sequence[np.ndarray]) -> tuple[str, Normalize]:
     """The color map and the scale that all levels share."""
     if kind == "attention":
-        return ATTENTION_CMAP, LogNorm(*ATTENTION_RANGE, clip=True)
-    return GATE_CMAP, CenteredNorm(0, max(float(np.abs(each).max()) for each in values))
+        return style.ATTENTION_CMAP, LogNorm(*style.ATTENTION_RANGE, clip=True)
+    return style.GATE_CMAP, CenteredNorm(0, max(float(np.abs(each).max()) for each in values))
 
 
 def _show_strip(

