@@ -18,14 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.checkpoint import names_seen
-from s2fpn_lib.data import (
-    PROTOCOLS,
-    Protocol,
-    SegmentationDataset,
-    evenly_spaced,
-    get_protocol,
-    register,
-)
+from s2fpn_lib.data import PROTOCOLS, Protocol, SegmentationDataset, evenly_spaced, get_protocol, register
 from s2fpn_lib.data.statistics import require_scored
 from s2fpn_lib.distributed import rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals

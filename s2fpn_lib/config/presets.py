@@ -90,13 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lite-camvid-trainval": LITE_CAMVID_TRAINVAL,
     # Whole images: strips as long as in the evaluation.
     "lite-camvid-final": dict(
-        LITE_CAMVID_TRAINVAL,
-        lr=3e-4,
-        encoder_lr=1e-4,
-        epochs=3,
-        crop=(360, 480),
-        batch_size=4,
-        scale_range=(0.6, 1.75),
+        LITE_CAMVID_TRAINVAL, lr=3e-4, encoder_lr=1e-4, epochs=3, crop=(360, 480), batch_size=4, scale_range=(0.6, 1.75)
     ),
     # No class weights, which make pavement, fence, and pedestrians too likely for mean IoU, and weaker color changes.
     "lite-camvid-iou": dict(

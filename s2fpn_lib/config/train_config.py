@@ -2,7 +2,6 @@
 
 import math
 import typing
-import warnings
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,10 +33,9 @@ PUBLISHED_OPTIONS = {
 OPERATIONAL = ("data_root", "device", "devices", "nodes", "workers", "max_minutes", "checkpoint_every")
 OPERATIONAL += ("checkpoint_minutes", "init_changes")
 NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not
-# Earlier names. Fields are still stored under them in config.json and in the hashes that name run folders, so that
-# earlier runs resume; presets and changes given under them raise a warning.
+# Earlier names, under which fields are still stored in config.json and in the hashes that name run folders, so that
+# earlier runs resume
 RENAMED_FIELDS = {"colour_cast": "color_cast"}
-RENAMED_PRESETS = {"glance": "demo"}
 
 CHOICES = {
     "revision": REVISIONS,
@@ -212,7 +210,6 @@ class TrainConfig:
 
         Raises ValueError for an unknown preset and TypeError for an unknown field, with the nearest known name.
         """
-        name = _renamed(name, RENAMED_PRESETS, "preset")
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}.{did_you_mean(name, PRESETS)} Presets: {', '.join(PRESETS)}")
         values = dict(PRESETS[name])
@@ -264,17 +261,10 @@ _TYPES = {each.name: typing.get_type_hints(TrainConfig)[each.name] for each in f
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields under their present names; TypeError for an unknown one."""
-    values = {_renamed(name, RENAMED_FIELDS, "field"): value for name, value in values.items()}
+    values = {RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
     for name in values:
         if name not in _TYPES:
             published = f" It is called {PUBLISHED_OPTIONS[name]!r} here." if name in PUBLISHED_OPTIONS else ""
             hint = published or did_you_mean(name, _TYPES)
             raise TypeError(f"TrainConfig has no field {name!r}.{hint} Fields: {', '.join(_TYPES)}")
     return values
-
-
-def _renamed(name: str, renamed: Mapping[str, str], what: str) -> str:
-    """The present name of a field or preset; an earlier name still works, with a warning."""
-    if name in renamed:
-        warnings.warn(f"The {what} {name!r} is now called {renamed[name]!r}.", FutureWarning, stacklevel=3)
-    return renamed.get(name, name)

@@ -29,10 +29,7 @@ DEFAULTS["12_speed"] = {"measure": ["inference"], "sizes": [], "eval_fps_calls":
 
 
 def run(
-    assignments: Sequence[str] = (),
-    *,
-    notebooks: Sequence[str] = NOTEBOOKS,
-    folder: Path = PROJECT / "notebooks",
+    assignments: Sequence[str] = (), *, notebooks: Sequence[str] = NOTEBOOKS, folder: Path = PROJECT / "notebooks"
 ) -> Path:
     """Executes `notebooks` of `folder` in order and returns the path of the report: the last one, without its code.
 
