@@ -83,7 +83,7 @@ def test_scores_tables_and_comparison(run, street, folder, another_process):
         save_samples(folder / "evaluations" / name, model, data, [0])
     _own.clear()
     rows = scored_rows(collect_evaluations(folder / "evaluations"))
-    assert score_table(rows)["mIoU %"].str.contains("±").all()
+    assert score_table(rows)["mean IoU %"].str.contains("±").all()
     assert class_score_table(rows)["class"].tolist() == [*CLASSES, "mean IoU"]
     assert set(class_table(folder / "evaluations")["class"]) == set(CLASSES)
     figure = compare_evaluations({"a": "first", "b": "second"}, folder / "evaluations")
