@@ -159,8 +159,22 @@ def test_images_are_released_after_their_batch():
     assert most <= 4
 
 
+@pytest.mark.parametrize(("length", "limit"), [(100, 20), (101, 40), (367, 24), (7, 5), (1, 1)])
+def test_an_image_of_each_equal_part(length, limit):
+    found = evenly_spaced(length, limit)
+    assert found == sorted(set(found))
+    assert [i * length // limit <= each < (i + 1) * length // limit for i, each in enumerate(found)] == [True] * limit
+
+
+@pytest.mark.parametrize("limit", [2, 3, 4, 5, 8, 10, 20, 40])
+def test_few_images_show_many_scene_families(limit):
+    """RoadScenes cycles through five: equal steps of five or ten met a single one."""
+    families = [i % 5 for i in evenly_spaced(100, limit)]
+    assert len(set(families)) == min(limit, 5)
+
+
 def test_evenly_spaced_images():
-    assert evenly_spaced(100, 4) == [12, 37, 62, 87]
+    assert evenly_spaced(100, 4) == [15, 26, 63, 99]  # one of each quarter
     assert evenly_spaced(3, None) == evenly_spaced(3, 10) == [0, 1, 2]
     with pytest.raises(ValueError, match="empty"):
         evenly_spaced(0, None)
