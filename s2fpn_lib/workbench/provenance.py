@@ -21,14 +21,12 @@ RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
 def newest_run(root: str | Path | None = None) -> Path | None:
     """The run folder under `root` (None: `results_root()`) that finished last; None where none has finished.
 
-    Folders without weights, which are kept for their records, do not count.
+    Variants and trials, which lie below `studies`, and folders without weights do not count.
     """
-    finished = [
-        path
-        for path in Path(root or results_root()).rglob("result.json")
-        if path.with_name("config.json").exists() and any(path.parent.glob("*.safetensors"))
-    ]
-    return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
+    root = Path(root or results_root())
+    runs = [path.parent for path in root.rglob("result.json") if "studies" not in path.relative_to(root).parts]
+    finished = [run for run in runs if (run / "config.json").exists() and any(run.glob("*.safetensors"))]
+    return max(finished, key=lambda run: (run / "result.json").stat().st_mtime, default=None)
 
 
 def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
@@ -63,17 +61,16 @@ def checkpoint_provenance(
 
     Returns:
         checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
-        ("unstated" outside a run folder), model, revision, normalization, switches, trained_on (dataset), and those of
-        `RECORDED` that the file has; for a run folder also the hashes of `recipe_hashes`.
+        ("unstated" if neither run folder nor file has it), model, revision, normalization, switches, trained_on
+        (dataset), and those of `RECORDED` that the file has; for a run folder also the hashes of `recipe_hashes`.
     """
     path = find_weights(path_or_name)
-    result, recipe = path.with_name("result.json"), path.with_name("config.json")
+    result, recipe, metadata = path.with_name("result.json"), path.with_name("config.json"), read_metadata(path)
     row: dict[str, Any] = {
         "checkpoint": f"{path.parent.name}/{path.name}",
         "checkpoint_sha": hashlib.sha256(path.read_bytes()).hexdigest()[:10],
-        "checkpoint_rule": read_json(result).get("checkpoint_rule", "unstated") if result.exists() else "unstated",
+        "checkpoint_rule": (read_json(result) if result.exists() else metadata).get("checkpoint_rule", "unstated"),
     }
-    metadata = read_metadata(path)
     if network := metadata.get("config") or config:
         row |= {"model": network["name"], **{key: network.get(key) for key in ("revision", "normalization")}}
         switches = Switches.__dataclass_fields__
