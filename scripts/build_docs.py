@@ -3,9 +3,9 @@
     python scripts/build_docs.py [NOTEBOOK ...]
 
 A copy is one HTML file with texts, code, and outputs, which needs no kernel and no network. Its pictures are reduced to
-`WIDTH` pixels and stored in the smaller one of two formats. `31_inspector.html` is followed by `inspector.html`, the
-page that the inspector exports, which answers to clicks. RoadScenes is used, because the license of CamVid does not
-allow copies of its images here.
+`WIDTH` pixels and stored in the smaller one of two formats. The notebooks of `make run` come from one run of it, but
+the inspector shows the released network: `inspector.html` is the page that it exports, which answers to clicks.
+RoadScenes is used, because the license of CamVid does not allow copies of its images here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 TARGET = PROJECT / "docs" / "notebooks"
 WIDTH = 1100  # pixels
 LARGEST_MB = 10  # of all copies together
-PARAMETERS = {"10_train": {"preset": "quick"}}  # as in `make run`: the network that the later notebooks show
+INSPECTOR = "31_inspector"
+LOCAL = re.compile(r'<a\b[^>]*href="(?!https?:|#|\d\d_\w+\.html|inspector\.html)[^"]*\.html"[^>]*>(.*?)</a>', re.DOTALL)
 EQUATION = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 STYLE = """
 .jp-Cell, .cell { margin: .9rem 0; }
@@ -44,6 +45,7 @@ DARK = "@media (prefers-color-scheme: dark) {{ {} }}"
 
 
 def main(names: list[str]) -> None:
+    from s2fpn_lib.workbench import pipeline
     from s2fpn_lib.workbench.run_notebook import execute
 
     known = [path.stem for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))]
@@ -57,17 +59,20 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         os.environ["S2FPN_RESULTS"] = str(results)
+        if not names:
+            pipeline.run()
+        done = set() if names else set(pipeline.NOTEBOOKS) - {INSPECTOR}  # shown with the released network instead
         for name in names or known:
             start = time.monotonic()
             executed = results / "main" / f"{name}.ipynb"
             executed.parent.mkdir(parents=True, exist_ok=True)
-            execute(PROJECT / "notebooks" / f"{name}.ipynb", executed, PARAMETERS.get(name, {}))
+            if name not in done:
+                execute(PROJECT / "notebooks" / f"{name}.ipynb", executed, {})
             copy = TARGET / f"{name}.html"
             copy.write_text(page(executed, {folder: "", str(PROJECT): ""}))
             print(f"{copy}: {copy.stat().st_size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s", flush=True)
-        exported = sorted(results.glob("31_inspector/*.html"))
-        if exported:
-            shutil.copy(exported[0], TARGET / "inspector.html")
+        if exported := sorted(results.glob(f"{INSPECTOR}/*.html"), key=lambda path: path.stat().st_mtime):
+            shutil.copy(exported[-1], TARGET / "inspector.html")
     total = sum(path.stat().st_size for path in TARGET.glob("*.html")) / 1e6
     print(f"{TARGET}: {total:.1f} MB")
     if total > LARGEST_MB:
@@ -100,6 +105,8 @@ def page(notebook: Path, paths: dict[str, str]) -> str:
     for path, shown in paths.items():
         body = body.replace(path.rstrip("/") + "/", shown)
     body = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb', r'href="\1.html', body)
+    body = re.sub(r'srcdoc="[^"]*"', 'src="inspector.html"', body)  # once, not in each page
+    body = LOCAL.sub(r"\1", body)
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
     css = "\n".join([CSS.read_text(), light, DARK.format(dark), STYLE])
     return PAGE.format(title=notebook.stem, css=css, body=body)

@@ -42,7 +42,7 @@ def test_chart_stays_exact_and_large_photograph_shrinks():
 def test_page_has_code_outputs_and_relative_links_but_no_path_of_the_machine(tmp_path):
     output = nbformat.v4.new_output("stream", text=f"written: {tmp_path}/results/train/run")
     cells = [
-        nbformat.v4.new_markdown_cell("# 10 · Train\n\nThen open [11](11_evaluate.ipynb)."),
+        nbformat.v4.new_markdown_cell("# 10 · Train\n\nThen open [11](11_evaluate.ipynb) or [it](results/a/b.html)."),
         nbformat.v4.new_code_cell("config = 1", execution_count=1, outputs=[output]),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "10_train.ipynb")
@@ -51,6 +51,8 @@ def test_page_has_code_outputs_and_relative_links_but_no_path_of_the_machine(tmp
     assert "written: results/train/run" in found
     assert str(tmp_path) not in found
     assert 'href="11_evaluate.html"' in found
+    assert "b.html" not in found, "a link to a file that is not among the copies"
+    assert " or it." in found
 
 
 def test_folded_code_stays_folded(tmp_path):
