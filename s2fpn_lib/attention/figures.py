@@ -37,8 +37,8 @@ def attention_figure(
 ) -> Figure:
     """One image of a recorded batch; below it what each level attends to, its auxiliary prediction, and its GFU share.
 
-    v2: one row per pixel with its weights of the columns relative to uniform attention. v1: one row with the average
-    gate minus the maximum gate of each column. All levels have one scale with a color bar.
+    v2: one row per pixel with its weights of the columns relative to uniform attention, columns above it widened to be
+    visible. v1: one row with the average minus the maximum gate of each column. All levels have one color bar.
 
     image: (3, H, W) uint8, the input of the network; index: its place in the batch; label: its (H, W) ids, drawn beside
     the prediction; pixels: (y, x) in 0..1 whose distributions over the columns are drawn (v2 only).
@@ -56,8 +56,6 @@ def attention_figure(
         axis.set_title(title)
     for axis in axes[0, len(images) :]:
         axis.set_axis_off()
-    for i, (y, x) in enumerate(pixels if levels[0].query is not None else ()):
-        axes[0, 0].plot(x, y, style.MARKERS[i % 7], color=style.COLORS[i % 7], ms=9, mec="white", mew=1.4)
     offset = {"xycoords": "axes fraction", "xytext": (-8, 0), "textcoords": "offset points"}
     gray, bars = as_array(image).mean(-1), {}
     for row_axes, (title, (kind, values)) in zip(axes[1:], rows.items(), strict=True):
@@ -67,16 +65,16 @@ def attention_figure(
                 _show(axis, colorize(each, protocol))
             elif kind == "share":
                 drawn = _show(axis, each, cmap=style.SHARE_CMAP, vmin=0, vmax=1)
-                axis.set_title(f"{each.min():.2f} to {each.max():.2f}", **SMALL)
+                axis.set_title(f"share {each.min():.2f} to {each.max():.2f}", **SMALL)
             else:
                 drawn = _show_strip(axis, gray, each, level, *_scale(kind, values))
         if kind != "classes":
             bars.setdefault(kind, (drawn, []))[1].extend(row_axes)
     for i, (y, x) in enumerate(pixels if levels[0].query is not None else ()):
-        for axis in axes[1 + i]:
-            axis.plot(x, y, style.MARKERS[i % 7], color=style.COLORS[i % 7], ms=6, mec="white", mew=1)
+        for axis in (axes[0, 0], *axes[1 + i]):
+            axis.plot(x, y, style.MARKERS[i % 7], color=style.COLORS[i % 7], ms=7, mec="white", mew=1.2)
     for axis, level in zip(axes[1] if rows else (), levels, strict=False):
-        facts = f"{level.name}, {level.size[0]}x{level.size[1]}"
+        facts = f"{level.name.replace('apf', 'APF ')}, {level.size[0]}x{level.size[1]}"
         if level.gamma is not None:
             facts += f"\nγ {level.gamma:.3f}, strips {level.attended_share.item():.1%}".replace("-", "−")
         axis.set_title(facts, fontsize=10)
@@ -89,41 +87,41 @@ def attention_figure(
         bar = figure.colorbar(drawn, ax=of_rows, label=texts[kind], aspect=8 * len(of_rows) // 4 + 4)
         if kind == "attention":
             bar.set_ticks([0.1, 1, 10, 100], labels=["≤ 0.1", "1", "10", "≥ 100"])
-    figure.legend(handles=legend_patches(protocol, ignored=False), ncols=6, loc="outside lower center", fontsize=10)
+    figure.legend(handles=legend_patches(protocol), ncols=6, loc="outside lower center", fontsize=10)
     return figure
 
 
 @style.styled
 def attribution_figure(
-    image: Tensor, pixel: tuple[int, int], methods: Mapping[str, Mapping[str, Tensor]], title: str = ""
+    image: Tensor, pixel: tuple[int, int], methods: Mapping[str, Mapping[str, Tensor]], title: str = "", number: int = 0
 ) -> Figure:
     """The image with the pixel, and below it the contribution of each column at each level, aligned with the image.
 
-    methods: {name: {level: (n,) contributions}} of `occlusion` or `gradient`, side by side on one scale. The number
-    beside a row is its sum.
+    methods: {name: {level: (n,) contributions in percent of the logit}}, side by side on one scale. The number beside a
+    row is its sum. number: the place of the pixel in `attention_figure`, which marks it in the same way.
     """
     aspect, count = image.shape[-2] / image.shape[-1], len(methods)
     levels = list(next(iter(methods.values())))
     width = min(6.0, WIDTH / count)
     size = (width * count + 1, (width - 1) * aspect + 0.42 * len(levels) + 0.8)
     ratios = [(width - 1) * aspect, *[0.34] * len(levels)]
-    figure, axes = plt.subplots(
-        len(ratios), count, figsize=size, height_ratios=ratios, squeeze=False, layout="constrained"
-    )
+    layout = {"height_ratios": ratios, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(ratios), count, figsize=size, **layout)
     largest = max(float(values.abs().max()) for found in methods.values() for values in found.values())
     look = {"cmap": style.CONTRIBUTION_CMAP, "norm": CenteredNorm(0, max(largest, 1e-12))}
     for column, (name, found) in zip(axes.T, methods.items(), strict=True):
         _show(column[0], as_array(image))
         y, x = ((at + 0.5) / n for at, n in zip(pixel, image.shape[-2:], strict=True))
-        column[0].plot(x, y, style.MARKERS[0], color=style.COLORS[0], ms=10, mec="white", mew=1.6)
+        marker, color = style.MARKERS[number % 7], style.COLORS[number % 7]
+        column[0].plot(x, y, marker, color=color, ms=10, mec="white", mew=1.6)
         column[0].set_title(f"{title}\n{name}" if name == next(iter(methods)) else name)
         for axis, level in zip(column[1:], levels, strict=True):
             drawn = _show(axis, found[level].numpy()[None], **look)
             axis.axvline(x, color=style.INK, lw=1, ls=":")
-            axis.text(-0.01, 0.5, level, ha="right", va="center", fontsize=10.5)
-            text = f"{float(found[level].sum()):+.3f}".replace("-", "−")
+            axis.text(-0.01, 0.5, level.replace("apf", "APF "), ha="right", va="center", fontsize=10.5)
+            text = f"{float(found[level].sum()):+.2f} %".replace("-", "−")
             axis.text(1.01, 0.5, text, va="center", fontsize=10.5)
-    figure.colorbar(drawn, ax=axes, label="contribution to the logit", aspect=25)
+    figure.colorbar(drawn, ax=axes, label="contribution, % of the logit", aspect=25)
     return figure
 
 
@@ -142,10 +140,8 @@ def _rows(
     if first.auxiliary is not None:
         rows["auxiliary\nprediction"] = ("classes", [class_ids(level.auxiliary)[0] for level in levels])
     if capture.gfu is not None:
-        rows["share of the\ncoarser level"] = (
-            "share",
-            [coarse_share(each)[index].cpu().numpy() for each in capture.gfu],
-        )
+        shares = [coarse_share(each)[index].cpu().numpy() for each in capture.gfu]
+        rows["share of the\ncoarser level"] = ("share", shares)
     return rows
 
 
@@ -167,6 +163,10 @@ def _show_strip(
 ) -> AxesImage:
     """One value per strip entry (L,) over the (H, W) gray image, and in pure colors in a band at its border."""
     _show(axis, gray, cmap="gray", vmin=0, vmax=255)
+    if cmap == style.ATTENTION_CMAP:  # an entry above uniform is 3 pixels wide or more, also the first and the last
+        reach = -(-3 * len(values) // 220) - 1  # the image of a level is about 220 pixels wide in a notebook
+        widened = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach), 2 * reach + 1).max(-1)
+        values = np.where(widened > 1, widened, values)
     upright = level.strip_axis == "height"  # one entry per column
     strip = values[None, :] if upright else values[:, None]
     _show(axis, strip, cmap=cmap, norm=norm, alpha=0.6)

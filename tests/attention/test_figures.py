@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from s2fpn_lib.attention.figures import attention_figure, attribution_figure
+from s2fpn_lib.attention.figures import _show_strip, attention_figure, attribution_figure
 from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.attention.statistics import untrained_warning
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.model import build_model
-from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, GATE_CMAP
+from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, GATE_CMAP, MARKERS
 
 PROTOCOL = get_protocol("roadscenes")
 
@@ -57,7 +59,7 @@ def test_attention_of_v2_is_drawn_relative_to_uniform_on_one_scale(strip_axis):
             assert any(np.allclose(each.get_array(), expected) for each in found)
     bars = [axis.get_ylabel() for axis in figure.axes]
     assert bars.count("attention relative to uniform (1)") == 1
-    assert f"apf4, 16x24\nγ 0.250, strips {capture.levels[3].attended_share[1]:.1%}" in texts(figure)
+    assert f"APF 4, 16x24\nγ 0.250, strips {capture.levels[3].attended_share[1]:.1%}" in texts(figure)
 
 
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
@@ -80,7 +82,7 @@ def test_attribution_is_aligned_with_the_image_on_one_scale():
         "gradient": {"apf1": torch.tensor([0.1, -0.3, 0.0]), "apf4": torch.zeros(24)},
         "occlusion": {"apf1": torch.tensor([0.5]), "apf4": torch.tensor([-0.75, 0.25])},
     }
-    figure = attribution_figure(image, (31, 47), methods, "Road: logit 2")
+    figure = attribution_figure(image, (31, 47), methods, "Road: logit 2", number=1)
     rows = [axis.images[0] for axis in figure.axes if axis.images]
     photos, strips = [rows[i] for i in (0, 1)], rows[2:]
     assert all(photo.get_extent() == strip.get_extent() for photo in photos for strip in strips)  # (0, 1, 1, 0)
@@ -88,8 +90,22 @@ def test_attribution_is_aligned_with_the_image_on_one_scale():
     assert [strip.get_array().shape[1] for strip in strips] == [3, 1, 24, 2]
     (x,), (y,) = figure.axes[0].lines[0].get_data()
     assert (x, y) == (47.5 / 96, 31.5 / 64)
+    assert figure.axes[0].lines[0].get_marker() == MARKERS[1]  # as the second pixel of `attention_figure`
     found = texts(figure)
-    assert all(text in found for text in ("−0.200", "+0.500", "−0.500", "apf4", "Road: logit 2", "occlusion"))
+    assert all(text in found for text in ("−0.20 %", "+0.50 %", "−0.50 %", "APF 4", "Road: logit 2", "occlusion"))
+
+
+def test_an_entry_above_uniform_is_widened_and_the_others_are_not():
+    _, capture = recorded()
+    level = dataclasses.replace(capture.levels[3], strip_axis="height")
+    values = np.full(220, 0.5)
+    values[[0, 100]], values[150] = 50, 0.9
+    axis = Figure().subplots()
+    drawn = _show_strip(axis, np.zeros((64, 96)), values, level, ATTENTION_CMAP, LogNorm(*ATTENTION_RANGE))
+    found = np.asarray(drawn.get_array())[0]
+    assert (found == 50).nonzero()[0].tolist() == [0, 1, 2, 98, 99, 100, 101, 102]  # three pixels at the border
+    assert (found == 0.9).nonzero()[0].tolist() == [150]
+    assert (found == 0.5).sum() == 220 - 8 - 1
 
 
 def test_a_warning_is_visible():
@@ -111,7 +127,7 @@ def test_switched_off_parts_have_no_row(switches, lacking):
     image, capture = recorded(**switches)
     figure = attention_figure(image, capture, PROTOCOL)
     assert lacking not in texts(figure)
-    assert "apf1, 2x3" in texts(figure)
+    assert "APF 1, 2x3" in texts(figure)
 
 
 def test_a_network_without_any_part_has_a_prediction():
