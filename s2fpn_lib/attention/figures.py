@@ -163,8 +163,8 @@ def _show_strip(
 ) -> AxesImage:
     """One value per strip entry (L,) over the (H, W) gray image, and in pure colors in a band at its border."""
     _show(axis, gray, cmap="gray", vmin=0, vmax=255)
-    if cmap == style.ATTENTION_CMAP:  # an entry above uniform is 3 pixels wide or more, also the first and the last
-        reach = -(-3 * len(values) // 220) - 1  # the image of a level is about 220 pixels wide in a notebook
+    if cmap == style.ATTENTION_CMAP:  # an entry above uniform is about 3 pixels wide or more, also at a border
+        reach = -(-3 * len(values) // 240) - 1  # the image of a level is about 240 pixels wide in a notebook
         widened = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach), 2 * reach + 1).max(-1)
         values = np.where(widened > 1, widened, values)
     upright = level.strip_axis == "height"  # one entry per column
