@@ -25,9 +25,7 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
     - Speed rows that carry the mIoU of the timed callable (`speed_accuracy`), as they are.
     - Evaluations of whole splits in one view (mean over seeds of one recipe), with the fastest of the latest float32
       speed rows, stage "network", one image of the protocol's size, on each device: of the same checkpoint, or for
-      networks without switches of the same network. Demo networks make no point.
-
-    Speed rows with a remark (see `with_remarks`) make no point.
+      networks without switches of the same network. Speed rows with a remark (see `with_remarks`) make no point.
 
     evaluations: of `collect.evaluation_rows`; speed: of `collect.collect_speed`.
     """
@@ -57,8 +55,8 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     varying = [c for c in ("switches", "study", "training_recipe") if c in whole]
     keys = ["protocol", "split", "model", "revision", *varying]
     whole = whole.reindex(columns=whole.columns.union(["images_seen", "checkpoint_sha"]))
-    columns = {"miou_percent": ("miou", "mean"), "images": ("images", "first"), "images_seen": ("images_seen", "max")}
-    columns["checkpoint_sha"] = ("checkpoint_sha", "last")
+    columns = {"miou_percent": ("miou", "mean"), "images": ("images", "first")}
+    columns |= {"images_seen": ("images_seen", "max"), "checkpoint_sha": ("checkpoint_sha", "last")}
     scored = whole.groupby(keys, dropna=False).agg(**columns).reset_index().astype({"checkpoint_sha": "string"})
     scored["miou_percent"] *= 100
     sizes = ["{}x{}".format(*get_protocol(name).size) for name in scored["protocol"]]

@@ -42,8 +42,8 @@ CLASS_COLUMNS = {
 def results_table(root: str | Path) -> pd.DataFrame:
     """Every measurement under `root`, one per row; columns and types as in `COLUMNS`."""
     evaluated = evaluation_rows(collect_evaluations(root)).rename(columns={"evaluation": "folder"})
-    names = {"run": "folder", "val_split": "split", "dataset": "trained_on", "epochs": "epoch", "val_miou": "miou"}
-    names["val_images_seen"] = "images_seen"
+    names = {"run": "folder", "val_split": "split", "dataset": "trained_on", "epochs": "epoch"}
+    names |= {"val_miou": "miou", "val_images_seen": "images_seen"}
     trained = collect_runs(root).rename(columns=names)
     if len(trained):
         trained["checkpoint"] = trained["folder"].str.split("/").str[-1] + "/" + trained["checkpoint"]

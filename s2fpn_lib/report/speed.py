@@ -21,11 +21,8 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     """
     known = rows.reindex(columns=rows.columns.union(["stage", "p50_ms", "spread", "cpu_share", "backend", "way"]))
     known["all"] = 0  # the group of all rows, where they have none of the other columns
-    same = [
-        c
-        for c in ("all", *PLACE, "network", "revision", "checkpoint_sha", "run", "kind")
-        if c in known and c != "stage"
-    ]
+    same = ["all", *PLACE, "network", "revision", "checkpoint_sha", "run", "kind"]
+    same = [c for c in same if c in known and c != "stage"]
     method = [*same, *(c for c in ("backend", "precision") if c in known)]
     network = known[known["stage"] == "network"].drop_duplicates(method, keep="last")
     inside = known[method].merge(network[[*method, "p50_ms"]], on=method, how="left")["p50_ms"].set_axis(rows.index)

@@ -21,10 +21,7 @@ PART = ["study", "protocol", "split", "data", "images", "device", "amp", "traini
 
 
 def recorded_study(folder: Path) -> pd.DataFrame:
-    """The rows for `comparable_parts` of a committed study: runs.csv of its folder, as results/README.md describes it.
-
-    `folder` has the name of the study.
-    """
+    """The rows for `comparable_parts` of a committed study: runs.csv of the folder that has the study's name."""
     table = pd.read_csv(folder / "runs.csv")
     rows = table.filter(like="evaluation.").rename(columns=lambda name: name.removeprefix("evaluation."))
     scores = {name: rows.pop(f"{name}_percent") / 100 for name in tables.SCORES}
@@ -73,9 +70,8 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `difference`: the mIoU minus that of the full network with the same seed.
 
     frame: evaluation rows with variant and seed. Partners agree in everything of `REPETITION` except `VARYING`. The
-    difference is NaN for the full network and where it lacks the seed.
-
-    Raises ProtocolMixError for several protocols, and ValueError if the full network was scored twice with one seed.
+    difference is NaN for the full network and where it lacks the seed. Raises ProtocolMixError for several protocols,
+    and ValueError if the full network was scored twice with one seed.
     """
     tables.one_protocol(frame)
     found = []
@@ -91,9 +87,7 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """`over_seeds` of `miou` and `difference`, with `pairs`, the number of seeds that the full network has, too, and
-    `lower`, in how many of them the variant's mIoU is lower.
-    """
+    """`over_seeds` of `miou` and `difference`, `pairs` (seeds that the full network also has), `lower` (of them)."""
     rows = with_differences(frame)
     table = tables.over_seeds(rows, ["miou", "difference"])
     keys = [c for c in table if c in (*tables.REPETITION, "checkpoint_sha")]
@@ -104,10 +98,9 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
 def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The ablation to print: one row per variant with its mIoU, its paired difference in points, and its cost.
 
-    frame: one part of `comparable_parts`. The columns of differences are left out if no variant shares a seed with the
-    full network.
+    frame: one part of `comparable_parts`. Without a seed in common there are no columns of differences.
     """
-    table = paired_differences(frame)
+    table = tables.named(paired_differences(frame))
     networks = [c for c in ("model", "revision") if table[c].nunique() > 1]
     out = table[["variant", *networks]].copy()
     if "switches" in table and (table["switches"] != out["variant"]).any():
@@ -116,9 +109,8 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     out["mean IoU %"] = list(map(tables.percent, table["miou"], table["miou_std"]))
     if table["pairs"].any():
         lines = list(table.itertuples())
-        out["difference to the full network, points"] = [
-            tables.percent(x.difference, x.difference_std, sign="+") or "–" for x in lines
-        ]
+        texts = [tables.percent(x.difference, x.difference_std, sign="+") or "–" for x in lines]
+        out["difference to the full network, points"] = texts
         out["seeds lower"] = [f"{x.lower} of {x.pairs}" if x.pairs else "–" for x in lines]
     return out.join(tables.words(table[["parameters", "gmacs"]]))
 
@@ -127,7 +119,7 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
 def ablation_bars(frame: pd.DataFrame) -> Figure:
     """Bars of the mean paired difference to the full network in percentage points, worst first, one dot per seed.
 
-    frame: as for `with_differences`. Raises ValueError if no variant shares a seed with the full network.
+    frame: as for `with_differences`. Raises ValueError if there is no difference.
     """
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:

@@ -1,8 +1,4 @@
-"""Evaluation rows as tables: no column mixes two protocols, and every table says how its numbers came about.
-
-`words` writes the numbers of every table in one rounding: shares in percent with one decimal, parameters in millions
-and multiply-accumulates in 1e9 with two decimals, and times, speeds, and ratios with three significant digits.
-"""
+"""Evaluation rows as tables: no column mixes two protocols, and every table says how its numbers came about."""
 
 import html
 import re
@@ -36,6 +32,8 @@ HEADINGS = {
     "recipe_without_seed": "recipe hash",
     "training_recipe": "training recipe hash",
     "way": "implementation",
+    "convention": "classes in the mean",
+    "flip": "flipped copies averaged",
     "parameters_m": "parameters M",
     "peak_mb": "peak memory MB",
     "p50_ms": "median ms",
@@ -67,10 +65,23 @@ def network_name(model: str, revision: str = "") -> str:
     return f"{name} {revision}".strip()
 
 
+def variant_name(variant: str) -> str:
+    """The printed name of a study's variant: "without SSAM" for "no-ssam"; others keep their names."""
+    part = variant.removeprefix("no-")
+    return variant if part == variant else f"without {part.upper() if len(part) < 5 else part.replace('-', ' ')}"
+
+
 def protocol_name(protocol: str) -> str:
     """The printed name of a protocol or dataset: "RoadScenes", "CamVid (camvid-segnet-360x480)"; others stay."""
     name = DATASETS.get(protocol.split("-")[0], protocol)
     return name if protocol in (name, *DATASETS) else f"{name} ({protocol})"
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with variants, datasets, protocols, and conventions as a reader sees them."""
+    names = {"variant": variant_name, **dict.fromkeys(("dataset", "trained_on", "protocol"), protocol_name)}
+    names["convention"] = lambda text: text.replace("mean over ", "").replace("zero TP counts", "one never found is")
+    return rows.assign(**{c: rows[c].map(name, na_action="ignore") for c, name in names.items() if c in rows})
 
 
 def percent(mean: float, std: float | None = None, sign: str = "") -> str:
@@ -88,9 +99,10 @@ def significant(number: float) -> str:
 
 
 def words(rows: pd.DataFrame) -> pd.DataFrame:
-    """The columns to show: headings in words with their units, numbers in the rounding of all tables, as texts.
+    """The columns to show: headings in words with their units, and numbers as texts, in the rounding of all tables.
 
-    rows: stored keys as columns. Texts and whole numbers stay; an unknown value is an empty text.
+    Shares have one decimal (in percent), parameters (in millions) and multiply-accumulates (in 1e9) two, and times,
+    speeds, and ratios three significant digits. Texts and whole numbers stay; an unknown value is an empty text.
     """
     shown = {}
     for key, column in rows.items():
@@ -99,15 +111,12 @@ def words(rows: pd.DataFrame) -> pd.DataFrame:
             shown[name] = ["" if pd.isna(value) else value for value in column]
         elif key in SHARES:
             shown[f"{name} %"] = list(map(percent, column))
-        elif key == "parameters":
-            shown[f"{name} M"] = _two_decimals(column / 1e6)
+        elif key in ("parameters", "parameters_m", "gmacs"):
+            name, column = (f"{name} M", column / 1e6) if key == "parameters" else (name, column)
+            shown[name] = ["" if pd.isna(value) else f"{value:.2f}" for value in column]
         else:
-            shown[name] = _two_decimals(column) if key in ("parameters_m", "gmacs") else list(map(significant, column))
+            shown[name] = list(map(significant, column))
     return pd.DataFrame(shown, index=rows.index)
-
-
-def _two_decimals(column: pd.Series) -> list[str]:
-    return ["" if pd.isna(value) else f"{value:.2f}" for value in column]
 
 
 def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -123,10 +132,7 @@ def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def one_protocol(frame: pd.DataFrame) -> str:
-    """The frame's only protocol, as in `split_by_protocol`.
-
-    Raises ProtocolMixError that names every protocol found; ValueError if a row has none.
-    """
+    """The frame's only protocol. Raises ProtocolMixError that names every one found; ValueError if a row has none."""
     if unstated := frame.reindex(columns=["protocol"])["protocol"].isna().sum():
         raise ValueError(f"{unstated} rows name no protocol: a score without its protocol cannot go into a table")
     found = sorted(split_by_protocol(frame))
@@ -144,9 +150,8 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
     If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own.
 
     Returns one row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
-    the largest `parameters`, `gmacs`, and `images_seen` where the frame has them.
-
-    Raises ProtocolMixError for several protocols, and ValueError if a seed would count twice in a group.
+    the largest `parameters`, `gmacs`, and `images_seen` where the frame has them. Raises ProtocolMixError for several
+    protocols, and ValueError if a seed would count twice in a group.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]
@@ -170,7 +175,7 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     The column "scored images trained on" is there where weights were trained on what they are scored on. Columns with
     the same value in every row are left out; `provenance` names them.
     """
-    table = over_seeds(frame)
+    table = named(over_seeds(frame))
     out = table[[*_differing(table), "runs"]].rename(columns=heading)
     out.insert(0, "network", _networks(table))
     if any(seen := seen_words(table)):
@@ -183,11 +188,8 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def seen_words(rows: pd.DataFrame) -> list[str]:
     """How many scored images of each row the weights were trained on, as "all 101" or "17 of 101"; empty for none."""
-    words = []
-    for seen, images in rows.reindex(columns=["images_seen", "images"]).astype(float).fillna(0).to_numpy():
-        some = f"all {seen:g}" if seen == images else f"{seen:g} of {images:g}"
-        words.append(some if seen else "")
-    return words
+    numbers = rows.reindex(columns=["images_seen", "images"]).astype(float).fillna(0).to_numpy()
+    return [(f"all {n:g}" if n == images else f"{n:g} of {images:g}") if n else "" for n, images in numbers]
 
 
 def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -199,8 +201,7 @@ def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
     table = over_seeds(frame, list(scores))
     out = pd.DataFrame({"class": list(scores.values())})
     differing = _differing(table)
-    if "variant" in differing:  # its name stands for its switches
-        differing = [c for c in differing if c != "switches"]
+    differing = [c for c in differing if c != "switches" or "variant" not in differing]  # whose name stands for them
     records = zip(short_names(table, differing), table.to_dict("records"), seen_words(table), strict=True)
     for name, row, seen in records:
         trained = f" (trained on {seen} images)" if seen else ""
@@ -213,7 +214,7 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     one_protocol(runs.fillna({"protocol": "unstated"}))
     columns = ["run", "pretraining", "seed", "epochs", "steps", "seconds", "checkpoint_rule"]
     columns += [c for c in RUN_SETTINGS if c in runs and runs[c].nunique(dropna=False) > 1]
-    out = runs[[c for c in [*columns, "stopped_by"] if c in runs]].rename(columns=heading)
+    out = named(runs)[[c for c in [*columns, "stopped_by"] if c in runs]].rename(columns=heading)
     out.insert(1, "network", _networks(runs))
     if "seconds" in out:
         out["seconds"] = out["seconds"].round().astype("Int64")
@@ -226,14 +227,17 @@ def run_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
     """How the rows' numbers came about, as one line: what all rows share, seeds, checkpoints, and code versions."""
-    shared = [(c, rows[c].iloc[0]) for c in columns if c in rows and rows[c].nunique(dropna=False) == 1]
-    parts = [f"{heading(name)} {value}" for name, value in shared if not pd.isna(value)]
+    shared = {c: each.iloc[0] for c, each in named(rows).items() if c in columns and each.nunique(dropna=False) == 1}
+    shared = {c: shared[c] for c in columns if not pd.isna(shared.get(c))}
+    parts = [f"{heading(c)}: {'no' if str(value) == 'False' else value}" for c, value in shared.items()]
     rows = rows.assign(git_sha=rows["git_sha"].str[:10] if "git_sha" in rows else None)
     for column, name in {"seed": "seeds", "checkpoint": "checkpoints", "torch": "torch", "git_sha": "code"}.items():
         if column in rows:
             values = sorted(rows[column].dropna().unique())
             listed = ", ".join(f"{value:g}" if column == "seed" else value for value in values[:6])
-            parts.append(f"{name} {listed or 'unstated'}" + (f" and {len(values) - 6} more" if len(values) > 6 else ""))
+            parts.append(
+                f"{name}: {listed or 'unstated'}" + (f" and {len(values) - 6} more" if len(values) > 6 else "")
+            )
     return "; ".join(parts)
 
 
@@ -241,7 +245,7 @@ def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
     """One short name per row: the variant, the network (if several, or no variant), and the values of `columns`."""
     several = len(set(_networks(rows))) > 1
     names = []
-    for row, network in zip(rows.to_dict("records"), _networks(rows), strict=True):
+    for row, network in zip(named(rows).to_dict("records"), _networks(rows), strict=True):
         words = [] if pd.isna(row.get("variant")) else [row["variant"]]
         if several or not words:
             words.append(network)
@@ -283,19 +287,26 @@ class TableFolder:
         self.folder = Path(folder)
         self.written = {"results", "per_class"}  # of `write_results`
 
-    def save(self, name: str, table: pd.DataFrame, caption: str) -> Styler:
+    def save(self, name: str, table: pd.DataFrame, caption: str, origin: str = "") -> Styler:
         """Writes <name>.csv, .tex, and .html, each atomically, and returns the table to display, its caption below.
 
-        Characters of `name` that cannot be part of a file name become "-". Text is flush left, numbers flush right.
+        origin: how the numbers came about (of `provenance`), which ends the caption and is folded in HTML. Characters
+        of `name` that cannot be part of a file name become "-". Text is flush left, numbers flush right.
         """
         name = re.sub(r"[^\w-]+", "-", name)
         text = [c for c in table if not table[c].astype(str).str.fullmatch(r"([+-]?\d[\d.]*( .*)?|–)?").all()]
         below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
-        shown = table.style.hide(axis="index").set_caption(html.escape(caption)).set_uuid(name)
+        folded = f"<details><summary>How these numbers came about</summary>{html.escape(origin)}</details>"
+        shown = table.style.hide(axis="index").set_caption(html.escape(caption) + folded * bool(origin)).set_uuid(name)
         shown.format(escape="html", na_rep="", precision=2).format_index(escape="html", axis="columns")
         shown.set_table_styles({c: [{"selector": "", "props": "text-align: left"}] for c in text})
         shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
-        options = {"caption": escape_latex(caption), "label": f"tab:{name}", "position": "t", "na_rep": ""}
+        options = {
+            "caption": escape_latex(f"{caption} {origin}".strip()),
+            "label": f"tab:{name}",
+            "position": "t",
+            "na_rep": "",
+        }
         latex = table.to_latex(index=False, escape=True, **options).replace("±", r"$\pm$")
         texts = {"csv": table.to_csv(index=False), "tex": latex, "html": shown.to_html(doctype_html=True)}
         for kind, content in texts.items():

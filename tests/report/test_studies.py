@@ -80,9 +80,9 @@ def test_without_studies_there_are_no_parts():
 
 def test_the_table_to_print():
     table = studies.ablation_table(pd.DataFrame(FULL + SSAM)).set_index("variant")
-    assert table.loc["no-ssam", "difference to the full network, points"] == "-3.0 ± 2.8"
+    assert table.loc["without SSAM", "difference to the full network, points"] == "-3.0 ± 2.8"
     assert table.loc["full", "difference to the full network, points"] == "–"
-    assert table.loc["no-ssam", "seeds lower"] == "2 of 2"
+    assert table.loc["without SSAM", "seeds lower"] == "2 of 2"
     assert table.loc["full", ["mean IoU %", "parameters M", "GMACs", "runs"]].tolist() == [
         "64.7 ± 5.0",
         "2.00",
@@ -99,7 +99,7 @@ def test_bars_are_means_and_dots_are_seeds():
     scores = {"full": [0.6, 0.7], "no-ssam": [0.58, 0.66], "no-crb": [0.61, 0.75]}
     frame = pd.DataFrame([row(name, seed, miou) for name, each in scores.items() for seed, miou in enumerate(each)])
     axis = studies.ablation_bars(frame).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["no-ssam", "no-crb"]  # worst first
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["without SSAM", "without CRB"]  # worst
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([-3, 3])
     dots = [sorted(collection.get_offsets()[:, 0]) for collection in axis.collections]
     assert dots == [pytest.approx([-4, -2]), pytest.approx([1, 5])]
@@ -116,9 +116,9 @@ def test_a_committed_study_gives_the_numbers_of_its_readme():
     camvid, roadscenes = studies.comparable_parts(rows).values()
     table = studies.ablation_table(camvid).set_index("variant")
     assert table.loc["full", "mean IoU %"] == "36.5 ± 3.2"
-    assert table.loc["no-ssam", "difference to the full network, points"] == "-1.9 ± 1.7"
-    assert table["seeds lower"].to_dict()["no-ssam"] == "3 of 3"
-    assert studies.ablation_table(roadscenes).set_index("variant").loc["no-crb", "mean IoU %"] == "55.8 ± 0.8"
+    assert table.loc["without SSAM", "difference to the full network, points"] == "-1.9 ± 1.7"
+    assert table["seeds lower"].to_dict()["without SSAM"] == "3 of 3"
+    assert studies.ablation_table(roadscenes).set_index("variant").loc["without CRB", "mean IoU %"] == "55.8 ± 0.8"
     with (PROJECT / "results" / "ablation-lite" / "runs.csv").open() as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
     pair = [float(lines[f"{name}-camvid-s2fpn_lite-v1-s1"]["evaluation.miou_percent"]) for name in ("no-gfu", "full")]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from s2fpn_lib.data import get_protocol
+from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.report import tables
 
 
@@ -135,16 +136,38 @@ def test_checkpoints_of_one_seed_are_no_repetitions():
 def test_provenance_names_what_all_rows_share():
     frame = pd.DataFrame([row(0, git_sha="0123456789abc"), row(1, git_sha="0123456789abc")])
     assert tables.provenance(frame) == (
-        "protocol camvid-segnet-360x480; scored split val; model s2fpn18; revision v1; seeds 0, 1; code 0123456789"
+        "protocol: CamVid (camvid-segnet-360x480); scored split: val; model: s2fpn18; revision: v1; seeds: 0, 1; "
+        "code: 0123456789"
     )
+
+
+def test_provenance_is_in_words():
+    frame = pd.DataFrame([row(trained_on="camvid", variant="no-ssam", convention=CONVENTION, flip=False)])
+    text = tables.provenance(frame, ["variant", "trained_on", "convention", "flip", "split"])
+    assert text == (
+        "variant: without SSAM; trained on: CamVid; classes in the mean: classes in labels or predictions, one never"
+        " found is 0; flipped copies averaged: no; scored split: val; seeds: 0; code: unstated"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [("full", "full"), ("no-ssam", "without SSAM"), ("no-deep-supervision", "without deep supervision")],
+)
+def test_variant_names(variant, name):
+    assert tables.variant_name(variant) == name
 
 
 def test_a_table_in_three_formats(tmp_path):
     table = pd.DataFrame({"network": ["S2-FPN18 <v1>"], "mean IoU %": ["70.1 ± 0.5"]})
+    origin = tables.TableFolder(tmp_path / "folded").save("x", table, "Scores", "seeds: <0>").to_html()
+    assert "<details><summary>How these numbers came about</summary>seeds: &lt;0&gt;</details></caption>" in origin
+    assert r"\caption{Scores seeds: <0>}" in (tmp_path / "folded" / "x.tex").read_text()
     folder = tables.TableFolder(tmp_path)
     shown = folder.save("scores: camvid, val/360x480", table, "val_split & more").to_html()
+    assert "<details>" not in shown
     name = "scores-camvid-val-360x480"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{kind}" for kind in ("csv", "html", "tex")]
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == [f"{name}.{kind}" for kind in ("csv", "html", "tex")]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{name}.csv"), table, check_dtype=False)
     latex = (tmp_path / f"{name}.tex").read_text()
     for text in (r"70.1 $\pm$ 0.5", r"mean IoU \%", r"\caption{val\_split \& more}", r"\end{tabular}"):

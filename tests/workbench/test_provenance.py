@@ -34,6 +34,10 @@ def test_newest_run_has_finished_and_has_weights(tmp_path):
     assert newest_run(tmp_path) == new
     (run_folder(tmp_path, "train/records", 1000) / "last.safetensors").unlink()
     assert newest_run(tmp_path) == new
+    variant = run_folder(tmp_path, "studies/by-hand/no-ssam/run", 1100)
+    run_folder(tmp_path, "studies/search-first-1234/5678", 1200)
+    assert newest_run(tmp_path) == new
+    assert newest_run(tmp_path / "studies" / "by-hand") == variant
 
 
 def test_provenance_describes_the_chosen_file(tmp_path):
