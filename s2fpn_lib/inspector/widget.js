@@ -145,7 +145,7 @@ function thumbStrip(ask) {
   const list = element("div", { className: "s2fpn-strip", role: "group", ariaLabel: "Images of the split" });
   const title = element("div", { className: "s2fpn-muted" });
   const node = element("div", { hidden: true }, title, list);
-  let thumbs = [], scores = {}, about = "", name = "";
+  let thumbs = [], scores = {}, of, about = "", name = "";
   const draw = () => {
     const order = [...thumbs].sort((a, b) => (scores[a.index] ?? 2) - (scores[b.index] ?? 2) || a.index - b.index);
     const places = order.map((each) => each.node);
@@ -166,7 +166,8 @@ function thumbStrip(ask) {
   return {
     node,
     show(content) {
-      const others = content.about !== about;
+      const others = content.of !== of;
+      of = content.of;
       about = content.about;
       name = content.name;
       scores = content.scores;
@@ -188,8 +189,8 @@ function thumbStrip(ask) {
       draw();
       next();
     },
-    score({ index, score, about: of }) {
-      if (of !== about) return; // of a model that was shown before
+    score({ index, score, of: model }) {
+      if (model !== of) return; // of a model that was shown before
       scores[index] = score;
       draw();
       next();

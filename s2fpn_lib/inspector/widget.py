@@ -72,7 +72,7 @@ class Inspector(anywidget.AnyWidget):
         results: str | Path = "results",
     ) -> None:
         self.dataset, self.protocol, self.network_size, self.results = dataset, protocol, size, Path(results)
-        self.scores: dict[str, dict[int, float | None]] = {}  # by the model's name, of the images by index
+        self.scores: dict[str, dict[int, float | None]] = {}  # by the checkpoint, of the images by index
         self.choices = model_choices(self.results.parent, protocol)
         self.inspections: list[Inspection] = [inspect(model, picture, protocol) for model in models]
         super().__init__(shown=State(*(side // 2 for side in self.inspections[0].size)).plain())
@@ -105,7 +105,7 @@ class Inspector(anywidget.AnyWidget):
         self._do_show()
 
     def _do_show(self) -> None:
-        first, data = self.inspections[0], self.dataset
+        first, data, (of, scores) = self.inspections[0], self.dataset, self._scores()
         chosen = [each.model.path or each.model.name for each in self.inspections]
         content = {
             "kind": "data",
@@ -115,7 +115,8 @@ class Inspector(anywidget.AnyWidget):
             "last": len(data) - 1,
             "name": first.picture.name,
             "about": self._about(),
-            "scores": self._scores(),
+            "of": of,
+            "scores": scores,
         }
         self.send(content, [packed(self.state, self.inspections)])
 
@@ -130,11 +131,13 @@ class Inspector(anywidget.AnyWidget):
         images = f"images of {protocol_name(data.name)} {data.split}"
         return f"mIoU of {model.name} on {images}, worst first{seen and f'. {seen}'}."
 
-    def _scores(self) -> dict[int, float | None]:
+    def _scores(self) -> tuple[str, dict[int, float | None]]:
+        """What identifies the first model, and its scores; networks of one name have their own scores."""
         model = self.inspections[0].model
-        if model.name not in self.scores:
-            self.scores[model.name] = recorded_scores(model, self.dataset, self.results.parent)
-        return self.scores[model.name]
+        key = model.provenance.get("checkpoint_sha", model.name)
+        if key not in self.scores:
+            self.scores[key] = recorded_scores(model, self.dataset, self.results.parent)
+        return key, self.scores[key]
 
     def _answer(self, _: Any, request: dict[str, Any], buffers: list[memoryview]) -> None:
         """Does what the browser asks for; exceptions become a message in the widget."""
@@ -151,11 +154,11 @@ class Inspector(anywidget.AnyWidget):
         self.send({"kind": "thumbs", "images": images}, [thumbnail(self.dataset, each["index"]) for each in images])
 
     def _do_score(self, index: int) -> None:
-        scores, first = self._scores(), self.inspections[0]
+        (of, scores), first = self._scores(), self.inspections[0]
         if index not in scores:
             labeled = self.dataset.protocol.classes == self.protocol.classes
             scores[index] = image_score(first.model.network, self.dataset, index) if labeled else None
-        self.send({"kind": "score", "index": index, "score": scores[index], "about": self._about()})
+        self.send({"kind": "score", "index": index, "score": scores[index], "of": of})
 
     def _do_index(self, index: int) -> None:
         self.open_picture(Picture.of_dataset(self.dataset, index, self.network_size, self.protocol))

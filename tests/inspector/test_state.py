@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from s2fpn_lib.attention.recorder import AttentionRecorder
+from s2fpn_lib.checkpoint import save_weights
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.data.images import ImageError
 from s2fpn_lib.inspector import State, inspect
@@ -120,6 +121,14 @@ def test_released_model_keeps_its_name():
     found = NamedModel.load("s2fpn_lite-camvid")
     assert (found.name, found.path, found.provenance["trained_on"]) == (*["s2fpn_lite-camvid"] * 2, "camvid")
     assert not found.network.training
+
+
+def test_runs_are_named_by_their_last_folders(tmp_path):
+    runs = [tmp_path / "10_train" / name / "run" for name in ("one", "two.5")]
+    for run in runs:
+        save_weights(network(), run / "best.safetensors", {"protocol": "roadscenes"})
+    assert [NamedModel.load(run).name for run in runs] == ["10_train/one/run", "10_train/two.5/run"]
+    assert NamedModel.load(runs[1] / "best.safetensors").name == "10_train/two.5/run/best"
 
 
 def test_dataset_image_is_scaled_to_the_protocol():

@@ -106,7 +106,20 @@ def test_thumbnails_and_their_scores(inspector, ask, dataset):
     assert content["score"] == pytest.approx(image_score(network(), dataset, found[0]))
     [(shown, _)] = ask("show")
     assert shown["scores"] == {found[0]: content["score"]}
-    assert shown["about"] == content["about"]
+    assert shown["of"] == content["of"] == "first", "a model without a file is identified by its name"
+
+
+def test_models_of_one_name_have_their_own_scores(inspector, ask):
+    named = NamedModel("run", network(), {"checkpoint_sha": "aaa"})
+    other = NamedModel("run", network(revision="v2"), {"checkpoint_sha": "bbb"})
+    scores = []
+    for model in (named, other):
+        inspector.choose(0, model)
+        [(content, _)] = ask("score", index=0)
+        scores.append((content["of"], content["score"]))
+    expected = [image_score(each.network, inspector.dataset, 0) for each in (named, other)]
+    assert scores == [("aaa", pytest.approx(expected[0])), ("bbb", pytest.approx(expected[1]))]
+    assert expected[0] != expected[1]
 
 
 def test_models(inspector, ask, passes):
