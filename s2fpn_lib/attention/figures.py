@@ -119,8 +119,7 @@ def attribution_figure(
             drawn = _show(axis, found[level].numpy()[None], **look)
             axis.axvline(x, color=style.INK, lw=1, ls=":")
             axis.text(-0.01, 0.5, level.replace("apf", "APF "), ha="right", va="center", fontsize=10.5)
-            text = f"{float(found[level].sum()):+.2f} %".replace("-", "−")
-            axis.text(1.01, 0.5, text, va="center", fontsize=10.5)
+            axis.text(1.01, 0.5, f"{found[level].sum():+.2f} %".replace("-", "−"), va="center", fontsize=10.5)
     figure.colorbar(drawn, ax=axes, label="contribution, % of the logit", aspect=25)
     return figure
 
@@ -148,6 +147,7 @@ def _rows(
 def _show(axis: Axes, values: np.ndarray, **options: Any) -> AxesImage:
     """Draws an image or a map over the whole cell, so that columns of all levels lie under the image's columns."""
     axis.set_axis_off()
+    axis.set(xlim=(-0.02, 1.02), ylim=(1, 0))
     return axis.imshow(values, aspect="auto", **{"extent": (0, 1, 1, 0), **options})
 
 
@@ -162,6 +162,7 @@ def _show_strip(
     axis: Axes, gray: np.ndarray, values: np.ndarray, level: LevelCapture, cmap: str, norm: Normalize
 ) -> AxesImage:
     """One value per strip entry (L,) over the (H, W) gray image, and in pure colors in a band at its border."""
+    axis.axvspan(-0.02, 1.02, color=style.MUTED, lw=0, zorder=-1)  # a bright first or last column differs from the page
     _show(axis, gray, cmap="gray", vmin=0, vmax=255)
     if cmap == style.ATTENTION_CMAP:  # an entry above uniform is about 3 pixels wide or more, also at a border
         reach = -(-3 * len(values) // 240) - 1  # the image of a level is about 240 pixels wide in a notebook
@@ -171,5 +172,4 @@ def _show_strip(
     strip = values[None, :] if upright else values[:, None]
     _show(axis, strip, cmap=cmap, norm=norm, alpha=0.6)
     drawn = _show(axis, strip, cmap=cmap, norm=norm, extent=(0, 1, 1, 1 - BAND) if upright else (0, BAND, 1, 0))
-    axis.set(xlim=(0, 1), ylim=(1, 0))
     return drawn
