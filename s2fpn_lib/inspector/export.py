@@ -2,7 +2,7 @@
 
 The page needs no kernel and no network. It and the widget run the same script on the same data: the image, the class
 probabilities of each drawn pixel, the gates, and for v2 the queries and keys (int16), from which the script computes a
-pixel's distribution over the columns; of large levels the page keeps every second or third pixel in each direction.
+pixel's distribution over the columns; of large levels the page keeps one pixel per square of pixels.
 The three largest probabilities have an error of at most 1e-5; all p are kept as round(255 sqrt(p)), within 0.004.
 """
 
@@ -31,7 +31,7 @@ from s2fpn_lib.viz.images import ERROR_COLOR, as_array
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "numbers.js", "layers.js", "pictures.js", "parts.js", "toolbar.js", "viewer.js")
-MAX_QUERY_VALUES = 400_000  # of a level, in a page; larger query maps are written with a stride
+MAX_QUERY_VALUES = 1_400_000  # of a level, in a page, shared by its v2 models; exact up to 360x480 pixels with one
 
 
 def script(last: str) -> str:
@@ -74,13 +74,14 @@ def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[s
 
 def export_html(path: str | Path, state: State, inspections: Sequence[Inspection]) -> Path:
     """Writes the HTML page, a few MB, to `path` atomically and returns the path."""
+    most = MAX_QUERY_VALUES // max(1, sum(each.revision == "v2" for each in inspections))
     page = Template((HERE / "page.html").read_text()).substitute(
         title=escape(f"Inspection of {inspections[0].picture.name}"),
         style=(HERE / "page.css").read_text() + style(),
         script=script("page.js"),
         stills="\n".join(still(replace(state, y=y, x=x), inspections) for y, x in ((state.y, state.x), *state.pins)),
         record=escape(json.dumps(inspection_record(state, inspections), indent=1)),
-        data=base64.b64encode(packed(state, inspections, MAX_QUERY_VALUES // len(inspections))).decode(),
+        data=base64.b64encode(packed(state, inspections, most)).decode(),
     )
     write_atomic(path, page)
     return Path(path)
@@ -131,7 +132,7 @@ def _content(state: State, inspections: Sequence[Inspection], most: float) -> di
         "colors": {"wrong": ERROR_COLOR, "different": views.DIFFERENT, "gray": views.GRAY, "pin": views.PIN},
         "level_opacity": views.LEVEL_OPACITY,
         "faded": views.FADED,
-        "state": state.plain(),
+        "state": state.at(state.y, state.x, first.size, first.stride).plain(),
         "models": [_model(state, inspection, most) for inspection in inspections],
     }
 

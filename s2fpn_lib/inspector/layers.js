@@ -27,6 +27,8 @@ function viewValues(scene, index, view) {
       if (view === "class probability") values[i] = PROBABILITIES[model.probabilities[id * size + i]];
       else values[i] = (model.shares[i] - (view === "margin" ? model.shares[size + i] || 0 : 0)) / 65535;
     }
+    if (view === "class probability") // exact where the class is one of the most probable ones
+      model.ranked.forEach((each, k) => { if (each === id) values[k % size] = model.shares[k] / 65535; });
     return values;
   });
 }

@@ -4,9 +4,17 @@ function drawnPixel({ state, data, h, w }, y = state.y, x = state.x) {
 }
 const onLevel = ({ state, H, W }, [high, wide]) => [Math.floor((state.y * high) / H), Math.floor((state.x * wide) / W)];
 
-// v2: of large levels the exported page keeps every second or third pixel
+// v2: of large levels the exported page keeps one pixel per square of `step` pixels
 const keptPixel = (scene, level) => onLevel(scene, level.size).map((place) => Math.floor(place / level.step));
 
+// The image's pixel that the distribution is of, in words where it may be another than the chosen one
+function ofPixel(scene, level) {
+  if (!(level.step > 1)) return "";
+  const place = onLevel(scene, level.size), kept = keptPixel(scene, level).map((each) => each * level.step);
+  const { state, H, W } = scene, same = place.every((each, i) => each === kept[i]);
+  const [y, x] = same ? [state.y, state.x] : [H, W].map((side, i) => Math.floor(((kept[i] + 0.5) * side) / level.size[i]));
+  return `of pixel ${y}, ${x}: `;
+}
 // v2: the chosen pixel's distribution over the strip entries
 function attention(scene, level) {
   const [y, x] = keptPixel(scene, level);
@@ -45,7 +53,7 @@ function facts(scene, level, values) {
       return `${first}-${end - 1} (${short(strengths[entry])}${own ? "x" : ""})`;
     }).join(", ").replace("x)", "x uniform)");
     const [one, two] = gatesAt(scene, level).map(short), entry = level.entries.slice(0, -1);
-    found.push(own ? `attends most to ${level.entries} ${places}; gates ${one} and ${two}`
+    found.push(own ? `${ofPixel(scene, level)}attends most to ${level.entries} ${places}; gates ${one} and ${two}`
       : `gates of this ${entry}: average ${one}, maximum ${two}; they differ most at ${level.entries} ${places}`);
   }
   if (level.decides) {

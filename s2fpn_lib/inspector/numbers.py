@@ -96,7 +96,8 @@ class Readout:
 
 
 def readout(state: State, inspection: Inspection) -> Readout:
-    """The chosen pixel in numbers."""
+    """The chosen pixel in numbers, the drawn one where the image is drawn with a stride."""
+    state = state.at(state.y, state.x, inspection.size, inspection.stride)
     classes, label = inspection.protocol.classes, inspection.picture.label
     p = inspection.probabilities[:, state.y, state.x]
     values, order = p.topk(min(3, len(classes)))

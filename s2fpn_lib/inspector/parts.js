@@ -17,7 +17,7 @@ function modelPart(viewer, index) {
     canvas.setAttribute("role", "img");
     plot.setAttribute("aria-hidden", "true"); // the caption says it in words
     const caption = element("div", { className: "s2fpn-caption" });
-    const stride = level.step > 1 ? `, every ${level.step === 2 ? "2nd" : "3rd"} pixel kept` : "";
+    const stride = level.step > 1 ? `, 1 of ${level.step}x${level.step} pixels kept` : "";
     const size = element("span", { className: "s2fpn-muted" }, ` ${level.size.join("x")}${stride}  ${level.weight.split(", ").pop().replace(" of the blend", "")}`);
     const node = element("div", { className: "s2fpn-level" }, element("div", { className: "s2fpn-head", title: level.weight }, element("b", {}, level.name), size),
       element("div", { className: "s2fpn-frame" }, canvas), ...(level.gates ? [plot] : []), caption);
@@ -138,7 +138,7 @@ function listen(viewer, main, index, tip) {
     viewer.zoomBy(Math.exp(-0.002 * event.deltaY), (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
   }, { passive: false });
   main.addEventListener("keydown", (event) => {
-    const step = ARROWS[event.key], reach = event.shiftKey ? 10 : 1, { state } = viewer.scene;
+    const step = ARROWS[event.key], { state, data } = viewer.scene, reach = (event.shiftKey ? 10 : 1) * data.stride;
     if (step) viewer.choose(state.y + reach * step[0], state.x + reach * step[1], event.timeStamp);
     else if (event.key === "+" || event.key === "-") viewer.zoomBy(event.key === "+" ? 1.5 : 1 / 1.5);
     else if (event.key === "0") viewer.resetZoom();
@@ -147,8 +147,8 @@ function listen(viewer, main, index, tip) {
     event.stopPropagation(); // a notebook would move to another cell
   });
 }
-function hover({ scene }, index, tip, [y, x], event) {
-  const { data, H, W } = scene, model = data.models[index];
+function hover({ scene }, index, tip, place, event) {
+  const { data, H, W } = scene, [y, x] = place.map((each) => each - (each % data.stride)), model = data.models[index];
   tip.hidden = !(y >= 0 && x >= 0 && y < H && x < W);
   if (tip.hidden) return;
   const pixel = drawnPixel(scene, y, x), [[id, p]] = ranked(scene, model, pixel), known = truth(scene, model, pixel);

@@ -168,9 +168,10 @@ class State:
         """The state as JSON holds it."""
         return {**asdict(self), "hidden": sorted(self.hidden), "pins": list(map(list, self.pins))}
 
-    def at(self, y: int, x: int, size: tuple[int, int]) -> Self:
-        """The state with another pixel, clamped to an image of `size` (H, W)."""
-        return replace(self, y=min(max(int(y), 0), size[0] - 1), x=min(max(int(x), 0), size[1] - 1))
+    def at(self, y: int, x: int, size: tuple[int, int], stride: int = 1) -> Self:
+        """The state with another pixel, clamped to an image of `size` (H, W), of which each stride-th is drawn."""
+        y, x = (min(max(int(place), 0), side - 1) // stride * stride for place, side in zip((y, x), size, strict=True))
+        return replace(self, y=y, x=x)
 
     def pinned(self) -> Self:
         """The state with the chosen pixel pinned, or unpinned if it already was."""

@@ -10,8 +10,8 @@ function toolbar(viewer) {
     return { input, output: element("output", {}), node: text };
   };
   const number = (largest) => {
-    const input = element("input", { type: "number", min: 0, max: largest });
-    input.addEventListener("change", (event) => viewer.choose(Number(row.value), Number(column.value), event.timeStamp));
+    const input = element("input", { type: "number", min: 0, max: largest, step: data.stride });
+    input.addEventListener("change", (event) => viewer.choose(row.valueAsNumber, column.valueAsNumber, event.timeStamp));
     input.addEventListener("keydown", (event) => event.stopPropagation());
     return input;
   };

@@ -38,8 +38,12 @@ class Viewer {
     this.schedule(since);
   }
   choose(y, x, since) {
-    const { H, W } = this.scene, inside = (value, end) => clamp(Math.floor(value) || 0, 0, end - 1);
-    this.change({ y: inside(y, H), x: inside(x, W) }, since);
+    const { H, W, state, data: { stride } } = this.scene;
+    const drawn = (value, old, end) => { // the drawn pixel; NaN is an emptied field
+      const place = clamp(Number.isNaN(value) ? old : Math.floor(value), 0, end - 1);
+      return place - (place % stride);
+    };
+    this.change({ y: drawn(y, state.y, H), x: drawn(x, state.x, W) }, since);
     this.keepInView();
   }
   pin() {

@@ -66,6 +66,7 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
 @styled
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
+    state = state.at(state.y, state.x, inspections[0].size, inspections[0].stride)
     height, width, _ = render(state, inspections[0]).shape
     rest = 2.6 if state.view in SCALES else 2.1  # inches of a block besides its pictures
     high = WIDTH * (0.5 + 0.25) * height / width + rest

@@ -85,7 +85,8 @@ class Inspector(anywidget.AnyWidget):
 
     def apply(self, state: State) -> None:
         """Shows another state of the same image."""
-        self.shown = state.at(state.y, state.x, self.inspections[0].size).plain()
+        first = self.inspections[0]
+        self.shown = state.at(state.y, state.x, first.size, first.stride).plain()
 
     def open_picture(self, picture: Picture) -> None:
         """Runs every model on the picture and shows it; the chosen pixel stays if it lies inside."""

@@ -362,7 +362,7 @@ def exported(inspection, tmp_path_factory: pytest.TempPathFactory):
 
 def test_exported_page_works_without_kernel_and_network(page, exported):
     path, inspections = exported
-    assert path.stat().st_size < 6e6
+    assert path.stat().st_size < 9e6, "measured on CamVid: 7.9 MB with a v1 and a v2 network, 6.9 MB with v2 alone"
     requests, errors = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: errors.append(error))
@@ -380,7 +380,7 @@ def test_exported_page_works_without_kernel_and_network(page, exported):
                 spoken = shown.get_attribute("aria-label")
                 assert spoken.startswith(f"{level.name}, {level.size[0]}x{level.size[1]}: {level.weight()}; ")
                 assert spoken.endswith(f"auxiliary head: {level.decides}.")
-                assert spoken == level.sentence() or model == 1, "of a large v2 level, not every pixel is kept"
+                assert spoken == level.sentence()
     spoken = page.locator(".s2fpn-live")
     page.keyboard.press("ArrowLeft")
     expect(spoken).to_have_text(re.compile("^Row 100, column 239: "))

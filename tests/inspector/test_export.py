@@ -136,6 +136,16 @@ def test_page_of_a_wide_image_is_strided(monkeypatch, tmp_path):
         np.testing.assert_array_equal(level["gates"], capture.gates[0, :, ::step, ::step].flatten())
 
 
+def test_page_of_one_v2_network_at_360x480_keeps_every_query(tmp_path, both, monkeypatch):
+    """apf4 has 32 channels at 1/2 of the size; a v1 network has no queries and takes nothing of the limit."""
+    assert 32 * 180 * 240 <= export.MAX_QUERY_VALUES < 2 * 32 * 180 * 240
+    monkeypatch.setattr(export, "MAX_QUERY_VALUES", both[1].levels[3].query.numel())
+    data = data_of(export.export_html(tmp_path / "page.html", STATE, both).read_text())
+    assert {level["step"] for level in data["models"][1]["levels"]} == {1}
+    data = data_of(export.export_html(tmp_path / "page.html", STATE, (both[1], both[1])).read_text())
+    assert {model["levels"][3]["step"] for model in data["models"]} == {2}
+
+
 def test_the_widget_gets_every_query_and_the_views_with_their_scales(both):
     data = opened(export.packed(STATE, both))
     assert {level["step"] for level in data["models"][1]["levels"]} == {1}

@@ -31,6 +31,15 @@ def test_classes_and_confidence(y, x):
     assert readout(State(y=y, x=x), unlabeled(seen)).sentence() == f"{beginning}."
 
 
+def test_a_wide_image_is_read_at_the_drawn_pixel():
+    """1290 pixels are drawn with a stride of 3: row 31, column 1289 is drawn as row 30, column 1287."""
+    seen = inspection((32, 1290), revision="v2")
+    found = readout(State(y=31, x=1289), seen)
+    assert found == readout(State(y=30, x=1287), seen)
+    assert (found.y, found.x) == (30, 1287)
+    assert found.confidence == pytest.approx(seen.probabilities[:, 30, 1287].max().item())
+
+
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
 def test_v2_top_entries_of_the_pixel(strip_axis):
     seen = inspection(revision="v2", strip_axis=strip_axis)

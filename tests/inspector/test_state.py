@@ -78,6 +78,7 @@ def test_pixel_on_level():
 def test_pixel_is_clamped_to_the_image():
     state = State(y=5, x=5)
     assert state.at(-3, 200, (64, 96)) == State(y=0, x=95)
+    assert state.at(63, 200, (64, 96), 2) == State(y=62, x=94), "only every second pixel is drawn"
     assert state == State(y=5, x=5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         state.y = 3
