@@ -104,7 +104,7 @@ def test_the_report_of_a_results_folder(root):
         assert words in first, "the headline: the best whole evaluation of the newest protocol, its speed, and its size"
     frame = re.search(r"<iframe.*?</iframe>", text, re.DOTALL)[0]
     assert '<p>A "pixel"' in html.unescape(frame), "the newest page of 31_inspector"
-    folded = re.search(r"<details><summary>1 rows with a remark</summary>.*?</details>", text, re.DOTALL)[0]
+    folded = re.search(r"<details><summary>1 rows with a remark</summary>.*?</table>", text, re.DOTALL)[0]
     assert "noisy: repeats differ by 50.0 %" in folded
     assert "Only 2 of the 9 images of val were scored in every evaluation below." in text
     committed = table(root, "study-ablation-lite-RoadScenes-val-committed-")
