@@ -8,7 +8,7 @@ async function start() {
   viewer.show(await openScene(packed));
   byId("status").replaceChildren("Click on the picture, or move with the arrow keys (with Shift: ten pixels). ",
     button("Download the picture", "This view as a PNG file", async () => {
-      const link = downloadLink(await pictureOf(viewer), `${viewer.scene.data.name}.png`);
+      const link = downloadLink(await pictureOf(viewer), pictureName(viewer));
       link.click();
     }));
 }

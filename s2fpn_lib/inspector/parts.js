@@ -54,8 +54,8 @@ function swatch(rgb, text) {
   return element("span", { className: "s2fpn-key" }, box, ` ${text}`);
 }
 // What the colors of the view mean
-function scaleNodes(scene, index) {
-  const { data, state } = scene, { view } = state, scale = data.scales[view], { wrong, different, gray } = data.colors;
+function scaleNodes(scene, index, view) {
+  const { data, state } = scene, scale = data.scales[view], { wrong, different, gray } = data.colors;
   if (!data.views.includes(view)) return [];
   if (view === "errors" || view === "disagreement") {
     const share = markedShare(scene, index, view);
@@ -72,8 +72,9 @@ function drawPart(viewer, part, index) {
   drawMain(part.main, scene, index);
   part.main.setAttribute("aria-label",
     `${data.name}, ${state.view} of ${model.name}: click, or move with the arrow keys`);
-  const key = JSON.stringify([state.view, state.shown_class, state.threshold]);
-  if (part.shownScale !== key) part.scale.replaceChildren(...scaleNodes(scene, index));
+  const key = JSON.stringify([state.view, state.before, state.shown_class, state.threshold]);
+  if (part.shownScale !== key) // both sides of the divider
+    part.scale.replaceChildren(...[...new Set([state.view, state.before])].flatMap((view) => scaleNodes(scene, index, view)));
   part.shownScale = key;
   part.readout.replaceChildren(...readoutNodes(scene, model));
   model.levels.forEach((level, k) => {
@@ -91,7 +92,7 @@ function readoutNodes(scene, model) {
   const { data, state } = scene, pixel = drawnPixel(scene), top = ranked(scene, model, pixel), [[id]] = top;
   const rows = top.map(([each, p]) => {
     const bar = element("span", { className: "s2fpn-bar" });
-    bar.style.cssText = `width: ${Math.max(1, Math.round(110 * p))}px; background: ${css(data.palette[each])}`;
+    bar.style.cssText = `width: calc(1px + ${p.toFixed(4)} * var(--s2fpn-longest)); background: ${css(data.palette[each])}`;
     return element("tr", {}, element("th", {}, data.classes[each]), element("td", {}, bar, percent(p)));
   });
   const known = truth(scene, model, pixel), label = data.label?.[pixel];

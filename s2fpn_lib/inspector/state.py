@@ -21,6 +21,7 @@ from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import evaluation_mode
 from s2fpn_lib.model.tta import at_size
+from s2fpn_lib.report.tables import protocol_name
 from s2fpn_lib.workbench.predict import network_size
 from s2fpn_lib.workbench.provenance import checkpoint_provenance
 
@@ -83,7 +84,8 @@ class Picture:
     def of_dataset(cls, dataset: SegmentationDataset, index: int, size: Size, protocol: Protocol) -> Self:
         """An image of the dataset, with its label if the classes are the protocol's; IndexError for a wrong index."""
         if not 0 <= index < len(dataset):
-            raise IndexError(f"{dataset.name} {dataset.split} has the images 0 to {len(dataset) - 1}, not {index}")
+            split = f"{protocol_name(dataset.name)} {dataset.split}"
+            raise IndexError(f"{split} has the images 0 to {len(dataset) - 1}, not {index}")
         image, label = dataset[index]
         picture = replace(cls.scaled(dataset.names[index], image, size, protocol), sample=(dataset, index))
         return picture.labeled(label) if dataset.protocol.classes == protocol.classes else picture
@@ -173,12 +175,6 @@ class State:
         y, x = (min(max(int(place), 0), side - 1) // stride * stride for place, side in zip((y, x), size, strict=True))
         return replace(self, y=y, x=x)
 
-    def pinned(self) -> Self:
-        """The state with the chosen pixel pinned, or unpinned if it already was."""
-        here = (self.y, self.x)
-        pins = tuple(pin for pin in self.pins if pin != here)
-        return replace(self, pins=pins if here in self.pins else (*pins, here))
-
 
 def available_views(inspections: Sequence[Inspection]) -> list[str]:
     """The views that can be drawn of an image, with or without a label, and of one or two models."""
@@ -220,7 +216,8 @@ def inspect(model: NamedModel, picture: Picture, protocol: Protocol) -> Inspecti
     seen = count_seen(network, picture.sample[0], [picture.sample[1]]) if picture.sample else 0
     p, ids = capture.logits[0].softmax(0).cpu(), class_ids(capture.logits)[0].to("cpu", torch.uint8)
     levels = [level.of_image(0) for level in capture.levels]
-    warning = untrained_warning(network) or seen_caveat(seen, 1)
+    random = "This network is untrained: its weights are random" * (model.provenance.get("checkpoint") == "untrained")
+    warning = untrained_warning(network) or random or seen_caveat(seen, 1)
     return Inspection(model, picture, protocol, p, ids, levels, capture.revision, warning, bool(seen))
 
 

@@ -115,6 +115,7 @@ class Viewer {
 }
 // The first model's picture as it is shown, as PNG
 const pictureOf = (viewer) => new Promise((resolve) => viewer.parts[0].main.toBlob(resolve, "image/png"));
+const pictureName = (viewer) => `${viewer.scene.data.name.replace(/\.(png|jpe?g|webp|bmp|tiff?)$/i, "")}.png`;
 
 function downloadLink(blob, name) {
   const size = blob.size > 1e6 ? `${(blob.size / 1e6).toFixed(1)} MB` : `${Math.ceil(blob.size / 1e3)} kB`;

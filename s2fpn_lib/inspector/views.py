@@ -64,11 +64,12 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
 
 
 @styled
+@plt.rc_context({"text.parse_math": False})  # names may hold dollar signs
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
     state = state.at(state.y, state.x, inspections[0].size, inspections[0].stride)
     height, width, _ = render(state, inspections[0]).shape
-    rest = 2.6 if state.view in SCALES else 2.1  # inches of a block besides its pictures
+    rest = 2.1 + 0.5 * len({state.view, state.before} & {*SCALES})  # inches of a block besides its pictures
     high = WIDTH * (0.5 + 0.25) * height / width + rest
     figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.7), layout="constrained")
     patches = legend_patches(inspections[0].protocol, ignored=False)
@@ -142,12 +143,13 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     _show(axes["main"], render(state, inspection, other))
     what = f"probability of {protocol.classes[state.shown_class]}" if state.view == "class probability" else state.view
     axes["main"].set_title(f"{inspection.model.name} on {inspection.picture.name}: {what}", fontsize=10.5)
-    if state.view in SCALES:
-        _color_bar(SCALES[state.view], axes["main"], shrink=0.7)
+    for view in sorted({state.view, state.before} & {*SCALES}):
+        _color_bar(SCALES[view], axes["main"], shrink=0.7)
     shares = dict([(found.prediction, found.confidence), *found.others][::-1])
     colors = [np.array(protocol.palette[protocol.classes.index(name)]) / 255 for name in shares]
-    bars = axes["bars"].barh(list(shares), list(shares.values()), color=colors, edgecolor=INK, linewidth=0.5)
+    bars = axes["bars"].barh(range(len(shares)), list(shares.values()), color=colors, edgecolor=INK, linewidth=0.5)
     axes["bars"].bar_label(bars, [f"{p:.1%}" for p in shares.values()], padding=3)
+    axes["bars"].set_yticks(range(len(shares)), [name if len(name) <= 16 else f"{name[:15]}…" for name in shares])
     axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction}")
     pins = [f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pin_readouts(state, inspection)]
     texts = [

@@ -27,7 +27,7 @@ function render({ model, el }) {
   const save = button("Save", "Write the still picture (PNG) and its numbers (JSON) into the results folder", () => ask({ do: "save" }, "Saving …"));
   const page = button("Export", "Make a page that works without kernel and network", () => ask({ do: "export" }, "Exporting the page …"));
   const picture = button("PNG", "Download the first model's picture as it is shown", async () =>
-    downloadLink(await pictureOf(viewer), `${viewer.scene.data.name}.png`).click());
+    downloadLink(await pictureOf(viewer), pictureName(viewer)).click());
 
   files.append(save, page, picture);
 
@@ -100,7 +100,10 @@ function imageBar(ask, say, files) {
   const pick = (which, text) => select([], "", (path) => ask({ do: "model", which, path }, `Opening ${path || "one model"} …`), { title: text });
   const first = pick(0, "The model that is shown"), second = pick(1, "A model to compare it with");
   const index = element("input", { type: "number", min: 0 }), range = element("span", { className: "s2fpn-muted" });
-  index.addEventListener("change", () => ask({ do: "index", index: Number(index.value) }, `Opening image ${index.value} …`));
+  index.addEventListener("change", () => {
+    if (Number.isInteger(index.valueAsNumber)) ask({ do: "index", index: index.valueAsNumber }, `Opening image ${index.value} …`);
+    else reset();
+  });
   const text = (placeholder) => element("input", { type: "text", placeholder, ariaLabel: placeholder });
   const path = text("path of an image"), label = text("path of its label PNG, if any"), weights = text("run folder or weights file");
   const upload = (what, accept, text) => {

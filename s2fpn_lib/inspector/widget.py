@@ -133,9 +133,8 @@ class Inspector(anywidget.AnyWidget):
         return f"mIoU of {model.name} on {images}, worst first{seen and f'. {seen}'}."
 
     def _scores(self) -> tuple[str, dict[int, float | None]]:
-        """What identifies the first model, and its scores; networks of one name have their own scores."""
         model = self.inspections[0].model
-        key = model.provenance.get("checkpoint_sha", model.name)
+        key = model.provenance.get("checkpoint_sha", model.name)  # two networks may have one name
         if key not in self.scores:
             self.scores[key] = recorded_scores(model, self.dataset, self.results.parent)
         return key, self.scores[key]

@@ -169,6 +169,8 @@ def ids_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
 def network_size(own: Sequence[int], size: str | Sequence[int], protocol: Protocol) -> tuple[int, int]:
     """(height, width), at least 32 pixels each, at which the network sees an image of size `own`; see `predict`."""
     height, width = own
+    if size not in ("protocol", "own") and (isinstance(size, str) or len(size) != 2 or min(size) < MIN_SIZE):
+        raise ValueError(f'size is {size!r}; use "protocol", "own", or (height, width) of at least {MIN_SIZE} pixels')
     if not isinstance(size, str):
         return tuple(size)
     factor = protocol.size[0] / height if size == "protocol" else 1.0
@@ -258,7 +260,6 @@ def _check(model: S2FPN, protocol: Protocol, size: str | Sequence[int], every: i
             f"the model has {model.num_classes} classes, {protocol.name} has {protocol.num_classes}: give the protocol "
             "of the dataset that it was trained on"
         )
-    if size not in ("protocol", "own") and (isinstance(size, str) or len(size) != 2 or min(size) < MIN_SIZE):
-        raise ValueError(f'size is {size!r}; use "protocol", "own", or (height, width) of at least {MIN_SIZE} pixels')
+    network_size(protocol.size, size, protocol)
     if every < 1:
         raise ValueError(f"every is {every}: every n-th frame of a video is predicted, with n of at least 1")

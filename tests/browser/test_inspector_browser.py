@@ -356,7 +356,7 @@ def exported(inspection, tmp_path_factory: pytest.TempPathFactory):
     second = replace(inspection, model=replace(inspection.model, name="second <v2>"))
     both = inspected(SECOND, INDEX), second
     path = tmp_path_factory.mktemp("export") / "page.html"
-    state = State(y=208, x=168).pinned()
+    state = State(y=208, x=168, pins=((208, 168),))
     return export_html(path, state, both), both
 
 

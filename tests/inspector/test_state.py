@@ -56,6 +56,13 @@ def test_one_forward_pass_restores_training_mode_and_warns_if_untrained():
     assert all(module.training for module in model.modules())
 
 
+def test_an_untrained_network_without_gamma_has_a_warning():
+    seen = inspection(ssam=False, deep_supervision=False)
+    assert seen.warning == "", "nothing in the network itself tells"
+    new = dataclasses.replace(seen.model, provenance={"checkpoint": "untrained", "seed": 0})
+    assert inspect(new, seen.picture, PROTOCOL).warning.startswith("This network is untrained")
+
+
 def test_a_model_of_another_number_of_classes_is_refused():
     model = NamedModel("mine", network())
     with pytest.raises(ValueError, match="mine predicts 11 classes, but cityscapes-fine-1024x2048 has 19"):
@@ -82,12 +89,6 @@ def test_pixel_is_clamped_to_the_image():
     assert state == State(y=5, x=5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         state.y = 3
-
-
-def test_pins_keep_their_order():
-    state = State(y=1, x=2).pinned().at(3, 4, (9, 9)).pinned()
-    assert state.pins == ((1, 2), (3, 4))
-    assert state.at(1, 2, (9, 9)).pinned().pins == ((3, 4),)
 
 
 def test_state_survives_json():
@@ -141,7 +142,7 @@ def test_dataset_image_is_scaled_to_the_protocol():
     assert set(picture.label.unique().tolist()) <= set(label.unique().tolist())
     assert torch.equal(Picture.of_dataset(dataset, 0, "own", PROTOCOL).image, image)
     assert Picture.of_dataset(dataset, 0, "own", get_protocol("cityscapes-fine-1024x2048")).label is None
-    with pytest.raises(IndexError, match=r"images 0 to \d+, not -1"):
+    with pytest.raises(IndexError, match=r"^RoadScenes val has the images 0 to \d+, not -1"):
         Picture.of_dataset(dataset, -1, "own", PROTOCOL)
 
 

@@ -186,6 +186,29 @@ def test_rendering_changes_nothing():
     assert seen.levels[3].query.equal(query)
 
 
+def test_still_figure_with_dollar_signs_and_long_class_names():
+    """Dollar signs are no formulas, and a long name does not narrow the pictures."""
+    seen = inspection(revision="v1")
+    names = tuple(f"$x_{id}$ and {'very ' * 5}long" for id in range(11))
+    odd = replace(
+        seen,
+        model=replace(seen.model, name="$a_$"),
+        picture=replace(seen.picture, name="cost$_$.png"),
+        protocol=replace(PROTOCOL, classes=names),
+    )
+    pictures = []
+    for each in (seen, odd):
+        figure = inspection_figure(State(y=20, x=30, view="entropy", before="margin"), [each])
+        figure.canvas.draw()
+        pictures.append(next(axis for axis in figure.axes if axis.images))
+    assert pictures[1].get_title(loc="left") == "$a_$ on cost$_$.png: entropy"
+    assert pictures[1].get_window_extent().width > 0.95 * pictures[0].get_window_extent().width
+    ticks = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
+    assert len([text for text in ticks if len(text) == 16 and text.endswith("…")]) == 3
+    labels = {axis.get_xlabel() for axis in figure.axes}
+    assert {"entropy in bits", "margin: first minus second probability"} < labels, "both sides of the wipe have a scale"
+
+
 def test_still_figure_shows_models_and_levels():
     both = replace(inspection(revision="v1"), warning="untrained"), inspection(revision="v2")
     state = State(y=20, x=30, view="total variation", hidden=frozenset({2, 1}), pins=((9, 8),))

@@ -240,6 +240,9 @@ def test_what_the_network_sees():
     assert network_size((100, 300), (64, 32), PROTOCOL) == (64, 32)
     assert network_size((3000, 100), "protocol", PROTOCOL) == (960, 32)  # no side under what the network takes
     assert network_size((8, 16), "own", PROTOCOL) == (32, 64)
+    for size in ("huge", "100x", (100,), (16, 64)):
+        with pytest.raises(ValueError, match=r'"protocol", "own", or \(height, width\) of at least 32 pixels'):
+            network_size((100, 300), size, PROTOCOL)
 
 
 def test_options_that_make_no_sense_are_refused_before_anything_is_written(model, folder, tmp_path):
