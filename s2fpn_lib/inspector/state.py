@@ -57,11 +57,10 @@ class NamedModel:
     def load(cls, path_or_name: str | Path, **options: Any) -> Self:
         """What `load_model` loads with the options, named by its released name or the last three folders."""
         network = load_model(path_or_name, **options)
-        provenance = checkpoint_provenance(path_or_name, network.config)
         path = Path(path_or_name).expanduser().resolve()
         place = "/".join(path.parts[-4:] if path.is_file() else path.parts[-3:]).removesuffix(".safetensors")
         name = path_or_name if path_or_name in released_names() else place
-        return cls(name, network, provenance, str(path_or_name))
+        return cls(name, network, checkpoint_provenance(path_or_name, network.config), str(path_or_name))
 
 
 @dataclass(frozen=True, eq=False)
