@@ -102,8 +102,7 @@ def readout(state: State, inspection: Inspection) -> Readout:
     p = inspection.probabilities[:, state.y, state.x]
     values, order = p.topk(min(3, len(classes)))
     (first, confidence), *others = zip([classes[k] for k in order], values.tolist(), strict=True)
-    names = dict(enumerate(classes))
-    truth = "" if label is None else names.get(int(label[state.y, state.x]), "not labeled")
+    truth = "" if label is None else dict(enumerate(classes)).get(int(label[state.y, state.x]), "not labeled")
     levels = tuple(_level_readout(state, inspection, index) for index in range(len(inspection.levels)))
     unsure = float(torch.special.entr(p).sum()) / math.log(2), float(margin(p))
     return Readout(state.y, state.x, first, confidence, tuple(others), truth, *unsure, levels, inspection.seen)

@@ -73,7 +73,8 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
     high = WIDTH * (0.5 + 0.25) * height / width + rest
     figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.7), layout="constrained")
     patches = legend_patches(inspections[0].protocol, ignored=False)
-    figure.legend(handles=patches, ncols=6, loc="outside lower center", fontsize=10)
+    columns = max(1, min(6, 120 // (6 + max(len(patch.get_label()) for patch in patches))))
+    figure.legend(handles=patches, ncols=columns, loc="outside lower center", fontsize=10)
     blocks = figure.subfigures(len(inspections), squeeze=False)[:, 0]
     for block, inspection, other in zip(blocks, inspections, [*inspections[1:], inspections[0]], strict=True):
         _draw_block(block, state, inspection, other if len(inspections) > 1 else None)
@@ -150,7 +151,7 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     bars = axes["bars"].barh(range(len(shares)), list(shares.values()), color=colors, edgecolor=INK, linewidth=0.5)
     axes["bars"].bar_label(bars, [f"{p:.1%}" for p in shares.values()], padding=3)
     axes["bars"].set_yticks(range(len(shares)), [name if len(name) <= 16 else f"{name[:15]}…" for name in shares])
-    axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction}")
+    axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction:.24}")
     pins = [f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pin_readouts(state, inspection)]
     texts = [
         f"True class: {found.truth_words()}. Entropy {found.entropy:.2f} bits, margin {found.margin:.2f}.",
