@@ -69,11 +69,11 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
     state = state.at(state.y, state.x, inspections[0].size, inspections[0].stride)
     height, width, _ = render(state, inspections[0]).shape
-    rest = 2.1 + 0.5 * len({state.view, state.before} & {*SCALES})  # inches of a block besides its pictures
+    rest = 2.1 + 0.55 * len({state.view, state.before} & {*SCALES})  # inches of a block besides its pictures
     high = WIDTH * (0.5 + 0.25) * height / width + rest
-    figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.7), layout="constrained")
     patches = legend_patches(inspections[0].protocol, ignored=False)
     columns = max(1, min(6, 120 // (6 + max(len(patch.get_label()) for patch in patches))))
+    figure = plt.figure(figsize=(WIDTH, high * len(inspections) + 0.4 * len(patches) / columns), layout="constrained")
     figure.legend(handles=patches, ncols=columns, loc="outside lower center", fontsize=10)
     blocks = figure.subfigures(len(inspections), squeeze=False)[:, 0]
     for block, inspection, other in zip(blocks, inspections, [*inspections[1:], inspections[0]], strict=True):
