@@ -28,7 +28,7 @@ from traitlets.config import Config
 
 PROJECT = Path(__file__).resolve().parent.parent
 TARGET = PROJECT / "docs" / "notebooks"
-WIDTH = 800  # pixels
+WIDTH = 760  # pixels
 LARGEST_MB = 10  # of all copies together
 INSPECTOR, QUERIES = "31_inspector", 100_000
 LOCAL = re.compile(r'<a\b[^>]*href="(?!https?:|#|\d\d_\w+\.html|inspector\.html)[^"]*\.html"[^>]*>(.*?)</a>', re.DOTALL)
@@ -141,7 +141,7 @@ def reduced(data: dict[str, str]) -> dict[str, str]:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     chart, photograph = io.BytesIO(), io.BytesIO()
     picture.save(chart, "PNG", optimize=True)
-    picture.save(photograph, "JPEG", quality=62, subsampling=0)  # full color resolution, for thin colored lines
+    picture.save(photograph, "JPEG", quality=55, subsampling=0)  # full color resolution, for thin colored lines
     kind, smaller = min(("image/png", chart), ("image/jpeg", photograph), key=lambda each: each[1].tell())
     rest = {name: value for name, value in data.items() if name != "image/png"}
     return rest | {kind: base64.b64encode(smaller.getvalue()).decode()}
