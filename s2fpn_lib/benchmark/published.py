@@ -1,10 +1,10 @@
 """The published implementation of inference, loader, and training step: the reference of the benchmarks.
 
 Each part does what the scripts of github.com/mohamedac29/S2-FPN do. Inference (eval_fps.py): contiguous layout, four
-auxiliary heads whose logits nobody reads, and a recorded graph. Loader: decodes
-image and label at each access, resizes both whole by the random scale, subtracts the mean in float32, pads, crops,
-transposes, and flips. Training step (train.py): contiguous layout, five logits maps at the label's size with a weighted
-cross-entropy each, plain Adam, a new scheduler and `loss.item()` in each step.
+auxiliary heads whose logits nobody reads, and a recorded graph. Loader: decodes image and label at each access,
+resizes both whole by the random scale, subtracts the mean in float32, pads, crops, transposes, and flips. Training
+step (train.py): contiguous layout, five logits maps at the label's size with a weighted cross-entropy each, plain
+Adam, a new scheduler and `loss.item()` in each step.
 """
 
 import copy

@@ -33,8 +33,7 @@ PUBLISHED_OPTIONS = {
 OPERATIONAL = ("data_root", "device", "devices", "nodes", "workers", "max_minutes", "checkpoint_every")
 OPERATIONAL += ("checkpoint_minutes", "init_changes")
 NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not
-# Earlier names, under which fields are still stored in config.json and in the hashes that name run folders, so that
-# earlier runs resume
+# Earlier names, under which fields are still stored in config.json and hashed, so that earlier runs resume
 RENAMED_FIELDS = {"colour_cast": "color_cast"}
 
 CHOICES = {

@@ -111,9 +111,8 @@ _CITYSCAPES_PROTOCOL = Protocol(
 )
 _DRAWN = "drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed"
 _ROADSCENES = {"name": "roadscenes", "dataset": "roadscenes", "size": (240, 320), "source": _DRAWN}
-_CAMVIDS = (_CAMVID_PROTOCOL, _CAMVID_MERGED_PROTOCOL, _CAMVID_EXACT_PROTOCOL)
-_ALL = (*_CAMVIDS, _CITYSCAPES_PROTOCOL, replace(_CAMVID_PROTOCOL, **_ROADSCENES))
-PROTOCOLS = {each.name: each for each in _ALL}
+_ALL = (_CAMVID_PROTOCOL, _CAMVID_MERGED_PROTOCOL, _CAMVID_EXACT_PROTOCOL, _CITYSCAPES_PROTOCOL)
+PROTOCOLS = {each.name: each for each in (*_ALL, replace(_CAMVID_PROTOCOL, **_ROADSCENES))}
 _own: dict[str, Protocol] = {}
 
 

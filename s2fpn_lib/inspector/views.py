@@ -23,7 +23,6 @@ CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
 DIFFERENT, GRAY = (0, 114, 178), (205, 211, 217)  # where two models disagree; where nothing is wrong
 LEVEL_OPACITY = 0.6  # of the colors of a level over the gray photograph
 FADED = (60, 0.7)  # gray of a level's photograph: 60 + 0.7 times the mean of red, green, and blue
-
 WIDTH = 11  # of the still figure, in inches
 
 

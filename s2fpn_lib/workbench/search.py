@@ -139,7 +139,7 @@ class Search:
         config = self.trial_config(trial.params)
         folder = self.folder / config_hash(config.recipe())
         trial.set_user_attr("folder", folder.name)
-        values = ", ".join(f"{field} {_short(value)}" for field, value in trial.params.items())
+        values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
         print(f"trial {trial.number}: {values}", flush=True)
         try:
             result = train(config, run_dir=folder, on_epoch=_Reporter(trial, folder, config.epochs), progress=False)
@@ -216,7 +216,3 @@ def _pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
 def _error(trial: FrozenTrial) -> str:
     """Why a trial failed; empty for one that was interrupted."""
     return trial.user_attrs.get("error", "")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
