@@ -129,11 +129,11 @@ def _measure(
     added: dict[Method, float | None] = {}
     for method in methods:
         gc.collect()
-        before = _peak_mb(device, reset=True)
+        before = peak_mb(device, reset=True)
         running[method] = _runner(model, x, *method)
         running[method](x)
         # Linux counts pages in batches of about 100 kB, so that the difference may be slightly negative
-        added[method] = None if before is None else round(max(0.0, _peak_mb(device) - before), 1)
+        added[method] = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
     if "end to end" in stages:
         calls = {method: partial(_end_to_end, run, preprocess, images) for method, run in running.items()}
     else:
@@ -143,13 +143,13 @@ def _measure(
         inside = stage == "network" and "end to end" in stages
         timings = {method: timing.of_parts() if inside else timing for method, timing in whole.items()}
         for method, timing in timings.items():
-            row = _timed(stage, method, timing, len(images)) | timing.ratio_row(timings.get(REFERENCE))
+            row = timed(stage, method, timing, len(images)) | timing.ratio_row(timings.get(REFERENCE))
             difference = getattr(running[method], "max_difference", None)  # of an optimized network
             yield {**row, "peak_mb": added[method], "max_difference": difference}
     if fps_calls and REFERENCE in running:
         fps = eval_fps(running[REFERENCE], x, warmup=fps_calls // 2, calls=fps_calls)
         timing = Timing(((len(images) / fps,),), cpu_share=whole[REFERENCE].cpu_share)
-        yield _timed("eval_fps", REFERENCE, timing, len(images)) | {"calls": fps_calls}
+        yield timed("eval_fps", REFERENCE, timing, len(images)) | {"calls": fps_calls}
 
 
 def _runner(model: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
@@ -172,7 +172,8 @@ def _end_to_end(run: Run, preprocess: Run, images: Tensor) -> float:
     return seconds
 
 
-def _timed(stage: str, method: Method, timing: Timing, batch: int) -> dict[str, Any]:
+def timed(stage: str, method: Method, timing: Timing, batch: int) -> dict[str, Any]:
+    """The columns of a row that say what was timed, and its times."""
     names = {"stage": stage, "backend": method[0], "precision": method[1]}
     return {**names, **timing.row(), "fps": round(batch / timing.p50, 2)}
 
@@ -187,7 +188,7 @@ def session(device: torch.device) -> dict[str, Any]:
     return {"device": f"{environment['cpu']}, {environment['threads']} threads", **versions}
 
 
-def _peak_mb(device: torch.device, *, reset: bool = False) -> float | None:
+def peak_mb(device: torch.device, *, reset: bool = False) -> float | None:
     """Peak of the memory in MB since the last reset, so that directly after a reset it is the memory in use.
 
     torch's memory on CUDA, the process's resident size on Linux (`resource.getrusage` cannot reset it), None elsewhere.
@@ -243,7 +244,7 @@ def measure_speed_and_accuracy(
         score = evaluate(fast, scored, batch_size=1, limit=limit, progress=False).row()
         yield {
             **{**network, "height": size[0], "width": size[1], "batch": 1},
-            **_timed("end to end", method, timing, 1),
+            **timed("end to end", method, timing, 1),
             **{key: score[key] for key in SCORED if key in score},
             "changed": float((call() != expected).float().mean()),
             **session(device),

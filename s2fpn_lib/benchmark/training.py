@@ -77,14 +77,24 @@ def _run_step(*options: Any) -> float:
 
 
 @cache
-def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: str) -> Callable[[], float]:
-    """A function that trains one step of the implementation and returns the seconds that it waited for its batch."""
+def make_step(
+    step: str, name: str, size: tuple[int, int], batch: int, device: str, resident: bool = False
+) -> Callable[[], float]:
+    """A function that trains one step of the implementation and returns the seconds that it waited for its batch.
+
+    Besides `STEPS`, step may be "compiled" (modern, the network by torch.compile) or "compiled, CUDA graphs".
+    resident: train on one batch, which stays on the device.
+    """
     config = step_config(step, name, batch, size)
     target = torch.device(device)
     folder = tempfile.TemporaryDirectory()
-    scenes = cached(RoadScenes("train", size=size, count=max(32, batch)), Path(folder.name) / "cache")
+    scenes = cached(
+        RoadScenes("train", size=size, count=batch if resident else max(32, batch)), Path(folder.name) / "cache"
+    )
     state = TrainingState(config, scenes, None, target, RunDirectory(folder.name))
     state.model.train()
+    if step == "compiled, CUDA graphs":
+        state.network = torch.compile(state.model, mode="reduce-overhead")
     if step == "published":
         images, labels = next(iter(state.loader))
         ready = state.model.preprocess(images), labels.long().to(target)
@@ -93,7 +103,8 @@ def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: s
         return lambda: published(*ready) * 0.0
     if target.type == "cpu":
         keep_freed_memory()  # as `train` does
-    batches = endless(state.loader)
+    one = [tuple(part.to(target) for part in next(iter(state.loader)))] if resident else state.loader
+    batches = endless(one)
 
     def ours() -> float:
         _ = folder  # exists as long as the training
@@ -110,10 +121,10 @@ def make_step(step: str, name: str, size: tuple[int, int], batch: int, device: s
 
 def step_config(step: str, name: str, batch: int, size: tuple[int, int]) -> TrainConfig:
     """The preset of an implementation, on RoadScenes without pretraining: neither changes the time of a step."""
-    preset = "modern" if step == "modern" else "published-camvid"
+    preset = "published-camvid" if step in STEPS[:2] else "modern"
     data = {"dataset": "roadscenes", "train_split": "train", "val_split": "", "checkpoint_rule": "last"}
     network = {"model": name, "encoder_weights": "", "crop": size, "batch_size": batch}
-    return TrainConfig.preset(preset, **data, **network, epochs=10**6)
+    return TrainConfig.preset(preset, **data, **network, epochs=10**6, compile=step == "compiled")
 
 
 def measure_loader(

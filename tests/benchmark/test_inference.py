@@ -14,7 +14,6 @@ from s2fpn_lib.checkpoint import find_weights, load_model, released_names
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.validate import as_declared
-from s2fpn_lib.workbench.pipeline import declared_types
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +151,8 @@ def test_cuda_events_and_graphs():
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "results" / "speed").glob("*.yaml")), ids=lambda path: path.stem)
 def test_parameter_files_fit_the_notebook(path):
+    from s2fpn_lib.workbench.pipeline import declared_types  # needs papermill, which a GPU machine may lack
+
     types = declared_types(PROJECT / "notebooks" / "12_speed.ipynb")
     for name, value in yaml.safe_load(path.read_text()).items():
         as_declared(value, eval(types[name]))  # raises TypeError for another type

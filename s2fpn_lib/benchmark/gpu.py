@@ -1,0 +1,124 @@
+"""What is worth doing on a GPU that is at hand for a few minutes, unattended:
+
+    python -m s2fpn_lib.benchmark.gpu --minutes 9 --out results/gpu --data data
+
+Parts: "right" (`benchmark.checks`: the same results as on the CPU) and "fast" (`benchmark.ways`: times). A part is a
+list of tasks, the most telling first, and each row is in a file of `--out` as soon as it is known. A part has a process
+of its own that ends with its share of the minutes; what a part leaves unused goes to the next ones. A task that fails
+is recorded in tasks.jsonl, and the part goes on, in a new process where the error has broken the GPU's context.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2fpn_lib.benchmark import checks, ways
+from s2fpn_lib.benchmark.inference import session
+from s2fpn_lib.runs import PROJECT, append_row, environment, read_rows
+
+Task = Callable[[], Iterator[tuple[str, dict[str, Any]]]]  # gives the name of a file and a row of it
+PARTS = {"right": checks.tasks, "fast": ways.tasks}
+SHARES = {"right": 2.0, "fast": 3.0}
+BROKEN = 3  # exit status of a process whose GPU no longer answers
+RESERVE = 4.0  # seconds of the budget for the start and the end
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command: divides the minutes between the parts. With --seconds it is the process of one part."""
+    started = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m s2fpn_lib.benchmark.gpu", description="Use a GPU for some minutes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="budget of all parts together")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the results")
+    parser.add_argument("--data", type=Path, help="folder that holds camvid/; without it RoadScenes")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, separated by commas")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    parts = options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.data:
+        os.environ["S2FPN_DATA"] = str(options.data.resolve())
+    if options.seconds:
+        run_part(parts[0], options.out, torch.device(options.device), options.seconds)
+        return
+    log = options.out / "tasks.jsonl"
+    log.unlink(missing_ok=True)  # tasks that it names are not started again
+    append_row(log, {"part": "", "task": "environment", "status": "done", **environment()})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number, part in enumerate(parts):
+        left = 60 * options.minutes - RESERVE - (time.monotonic() - started)
+        supervise(part, options, left * SHARES[part] / sum(SHARES[each] for each in parts[number:]))
+
+
+def supervise(part: str, options: argparse.Namespace, seconds: float) -> None:
+    """Runs a part in a process, anew where it breaks, and ends it with all its children after `seconds`."""
+    end = time.monotonic() + seconds
+    log = options.out / "tasks.jsonl"
+    while (left := end - time.monotonic()) > 0:
+        print(f"{part}: {left:.0f} s", flush=True)
+        command = [sys.executable, "-m", "s2fpn_lib.benchmark.gpu", "--parts", part, "--seconds", f"{left:.1f}"]
+        command += ["--out", str(options.out), "--device", options.device]
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+        # cuBLAS is deterministic only with a workspace of a fixed size
+        variables = {**os.environ, "PYTHONPATH": path} | (
+            {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part == "right" else {}
+        )
+        process = subprocess.Popen(command, env=variables, start_new_session=True)
+        try:
+            status = process.wait(timeout=left)
+        except subprocess.TimeoutExpired:
+            append_row(log, {"part": part, "task": "", "status": "stopped: its share of the time was used"})
+            return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if status == 0:
+            return
+        append_row(log, {"part": part, "task": "", "status": f"started again after exit status {status}"})
+
+
+def run_part(part: str, out: Path, device: torch.device, seconds: float) -> None:
+    """Runs the tasks of a part that tasks.jsonl does not name yet; a row is written when a task gives it."""
+    end, log = time.monotonic() + seconds, out / "tasks.jsonl"
+    attempted = {row["task"] for row in read_rows(log) if row["part"] == part}
+    for name, task in PARTS[part](device, end).items():
+        if name in attempted:
+            continue
+        entry, start = {"part": part, "task": name}, time.monotonic()
+        append_row(log, {**entry, "status": "started"})
+        try:
+            for file, row in task():
+                append_row(out / file, row)
+                print(f"  {name}: {' '.join(str(value) for value in row.values())[:150]}", flush=True)
+            entry["status"] = "done"
+        except Exception as error:
+            entry |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:1000]}
+            entry["where"] = traceback.format_exc(limit=-3)[-1500:]
+            print(f"  {name}: {entry['error'][:300]}", flush=True)
+        append_row(log, {**entry, "seconds": round(time.monotonic() - start, 1)})
+        if entry["status"] == "failed" and device.type == "cuda":
+            try:
+                torch.cuda.synchronize(device)
+                torch.cuda.empty_cache()
+            except RuntimeError:
+                os._exit(BROKEN)  # an ordinary end would wait for the device
+    append_row(log, {"part": part, "task": "", "status": "all tasks tried", **session(device)})
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for threads of a backend
+
+
+if __name__ == "__main__":
+    main()

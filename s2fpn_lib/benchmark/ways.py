@@ -1,0 +1,234 @@
+"""Ways to run a network, from the published one to compiled half precision, timed in turns on one device.
+
+Tasks give rows for speed.jsonl, training.jsonl, and loader.jsonl in the format of 12_speed. Ratios of speed rows are to
+the published way as PyTorch's defaults run it on a GPU: its convolutions multiply in TF32.
+"""
+
+import copy
+import gc
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, peak_mb, session, timed
+from s2fpn_lib.benchmark.published import PublishedInference
+from s2fpn_lib.benchmark.timing import time_in_turns
+from s2fpn_lib.benchmark.training import make_step, measure_loader
+from s2fpn_lib.inference.export import export_onnx
+from s2fpn_lib.inference.optimize import cuda_graphs
+from s2fpn_lib.inference.simplify import simplify
+from s2fpn_lib.model import S2FPN, build_model
+from s2fpn_lib.model.complexity import measure_complexity
+from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+Way = tuple[str, str]  # how it is run, precision
+REFERENCE = (PUBLISHED, "tf32")
+PUBLISHED_WAYS: tuple[Way, ...] = (REFERENCE, (PUBLISHED, "float32"), (NO_GRAD, "tf32"))
+MIXED = ("tf32", "bf16", "fp16")
+PLAIN: tuple[Way, ...] = (("eager", "float32"), ("eager", "tf32"), ("simplified", "tf32"))
+PLAIN += tuple(("channels_last", precision) for precision in MIXED)
+GRAPHS: tuple[Way, ...] = tuple(("CUDA graph", precision) for precision in MIXED)
+COMPILED: tuple[Way, ...] = (("reduce-overhead", "fp16"), ("compile", "fp16"), ("reduce-overhead", "tf32"))
+TUNED: tuple[Way, ...] = (("max-autotune", "fp16"), ("max-autotune", "bf16"))
+RUNTIMES: tuple[Way, ...] = (("TensorRT", "tf32"), ("TensorRT", "fp16"), ("onnxruntime CUDA", "tf32"))
+SIZES = ((512, 1024), (360, 480), (1024, 2048))
+NETWORKS = ("s2fpn18", "s2fpn_lite", "s2fpn34", "s2fpn34m")
+TRAINING = ("published", "same loss", "modern", "compiled", "compiled, CUDA graphs")
+
+
+def tasks(device: torch.device, end: float) -> dict[str, Callable[[], Rows]]:
+    """All measurements, the most telling first. On a CPU the images have a fourth of the height and width."""
+    small = 1 if device.type == "cuda" else 4
+    graphs = GRAPHS if device.type == "cuda" else ()
+    sizes = [(height // small, width // small) for height, width in SIZES]
+    quick, careful = ({"repeats": repeats, "seconds": seconds, "least": 5} for repeats, seconds in ((3, 0.1), (3, 0.3)))
+
+    def speed(name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], **watch: Any) -> None:
+        title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(dict(ways))}"
+        found[title] = partial(measure_ways, name, revision, size, batch, ways, device, **watch)
+
+    def train(name: str, size: tuple[int, int], batch: int, ways: Sequence[str]) -> None:
+        title = f"training {name} {size[0]}x{size[1]} batch {batch}: {', '.join(ways)}"
+        found[title] = partial(measure_steps, name, size, batch, ways, device, **quick)
+
+    found: dict[str, Callable[[], Rows]] = {}
+    for name in NETWORKS[:2]:
+        speed(name, "v1", sizes[0], 1, (*PLAIN, *graphs), **quick)
+    train("s2fpn18", sizes[1], 8, TRAINING[:3])
+    speed("s2fpn18", "v1", sizes[0], 1, COMPILED[:1], **quick)
+    train("s2fpn18", sizes[1], 8, TRAINING[::3])
+    train("s2fpn_lite", sizes[1], 8, TRAINING[:3])
+    speed("s2fpn_lite", "v1", sizes[0], 1, COMPILED[:1], **quick)
+    speed("s2fpn18", "v1", sizes[0], 8, (*PLAIN[3:], *graphs), **quick)
+    found["loader"] = partial(keep_up, device, sizes[1])
+    train("s2fpn18", sizes[0], 8, TRAINING[:3])
+    for batch in (1, 2, 16, 32):
+        train("s2fpn18", sizes[1], batch, TRAINING[2:3])
+    train("s2fpn18", sizes[1], 8, (TRAINING[0], TRAINING[4]))
+    train("s2fpn_lite", sizes[1], 8, (TRAINING[0], *TRAINING[3:]))
+    for name in NETWORKS[:2]:
+        speed(name, "v1", sizes[0], 1, (*COMPILED[1:], *TUNED[:1]), **careful)
+        speed(name, "v1", sizes[0], 1, RUNTIMES, **careful)
+    for batch in (1, 8):
+        for size in sizes:
+            for name in NETWORKS:
+                for revision in ("v1", "v2"):
+                    speed(name, revision, size, batch, (*PLAIN, *graphs), **careful)
+    for size in sizes:
+        for name in NETWORKS:
+            for revision in ("v1", "v2"):
+                speed(name, revision, size, 1, (*COMPILED[:1], *TUNED), **careful)
+    return found
+
+
+def allow_tf32(on: bool) -> None:
+    """Whether float32 convolutions and matrix products may round their factors to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+
+def settled(model: S2FPN, size: tuple[int, int]) -> S2FPN:
+    """Moves the running statistics of batch norm to those of a random batch, so that activations have a usual scale."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.5  # not 1: a channel that is 0 throughout would be divided by 0
+    with torch.no_grad():
+        model.train()(model.preprocess(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def measure_ways(
+    name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], device: torch.device, **watch: Any
+) -> Rows:
+    """Rows of the stage "network": float input to float32 logits of the input's size, all `ways` in turns with the
+    published ones. A way that fails has a row with its `error` and no time.
+    """
+    torch.backends.cudnn.benchmark = True  # as the published script sets it
+    torch._dynamo.reset()
+    allow_tf32(False)
+    torch.manual_seed(0)
+    model = settled(build_model(name, revision=revision, num_classes=19).to(device), (128, 256))
+    cost = measure_complexity(model, size)
+    x = model.preprocess(torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8))
+    with torch.inference_mode():
+        expected = model(x)
+    protocol = {"network": name, "revision": revision, "height": size[0], "width": size[1], "batch": batch}
+    protocol |= {"parameters_m": round(cost.megaparameters, 3), "gmacs": round(batch * cost.gigamacs, 3)}
+    running: dict[Way, Run] = {}
+    about: dict[Way, dict[str, Any]] = {}
+    for way in (*PUBLISHED_WAYS, *ways):
+        gc.collect()
+        before = peak_mb(device, reset=True)
+        try:
+            run = way_of(model, x, *way)
+            difference = float((run(x) - expected).abs().max())
+        except Exception as error:
+            backend = {"stage": "network", "backend": way[0], "precision": way[1]}
+            yield "failed.jsonl", {**protocol, **backend, "error": f"{type(error).__name__}: {error}"[:600]}
+            continue
+        added = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
+        running[way], about[way] = run, {"peak_mb": added, "max_difference": difference}
+    timings = time_in_turns({way: partial(run, x) for way, run in running.items()}, device, **watch)
+    now = session(device)
+    for way, timing in timings.items():
+        row = timed("network", way, timing, batch) | timing.ratio_row(timings.get(REFERENCE))
+        yield "speed.jsonl", {**protocol, **row, **about[way], **now}
+
+
+def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
+    """`run(x)` -> logits (B, K, H, W) float32. In a half precision the weights are held in it, and never cast."""
+    tf32, dtype = precision != "float32", AMP_DTYPES.get(precision, torch.float32)
+    if backend in (PUBLISHED, NO_GRAD):
+        run = PublishedInference(model, grad=backend == PUBLISHED)
+    elif backend in ("TensorRT", "onnxruntime CUDA", "onnxruntime CPU"):
+        run = onnx_runner(simplify(model), x, backend, precision)
+    else:
+        network = copy.deepcopy(model) if backend == "eager" else simplify(model)
+        layout = torch.contiguous_format if backend in ("eager", "simplified") else torch.channels_last
+        network.to(dtype, memory_format=layout)
+        if backend == "compile":
+            network = torch.compile(network, dynamic=False)
+        elif backend in ("reduce-overhead", "max-autotune"):
+            network = torch.compile(network, dynamic=False, mode=backend)
+
+        def run(x: Tensor) -> Tensor:
+            return network(x.to(dtype, memory_format=layout)).float()
+
+        if backend in ("CUDA graph", "compile") and x.is_cuda:
+            run = cuda_graphs(run)
+
+    def with_flags(x: Tensor) -> Tensor:
+        allow_tf32(tf32)
+        with torch.inference_mode():
+            return run(x)
+
+    return with_flags
+
+
+def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
+    """The exported network in onnxruntime, whose inputs and outputs stay on the device."""
+    import onnxruntime
+
+    provider = {"TensorRT": "TensorrtExecutionProvider", "onnxruntime CUDA": "CUDAExecutionProvider"}.get(backend)
+    provider = provider or "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ImportError(f"this onnxruntime has no {provider}")
+    with evaluation_mode(network):
+        classes, file = network(x).shape[1], io.BytesIO()
+        export_onnx(network, file, x, dynamic=False)
+    settings = {"trt_fp16_enable": precision == "fp16"} if backend == "TensorRT" else {}
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=[(provider, settings)])
+    binding, kind = session.io_binding(), x.device.type
+    logits = torch.empty(len(x), classes, *x.shape[2:], device=x.device)
+
+    def run(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        for bind, name, tensor in ((binding.bind_input, "image", x), (binding.bind_output, "logits", logits)):
+            bind(name, kind, x.device.index or 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+        session.run_with_iobinding(binding)
+        return logits.clone()
+
+    return run
+
+
+def measure_steps(
+    name: str, size: tuple[int, int], batch: int, ways: Sequence[str], device: torch.device, **watch: Any
+) -> Rows:
+    """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
+    allow_tf32(True)
+    torch.backends.cudnn.benchmark = True  # as `train` and the published script set it
+    torch._dynamo.reset()
+    calls: dict[str, Callable[[], Any]] = {}
+    protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
+    peaks = {}
+    for way in ways:
+        gc.collect()
+        before = peak_mb(device, reset=True)
+        try:
+            step = make_step(way, name, size, batch, str(device), resident=True)
+            for _ in range(3):
+                step()
+            calls[way] = step
+            peaks[way] = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
+        except Exception as error:
+            yield "failed.jsonl", {**protocol, "way": way, "error": f"{type(error).__name__}: {error}"[:600]}
+    timings = time_in_turns(calls, device, **watch)
+    now = session(device)
+    for way, timing in timings.items():
+        row = {**protocol, "way": way, **timing.row(), "images_per_s": round(batch / timing.p50, 2)}
+        yield "training.jsonl", {**row, **timing.ratio_row(timings.get("published")), "peak_mb": peaks[way], **now}
+    make_step.cache_clear()
+
+
+def keep_up(device: torch.device, size: tuple[int, int]) -> Rows:
+    """Samples per second of the loader, to be compared with the images per second of a training step."""
+    workers = (4, 14) if device.type == "cuda" else (1,)
+    for row in measure_loader("camvid", size, 8, images=32, workers=workers, repeats=3, seconds=0.3, least=3):
+        yield "loader.jsonl", row
