@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from s2fpn_lib import checkpoint, distributed, runs
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
+from s2fpn_lib.data.transforms import class_mix
 from s2fpn_lib.distributed import choose_device, from_first, rank
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
@@ -41,6 +42,8 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
     torch.manual_seed(step_seed(config.seed, state.step, rank()))
     images = images.to(state.device, non_blocking=True)
     labels = labels.to(state.device, non_blocking=True)
+    if config.class_mix:
+        images, labels = class_mix(images, labels, config.class_mix, state.protocol.ignore_id)
     with torch.autocast(state.device.type, AMP_DTYPES.get(state.amp), enabled=state.amp is not None):
         outputs = state.network(state.model.preprocess(images), aux=True, resize=False)
         if state.teacher:

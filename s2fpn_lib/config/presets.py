@@ -46,6 +46,26 @@ LITE_CAMVID_TRAINVAL = dict(
     epochs=30,
     lovasz_weight=0.5,
 )
+# Some minutes on a data-center GPU: whole images, a larger encoder, and revision v2; first at the network's own
+# resolution from ImageNet weights, then at twice that.
+LITE_CAMVID_GPU_OWN = dict(
+    LITE_CAMVID,
+    model="s2fpn_lite2",
+    revision="v2",
+    crop=(360, 480),
+    batch_size=32,
+    lr=2e-3,
+    encoder_lr=7e-4,
+    epochs=120,
+    scale_range=(0.5, 2.0),
+    color_cast=0.1,
+    lovasz_weight=0.5,
+    compile=True,
+    workers=8,
+    eval_every=20,
+    checkpoint_every=10,
+    checkpoint_rule="last",
+)
 # The modern recipe for a few minutes on a CPU: small crops, so that there is time for many steps.
 QUICK = dict(
     MODERN,
@@ -100,6 +120,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=8,
         warmup=100,
         photometric=0.1,
+        class_weights=0.0,
+        lovasz_weight=1.0,
+    ),
+    "lite-camvid-gpu-own": LITE_CAMVID_GPU_OWN,
+    "lite-camvid-gpu": dict(
+        LITE_CAMVID_GPU_OWN,
+        **DOUBLED,
+        encoder_weights="",
+        batch_size=16,
+        lr=1e-3,
+        encoder_lr=3.5e-4,
         class_weights=0.0,
         lovasz_weight=1.0,
     ),

