@@ -256,10 +256,7 @@ class TrainConfig:
     def recipe(self) -> dict[str, Any]:
         """What decides the result and names a run: the fields that are not `OPERATIONAL`, under their stored names."""
         stored = {new: old for old, new in RENAMED_FIELDS.items()}
-        unused = [
-            name for name in LATER_FIELDS if getattr(self, name) == TrainConfig.__dataclass_fields__[name].default
-        ]
-        left_out = {*OPERATIONAL, *unused}
+        left_out = {*OPERATIONAL, *(name for name in LATER_FIELDS if getattr(self, name) == getattr(TrainConfig, name))}
         return {stored.get(name, name): value for name, value in self.to_dict().items() if name not in left_out}
 
 

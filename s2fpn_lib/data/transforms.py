@@ -157,8 +157,8 @@ def class_mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pastes half of the classes of the next sample, at the place where they are, into each sample of a batch.
 
-    Each sample is changed with `probability`; each class of the other one is pasted with probability 0.5. Draws from the
-    device's global generator, without a host synchronization.
+    Each sample is changed with `probability`; each class of the other one is pasted with probability 0.5. The draws come
+    from the device's global generator, without a host synchronization.
 
     images: (B, 3, h, w). labels: (B, h, w) uint8. Returns new tensors of the same types.
 

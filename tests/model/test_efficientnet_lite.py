@@ -47,7 +47,7 @@ def test_imagenet_features_equal_timm(variant, size, channels):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("variant", "name"), enumerate(["s2fpn_lite", "s2fpn_lite1", "s2fpn_lite2"]))
+@pytest.mark.parametrize(("variant", "name"), [(0, "s2fpn_lite"), (1, "s2fpn_lite1"), (2, "s2fpn_lite2")])
 def test_imagenet_weights_are_in_the_built_network(variant, name):
     """The published code overwrites its ImageNet weights by a later initialization."""
     model = build_model(name, num_classes=3, encoder_weights="imagenet")
