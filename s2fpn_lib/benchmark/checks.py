@@ -19,6 +19,7 @@ from s2fpn_lib.benchmark.training import step_config
 from s2fpn_lib.benchmark.ways import allow_tf32, settled
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
+from s2fpn_lib.inference import optimize_for_inference
 from s2fpn_lib.model import ENCODERS, build_model
 from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.modes import AMP_DTYPES
@@ -29,6 +30,7 @@ from s2fpn_lib.train import train_step
 CPU = torch.device("cpu")
 SIZE = (96, 128)
 LOGITS, LOSS, GRADIENTS = 1e-3, 1e-4, 1e-2  # largest relative differences in float32
+CHANGED = 0.05  # largest share of pixels whose class a lower precision changes
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -41,6 +43,7 @@ def tasks(device: torch.device, end: float) -> dict[str, Callable[[], Rows]]:
     found |= {f"step {name} {revision}": partial(steps, name, revision, device) for name, revision in networks}
     found |= {f"no host sync, {way}": partial(no_host_sync, way, device) for way in ("same loss", "modern", "fp16")}
     found |= {f"resume, {way}": partial(resume, way, device) for way in ("same loss", "modern")}
+    found |= {f"optimized {name}": partial(optimized, name, device) for name in released_names()}
     found |= {f"precision {name}": partial(precisions, name, device) for name in released_names()}
     found |= {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in rest}
     if tests:
@@ -174,6 +177,25 @@ def tensors(state: TrainingState) -> dict[str, Tensor]:
     return found
 
 
+def optimized(name: str, device: torch.device) -> Rows:
+    """`optimize_for_inference` on the device, in each precision, against the plain network in float32 there."""
+    model = load_model(name, device=device)
+    x = model.preprocess(RoadScenes("val", size=(360, 480), count=1)[0][0][None])
+    allow_tf32(False)
+    with torch.inference_mode():
+        expected = model(x)
+    for precision in ("float32", "tf32", *AMP_DTYPES):
+        allow_tf32(precision == "tf32")
+        fast = optimize_for_inference(model, x, precision=precision.replace("tf32", "float32"), verbose=False)
+        first, again = fast(x), fast(x)
+        difference, share = relative(first, expected)
+        row = {"check": "optimized", "network": name, "precision": precision, "difference": difference}
+        row |= {"relative": share, "repeatable": torch.equal(first, again)}
+        row["changed"] = float((first.argmax(1) != expected.argmax(1)).float().mean())
+        ok = share <= LOGITS if precision == "float32" else row["changed"] < CHANGED
+        yield "right.jsonl", {**row, "ok": ok}
+
+
 def precisions(name: str, device: torch.device) -> Rows:
     """Logits of released weights on a drawn scene in each precision, against float32 on the CPU."""
     model = load_model(name).eval()
@@ -190,4 +212,4 @@ def precisions(name: str, device: torch.device) -> Rows:
             changed = float((found.argmax(1) != expected.argmax(1)).float().mean())
             row = {"check": "precision", "network": name, "precision": precision, "difference": difference}
             row |= {"relative": share, "changed": changed}
-            yield "right.jsonl", {**row, "ok": share <= LOGITS if precision == "float32" else changed < 0.05}
+            yield "right.jsonl", {**row, "ok": share <= LOGITS if precision == "float32" else changed < CHANGED}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, peak_mb, session, timed
+from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, measure_rows, peak_mb, session, timed
 from s2fpn_lib.benchmark.published import PublishedInference
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.benchmark.training import make_step, measure_loader
@@ -22,67 +22,69 @@ from s2fpn_lib.inference.export import export_onnx
 from s2fpn_lib.inference.optimize import cuda_graphs
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN, build_model
+from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 Way = tuple[str, str]  # how it is run, precision
 REFERENCE = (PUBLISHED, "tf32")
-PUBLISHED_WAYS: tuple[Way, ...] = (REFERENCE, (PUBLISHED, "float32"), (NO_GRAD, "tf32"))
-MIXED = ("tf32", "bf16", "fp16")
-PLAIN: tuple[Way, ...] = (("eager", "float32"), ("eager", "tf32"), ("simplified", "tf32"))
-PLAIN += tuple(("channels_last", precision) for precision in MIXED)
-GRAPHS: tuple[Way, ...] = tuple(("CUDA graph", precision) for precision in MIXED)
+MODES = ("reduce-overhead", "max-autotune")  # of torch.compile
+GRAPH = "CUDA graph"  # of the simplified network in channels_last
+BEST: tuple[Way, ...] = ((GRAPH, "fp16"), ("channels_last", "fp16"))
+OTHERS: tuple[Way, ...] = ((GRAPH, "bf16"), (GRAPH, "tf32"), ("channels_last", "bf16"), ("channels_last", "tf32"))
+STEPWISE: tuple[Way, ...] = ((PUBLISHED, "float32"), (NO_GRAD, "tf32"), ("plain", "tf32"), ("simplified", "tf32"))
+STEPWISE += (("plain", "float32"), (GRAPH, "float32"))
 COMPILED: tuple[Way, ...] = (("reduce-overhead", "fp16"), ("compile", "fp16"), ("reduce-overhead", "tf32"))
 TUNED: tuple[Way, ...] = (("max-autotune", "fp16"), ("max-autotune", "bf16"))
 RUNTIMES: tuple[Way, ...] = (("TensorRT", "tf32"), ("TensorRT", "fp16"), ("onnxruntime CUDA", "tf32"))
 SIZES = ((512, 1024), (360, 480), (1024, 2048))
 NETWORKS = ("s2fpn18", "s2fpn_lite", "s2fpn34", "s2fpn34m")
-TRAINING = ("published", "same loss", "modern", "compiled", "compiled, CUDA graphs")
+TRAINING = ("published", "modern", "same loss", "compiled", "compiled, CUDA graphs")
 
 
 def tasks(device: torch.device, end: float) -> dict[str, Callable[[], Rows]]:
     """All measurements, the most telling first. On a CPU the images have a fourth of the height and width."""
     small = 1 if device.type == "cuda" else 4
-    graphs = GRAPHS if device.type == "cuda" else ()
     sizes = [(height // small, width // small) for height, width in SIZES]
-    quick, careful = ({"repeats": repeats, "seconds": seconds, "least": 5} for repeats, seconds in ((3, 0.1), (3, 0.3)))
+    quick = {"repeats": 3, "seconds": 0.1, "least": 5}
+    found: dict[str, Callable[[], Rows]] = {}
 
-    def speed(name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], **watch: Any) -> None:
-        title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(dict(ways))}"
-        found[title] = partial(measure_ways, name, revision, size, batch, ways, device, **watch)
+    def speed(name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way]) -> None:
+        title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(map(' '.join, ways))}"
+        found[title] = partial(measure_ways, name, revision, size, batch, ways, device, **quick)
 
-    def train(name: str, size: tuple[int, int], batch: int, ways: Sequence[str]) -> None:
+    def train(name: str, size: tuple[int, int], batch: int, *ways: str) -> None:
         title = f"training {name} {size[0]}x{size[1]} batch {batch}: {', '.join(ways)}"
         found[title] = partial(measure_steps, name, size, batch, ways, device, **quick)
 
-    found: dict[str, Callable[[], Rows]] = {}
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, (*PLAIN, *graphs), **quick)
-    train("s2fpn18", sizes[1], 8, TRAINING[:3])
-    speed("s2fpn18", "v1", sizes[0], 1, COMPILED[:1], **quick)
-    train("s2fpn18", sizes[1], 8, TRAINING[::3])
-    train("s2fpn_lite", sizes[1], 8, TRAINING[:3])
-    speed("s2fpn_lite", "v1", sizes[0], 1, COMPILED[:1], **quick)
-    speed("s2fpn18", "v1", sizes[0], 8, (*PLAIN[3:], *graphs), **quick)
+        speed(name, "v1", sizes[0], 1, BEST)
+    train("s2fpn18", sizes[1], 8, *TRAINING[:2])
+    speed("s2fpn18", "v1", sizes[0], 1, OTHERS)
+    speed("s2fpn18", "v1", sizes[0], 1, COMPILED[:1])
+    train("s2fpn18", sizes[1], 8, TRAINING[0], TRAINING[3])
+    train("s2fpn_lite", sizes[1], 8, *TRAINING[:2])
+    speed("s2fpn18", "v1", sizes[0], 8, BEST)
+    found["product"] = partial(measure_product, sizes[0], device, **quick)
     found["loader"] = partial(keep_up, device, sizes[1])
-    train("s2fpn18", sizes[0], 8, TRAINING[:3])
+    speed("s2fpn18", "v1", sizes[0], 1, STEPWISE)
+    speed("s2fpn_lite", "v1", sizes[0], 1, COMPILED[:1])
+    train("s2fpn18", sizes[0], 8, *TRAINING[:3])
+    train("s2fpn_lite", sizes[1], 8, TRAINING[0], *TRAINING[3:])
     for batch in (1, 2, 16, 32):
-        train("s2fpn18", sizes[1], batch, TRAINING[2:3])
-    train("s2fpn18", sizes[1], 8, (TRAINING[0], TRAINING[4]))
-    train("s2fpn_lite", sizes[1], 8, (TRAINING[0], *TRAINING[3:]))
+        train("s2fpn18", sizes[1], batch, TRAINING[1])
+    train("s2fpn18", sizes[1], 8, TRAINING[0], *TRAINING[2::2])
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, (*COMPILED[1:], *TUNED[:1]), **careful)
-        speed(name, "v1", sizes[0], 1, RUNTIMES, **careful)
-    for batch in (1, 8):
-        for size in sizes:
-            for name in NETWORKS:
-                for revision in ("v1", "v2"):
-                    speed(name, revision, size, batch, (*PLAIN, *graphs), **careful)
-    for size in sizes:
-        for name in NETWORKS:
-            for revision in ("v1", "v2"):
-                speed(name, revision, size, 1, (*COMPILED[:1], *TUNED), **careful)
+        speed(name, "v1", sizes[0], 1, (*COMPILED[1:], *TUNED[:1]))
+        speed(name, "v1", sizes[0], 1, RUNTIMES)
+    # every network, size, and batch size, first each one's best ways
+    for ways, batches in (((*BEST, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), ((*COMPILED[:1], *TUNED), (1,))):
+        for batch in batches:
+            for size in sizes:
+                for name in NETWORKS:
+                    for revision in REVISIONS:
+                        speed(name, revision, size, batch, ways)
     return found
 
 
@@ -111,7 +113,8 @@ def measure_ways(
     published ones. A way that fails has a row with its `error` and no time.
     """
     torch.backends.cudnn.benchmark = True  # as the published script sets it
-    torch._dynamo.reset()
+    if {backend for backend, _ in ways} & {"compile", *MODES}:  # importing the compiler takes seconds
+        torch._dynamo.reset()
     allow_tf32(False)
     torch.manual_seed(0)
     model = settled(build_model(name, revision=revision, num_classes=19).to(device), (128, 256))
@@ -123,7 +126,7 @@ def measure_ways(
     protocol |= {"parameters_m": round(cost.megaparameters, 3), "gmacs": round(batch * cost.gigamacs, 3)}
     running: dict[Way, Run] = {}
     about: dict[Way, dict[str, Any]] = {}
-    for way in (*PUBLISHED_WAYS, *ways):
+    for way in (REFERENCE, *ways):
         gc.collect()
         before = peak_mb(device, reset=True)
         try:
@@ -150,18 +153,18 @@ def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
     elif backend in ("TensorRT", "onnxruntime CUDA", "onnxruntime CPU"):
         run = onnx_runner(simplify(model), x, backend, precision)
     else:
-        network = copy.deepcopy(model) if backend == "eager" else simplify(model)
-        layout = torch.contiguous_format if backend in ("eager", "simplified") else torch.channels_last
+        network = copy.deepcopy(model) if backend == "plain" else simplify(model)
+        layout = torch.contiguous_format if backend in ("plain", "simplified") else torch.channels_last
         network.to(dtype, memory_format=layout)
         if backend == "compile":
             network = torch.compile(network, dynamic=False)
-        elif backend in ("reduce-overhead", "max-autotune"):
+        elif backend in MODES:
             network = torch.compile(network, dynamic=False, mode=backend)
 
         def run(x: Tensor) -> Tensor:
             return network(x.to(dtype, memory_format=layout)).float()
 
-        if backend in ("CUDA graph", "compile") and x.is_cuda:
+        if backend in (GRAPH, "compile") and x.is_cuda:
             run = cuda_graphs(run)
 
     def with_flags(x: Tensor) -> Tensor:
@@ -170,6 +173,14 @@ def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
             return run(x)
 
     return with_flags
+
+
+def measure_product(size: tuple[int, int], device: torch.device, **watch: Any) -> Rows:
+    """Rows of `optimize_for_inference`, alone and from the uint8 image to its class ids, as 12_speed measures them."""
+    allow_tf32(True)
+    options = {"backends": (PUBLISHED, "eager"), "precisions": ("float32", *AMP_DTYPES), "device": device}
+    for row in measure_rows(NETWORKS[:2], [size], **options, **watch):
+        yield "speed.jsonl", row
 
 
 def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
@@ -204,7 +215,8 @@ def measure_steps(
     """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
     allow_tf32(True)
     torch.backends.cudnn.benchmark = True  # as `train` and the published script set it
-    torch._dynamo.reset()
+    if set(ways) & set(TRAINING[3:]):
+        torch._dynamo.reset()
     calls: dict[str, Callable[[], Any]] = {}
     protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
     peaks = {}

@@ -56,9 +56,10 @@ def optimize_for_inference(
         example: (B, 3, H, W) float input from `model.preprocess`, of the size to expect; the result is checked on it.
         backend: "eager" needs nothing; "compile" takes a minute once per input size (and a C++ compiler on a CPU);
             "onnxruntime" needs the extra [onnx], "openvino" the extra [openvino], and both run on the CPU.
-        precision: "float32"; "bf16" or "fp16" run convolutions in half precision; "int8" (onnxruntime, openvino)
-            quantizes with the activation ranges of `example`, which should then be a few real images. Below float32
-            the difference is not bounded.
+        precision: "float32", on CUDA with TF32 convolutions unless torch.backends forbids them; "bf16" or "fp16" run
+            convolutions in half precision; "int8" (onnxruntime, openvino) quantizes with the activation ranges of
+            `example`, which should then be a few real images. Below float32, also in TF32, the difference is not
+            bounded.
         verbose: print the largest difference.
 
     Raises TypeError for a model that `build_model` did not make, ValueError for an unknown backend or precision or one
@@ -82,7 +83,8 @@ def optimize_for_inference(
         if device.type == "cuda":
             run = cuda_graphs(run)
     optimized = OptimizedModel(model, run, backend, precision)
-    options = {"source": backend, "bounded": precision == "float32"}
+    rounded = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    options = {"source": backend, "bounded": precision == "float32" and not rounded}
     optimized.max_difference = logit_difference(model, optimized(example), example, **options)
     if verbose:
         print(f"{optimized}: largest difference of a logit on {tuple(example.shape)}")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from s2fpn_lib.benchmark import inference as speed
 from s2fpn_lib.benchmark.inference import measure_rows, measure_speed_and_accuracy
@@ -151,7 +150,9 @@ def test_cuda_events_and_graphs():
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "results" / "speed").glob("*.yaml")), ids=lambda path: path.stem)
 def test_parameter_files_fit_the_notebook(path):
-    from s2fpn_lib.workbench.pipeline import declared_types  # needs papermill, which a GPU machine may lack
+    import yaml  # a GPU machine may lack these two packages
+
+    from s2fpn_lib.workbench.pipeline import declared_types
 
     types = declared_types(PROJECT / "notebooks" / "12_speed.ipynb")
     for name, value in yaml.safe_load(path.read_text()).items():
