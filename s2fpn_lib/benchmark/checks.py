@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from s2fpn_lib.benchmark.training import step_config
-from s2fpn_lib.benchmark.ways import allow_tf32, settled
+from s2fpn_lib.benchmark.ways import Rows, Task, allow_tf32, settled
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.inference import optimize_for_inference
@@ -31,10 +30,9 @@ CPU = torch.device("cpu")
 SIZE = (96, 128)
 LOGITS, LOSS, GRADIENTS = 1e-3, 1e-4, 1e-2  # largest relative differences in float32
 CHANGED = 0.05  # largest share of pixels whose class a lower precision changes
-Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-def tasks(device: torch.device, end: float) -> dict[str, Callable[[], Rows]]:
+def tasks(device: torch.device, end: float) -> dict[str, Task]:
     """All checks; `end` is the time.monotonic at which the part ends."""
     tests = start_tests() if device.type == "cuda" else None  # in the background
     networks = [(name, revision) for name in ("s2fpn18", "s2fpn_lite") for revision in REVISIONS]
@@ -48,7 +46,7 @@ def tasks(device: torch.device, end: float) -> dict[str, Callable[[], Rows]]:
     found |= {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in rest}
     if tests:
         found["tests marked cuda"] = partial(finish_tests, tests, end)
-    return found
+    return {name: (1.0, check) for name, check in found.items()}
 
 
 def start_tests() -> subprocess.Popen:

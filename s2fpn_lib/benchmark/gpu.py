@@ -16,9 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +24,6 @@ from s2fpn_lib.benchmark import checks, ways
 from s2fpn_lib.benchmark.inference import session
 from s2fpn_lib.runs import PROJECT, append_row, environment, read_rows
 
-Task = Callable[[], Iterator[tuple[str, dict[str, Any]]]]  # gives the name of a file and a row of it
 PARTS = {"right": checks.tasks, "fast": ways.tasks}
 SHARES = {"right": 2.0, "fast": 3.0}
 BROKEN = 3  # exit status of a process whose GPU no longer answers
@@ -94,10 +91,13 @@ def run_part(part: str, out: Path, device: torch.device, seconds: float) -> None
     """Runs the tasks of a part that tasks.jsonl does not name yet; a row is written when a task gives it."""
     end, log = time.monotonic() + seconds, out / "tasks.jsonl"
     attempted = {row["task"] for row in read_rows(log) if row["part"] == part}
-    for name, task in PARTS[part](device, end).items():
+    for name, (needed, task) in PARTS[part](device, end).items():
+        entry, start = {"part": part, "task": name}, time.monotonic()
         if name in attempted:
             continue
-        entry, start = {"part": part, "task": name}, time.monotonic()
+        if end - start < needed:
+            append_row(log, {**entry, "status": f"left out: needs about {needed} s of {end - start:.0f}"})
+            continue
         append_row(log, {**entry, "status": "started"})
         try:
             for file, row in task():

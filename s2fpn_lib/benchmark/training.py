@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from s2fpn_lib.benchmark.data import files_like
@@ -34,6 +35,7 @@ from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import keep_freed_memory
+from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
@@ -82,7 +84,7 @@ def make_step(
 ) -> Callable[[], float]:
     """A function that trains one step of the implementation and returns the seconds that it waited for its batch.
 
-    Besides `STEPS`, step may be "compiled" (modern, the network by torch.compile) or "compiled, CUDA graphs".
+    Besides `STEPS`, step may be "compiled", "compiled, CUDA graphs", or "CUDA graphs": modern with such a network.
     resident: train on one batch, which stays on the device.
     """
     config = step_config(step, name, batch, size)
@@ -95,6 +97,8 @@ def make_step(
     state.model.train()
     if step == "compiled, CUDA graphs":
         state.network = torch.compile(state.model, mode="reduce-overhead")
+    if step == "CUDA graphs":
+        state.network = graphed(state)
     if step == "published":
         images, labels = next(iter(state.loader))
         ready = state.model.preprocess(images), labels.long().to(target)
@@ -117,6 +121,26 @@ def make_step(
         return waited
 
     return ours
+
+
+def graphed(state: TrainingState) -> Callable[..., Any]:
+    """The network of a training as one CUDA graph for its forward and one for its backward pass."""
+    x = state.model.preprocess(next(iter(state.loader))[0])
+    network = WithAuxiliary(state.model)
+    with torch.autocast(x.device.type, AMP_DTYPES.get(state.amp), enabled=state.amp is not None, cache_enabled=False):
+        network = torch.cuda.make_graphed_callables(network, (x,), allow_unused_input=True)
+    return lambda x, **_: network(x)
+
+
+class WithAuxiliary(nn.Module):
+    """A network whose `forward(x)` is the one of a training step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x, aux=True, resize=False)
 
 
 def step_config(step: str, name: str, batch: int, size: tuple[int, int]) -> TrainConfig:

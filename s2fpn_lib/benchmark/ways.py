@@ -27,6 +27,7 @@ from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
+Task = tuple[float, Callable[[], Rows]]  # about how many seconds it needs, and what gives its rows
 Way = tuple[str, str]  # how it is run, precision
 REFERENCE = (PUBLISHED, "tf32")
 MODES = ("reduce-overhead", "max-autotune")  # of torch.compile
@@ -40,51 +41,56 @@ TUNED: tuple[Way, ...] = (("max-autotune", "fp16"), ("max-autotune", "bf16"))
 RUNTIMES: tuple[Way, ...] = (("TensorRT", "tf32"), ("TensorRT", "fp16"), ("onnxruntime CUDA", "tf32"))
 SIZES = ((512, 1024), (360, 480), (1024, 2048))
 NETWORKS = ("s2fpn18", "s2fpn_lite", "s2fpn34", "s2fpn34m")
-TRAINING = ("published", "modern", "same loss", "compiled", "compiled, CUDA graphs")
+COMPILED_STEPS = ("compiled", "compiled, CUDA graphs")
 
 
-def tasks(device: torch.device, end: float) -> dict[str, Callable[[], Rows]]:
+def tasks(device: torch.device, end: float) -> dict[str, Task]:
     """All measurements, the most telling first. On a CPU the images have a fourth of the height and width."""
-    small = 1 if device.type == "cuda" else 4
-    sizes = [(height // small, width // small) for height, width in SIZES]
-    quick = {"repeats": 3, "seconds": 0.1, "least": 5}
-    found: dict[str, Callable[[], Rows]] = {}
+    cuda = device.type == "cuda"
+    sizes = [(height, width) if cuda else (height // 4, width // 4) for height, width in SIZES]
+    watch = {"repeats": 3, "seconds": 0.1, "least": 5}
+    found: dict[str, Task] = {}
 
-    def speed(name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way]) -> None:
+    def speed(name: str, revision: str, size: tuple[int, int], batch: int, *ways: Way) -> None:
+        ways = tuple(way for way in ways if cuda or way[0] != GRAPH)
         title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(map(' '.join, ways))}"
-        found[title] = partial(measure_ways, name, revision, size, batch, ways, device, **quick)
+        needed = sum({"compile": 30, MODES[0]: 30, MODES[1]: 90}.get(backend, 1) for backend, _ in ways)
+        found[title] = needed, partial(measure_ways, name, revision, size, batch, ways, device, **watch)
 
     def train(name: str, size: tuple[int, int], batch: int, *ways: str) -> None:
-        title = f"training {name} {size[0]}x{size[1]} batch {batch}: {', '.join(ways)}"
-        found[title] = partial(measure_steps, name, size, batch, ways, device, **quick)
+        title = f"training {name} {size[0]}x{size[1]} batch {batch}: {'; '.join(ways)}"
+        needed = sum(60 if way in COMPILED_STEPS else 1 for way in ways)
+        found[title] = needed, partial(measure_steps, name, size, batch, ways, device, **watch)
 
+    graphs = ("CUDA graphs",) if cuda else ()
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, BEST)
-    train("s2fpn18", sizes[1], 8, *TRAINING[:2])
-    speed("s2fpn18", "v1", sizes[0], 1, OTHERS)
-    speed("s2fpn18", "v1", sizes[0], 1, COMPILED[:1])
-    train("s2fpn18", sizes[1], 8, TRAINING[0], TRAINING[3])
-    train("s2fpn_lite", sizes[1], 8, *TRAINING[:2])
-    speed("s2fpn18", "v1", sizes[0], 8, BEST)
-    found["product"] = partial(measure_product, sizes[0], device, **quick)
-    found["loader"] = partial(keep_up, device, sizes[1])
-    speed("s2fpn18", "v1", sizes[0], 1, STEPWISE)
-    speed("s2fpn_lite", "v1", sizes[0], 1, COMPILED[:1])
-    train("s2fpn18", sizes[0], 8, *TRAINING[:3])
-    train("s2fpn_lite", sizes[1], 8, TRAINING[0], *TRAINING[3:])
+        speed(name, "v1", sizes[0], 1, *BEST)
+    train("s2fpn18", sizes[1], 8, "published", "modern", *graphs)
+    speed("s2fpn18", "v1", sizes[0], 1, *OTHERS)
+    train("s2fpn_lite", sizes[1], 8, "published", "modern", *graphs)
+    speed("s2fpn18", "v1", sizes[0], 1, COMPILED[0])
+    speed("s2fpn18", "v1", sizes[0], 8, *BEST)
+    train("s2fpn18", sizes[1], 8, "published", *COMPILED_STEPS[1:])
+    found["product"] = 5, partial(measure_product, sizes[0], device, **watch)
+    found["loader"] = 5, partial(keep_up, device, sizes[1])
+    speed("s2fpn18", "v1", sizes[0], 1, *STEPWISE)
+    train("s2fpn18", sizes[0], 8, "published", "same loss", "modern", *graphs)
+    speed("s2fpn_lite", "v1", sizes[0], 1, COMPILED[0])
     for batch in (1, 2, 16, 32):
-        train("s2fpn18", sizes[1], batch, TRAINING[1])
-    train("s2fpn18", sizes[1], 8, TRAINING[0], *TRAINING[2::2])
+        train("s2fpn18", sizes[1], batch, "published", "modern", *graphs)
+    train("s2fpn_lite", sizes[1], 8, "published", *COMPILED_STEPS)
+    train("s2fpn18", sizes[1], 8, "published", "same loss", *COMPILED_STEPS[:1])
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, (*COMPILED[1:], *TUNED[:1]))
-        speed(name, "v1", sizes[0], 1, RUNTIMES)
+        speed(name, "v1", sizes[0], 1, *RUNTIMES)
+        speed(name, "v1", sizes[0], 1, *COMPILED[1:])
+        speed(name, "v1", sizes[0], 1, TUNED[0])
     # every network, size, and batch size, first each one's best ways
-    for ways, batches in (((*BEST, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), ((*COMPILED[:1], *TUNED), (1,))):
+    for ways, batches in (((*BEST, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), (COMPILED[:1], (1,)), (TUNED, (1,))):
         for batch in batches:
             for size in sizes:
                 for name in NETWORKS:
                     for revision in REVISIONS:
-                        speed(name, revision, size, batch, ways)
+                        speed(name, revision, size, batch, *ways)
     return found
 
 
@@ -215,7 +221,7 @@ def measure_steps(
     """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
     allow_tf32(True)
     torch.backends.cudnn.benchmark = True  # as `train` and the published script set it
-    if set(ways) & set(TRAINING[3:]):
+    if set(ways) & set(COMPILED_STEPS):
         torch._dynamo.reset()
     calls: dict[str, Callable[[], Any]] = {}
     protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
