@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ LOGITS, LOSS, GRADIENTS = 1e-3, 1e-4, 1e-2  # largest relative differences in fl
 CHANGED = 0.05  # largest share of pixels whose class a lower precision changes
 
 
-def tasks(device: torch.device, end: float) -> dict[str, Task]:
+def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     """All checks; `end` is the time.monotonic at which the part ends."""
     tests = start_tests() if device.type == "cuda" else None  # in the background
     networks = [(name, revision) for name in ("s2fpn18", "s2fpn_lite") for revision in REVISIONS]

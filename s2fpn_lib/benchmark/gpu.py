@@ -2,8 +2,9 @@
 
     python -m s2fpn_lib.benchmark.gpu --minutes 9 --out results/gpu --data data
 
-Parts: "right" (`benchmark.checks`: the same results as on the CPU) and "fast" (`benchmark.ways`: times). A part is a
-list of tasks, the most telling first, and each row is in a file of `--out` as soon as it is known. A part has a process
+Parts: "right" (`benchmark.checks`: the same results as on the CPU), "fast" (`benchmark.ways`: times), "train"
+(`benchmark.timed_training`), and "summary" (`benchmark.summary`: a page). A part is a list of tasks, the most telling
+first, and each row is in a file of `--out` as soon as it is known. A part has a process
 of its own that ends with its share of the minutes; what a part leaves unused goes to the next ones. A task that fails
 is recorded in tasks.jsonl, and the part goes on, in a new process where the error has broken the GPU's context.
 """
@@ -14,49 +15,61 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
+import zipfile
 from pathlib import Path
 
 import torch
 
-from s2fpn_lib.benchmark import checks, ways
+from s2fpn_lib.benchmark import checks, summary, timed_training, ways
 from s2fpn_lib.benchmark.inference import session
 from s2fpn_lib.runs import PROJECT, append_row, environment, read_rows
 
-PARTS = {"right": checks.tasks, "fast": ways.tasks}
-SHARES = {"right": 2.0, "fast": 3.0}
+PARTS = {"right": checks.tasks, "fast": ways.tasks, "train": timed_training.tasks, "summary": summary.tasks}
+SHARES = {"right": 2.0, "fast": 3.0, "train": 4.0, "summary": 0.5}
 BROKEN = 3  # exit status of a process whose GPU no longer answers
 RESERVE = 4.0  # seconds of the budget for the start and the end
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command: divides the minutes between the parts. With --seconds it is the process of one part."""
+    """The command: divides the minutes between the parts. With --until it is the process of one part."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m s2fpn_lib.benchmark.gpu", description="Use a GPU for some minutes")
     parser.add_argument("--minutes", type=float, default=9.0, help="budget of all parts together")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the results")
-    parser.add_argument("--data", type=Path, help="folder that holds camvid/; without it RoadScenes")
+    parser.add_argument("--data", type=Path, help="folder that holds camvid/, or its archives; else RoadScenes")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, separated by commas")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.data:
-        os.environ["S2FPN_DATA"] = str(options.data.resolve())
-    if options.seconds:
-        run_part(parts[0], options.out, torch.device(options.device), options.seconds)
+    if options.until:
+        run_part(parts[0], options.out, torch.device(options.device), options.until - time.time())
         return
     log = options.out / "tasks.jsonl"
     log.unlink(missing_ok=True)  # tasks that it names are not started again
     append_row(log, {"part": "", "task": "environment", "status": "done", **environment()})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    for number, part in enumerate(parts):
-        left = 60 * options.minutes - RESERVE - (time.monotonic() - started)
-        supervise(part, options, left * SHARES[part] / sum(SHARES[each] for each in parts[number:]))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data:
+            os.environ["S2FPN_DATA"] = str(unpacked(options.data, Path(folder)).resolve())
+        for number, part in enumerate(parts):
+            left = 60 * options.minutes - RESERVE - (time.monotonic() - started)
+            supervise(part, options, left * SHARES[part] / sum(SHARES[each] for each in parts[number:]))
+
+
+def unpacked(data: Path, folder: Path) -> Path:
+    """`data`, or `folder` with the contents of the archive, or of the archives in the folder, that it names."""
+    archives = [data] if data.is_file() else sorted(data.glob("*.zip"))
+    for path in archives:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+    return folder if archives else data
 
 
 def supervise(part: str, options: argparse.Namespace, seconds: float) -> None:
@@ -65,7 +78,7 @@ def supervise(part: str, options: argparse.Namespace, seconds: float) -> None:
     log = options.out / "tasks.jsonl"
     while (left := end - time.monotonic()) > 0:
         print(f"{part}: {left:.0f} s", flush=True)
-        command = [sys.executable, "-m", "s2fpn_lib.benchmark.gpu", "--parts", part, "--seconds", f"{left:.1f}"]
+        command = [sys.executable, "-m", "s2fpn_lib.benchmark.gpu", "--parts", part, "--until", str(time.time() + left)]
         command += ["--out", str(options.out), "--device", options.device]
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         # cuBLAS is deterministic only with a workspace of a fixed size
@@ -91,7 +104,7 @@ def run_part(part: str, out: Path, device: torch.device, seconds: float) -> None
     """Runs the tasks of a part that tasks.jsonl does not name yet; a row is written when a task gives it."""
     end, log = time.monotonic() + seconds, out / "tasks.jsonl"
     attempted = {row["task"] for row in read_rows(log) if row["part"] == part}
-    for name, (needed, task) in PARTS[part](device, end).items():
+    for name, (needed, task) in PARTS[part](device, end, out).items():
         entry, start = {"part": part, "task": name}, time.monotonic()
         if name in attempted:
             continue

@@ -9,6 +9,7 @@ import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ NETWORKS = ("s2fpn18", "s2fpn_lite", "s2fpn34", "s2fpn34m")
 COMPILED_STEPS = ("compiled", "compiled, CUDA graphs")
 
 
-def tasks(device: torch.device, end: float) -> dict[str, Task]:
+def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     """All measurements, the most telling first. On a CPU the images have a fourth of the height and width."""
     cuda = device.type == "cuda"
     sizes = [(height, width) if cuda else (height // 4, width // 4) for height, width in SIZES]

@@ -12,7 +12,7 @@ from s2fpn_lib.data.images import ids_of_colors, read_colors, read_ids, read_ima
 from s2fpn_lib.data.protocols import PROTOCOLS
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Sample(NamedTuple):
