@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.until:
         run_part(parts[0], options.out, torch.device(options.device), options.until - time.time())
-        return
+        sys.stdout.flush()
+        os._exit(0)  # without waiting for the threads of a backend
     log = options.out / "tasks.jsonl"
     log.unlink(missing_ok=True)  # tasks that it names are not started again
     append_row(log, {"part": "", "task": "environment", "status": "done", **environment()})
@@ -128,9 +129,7 @@ def run_part(part: str, out: Path, device: torch.device, seconds: float) -> None
                 torch.cuda.empty_cache()
             except RuntimeError:
                 os._exit(BROKEN)  # an ordinary end would wait for the device
-    append_row(log, {"part": part, "task": "", "status": "all tasks tried", **session(device)})
-    sys.stdout.flush()
-    os._exit(0)  # without waiting for threads of a backend
+    append_row(log, {"part": part, "task": "", "status": "done", **session(device)})
 
 
 if __name__ == "__main__":

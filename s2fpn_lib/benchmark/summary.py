@@ -14,6 +14,15 @@ from s2fpn_lib.runs import read_rows, write_atomic
 
 GROUP = ["network", "size", "batch"]
 TIMES = ["p50_ms", "spread", "ratio", "ratio_low", "ratio_high"]
+WORDS = {
+    "p50_ms": "ms",
+    "ratio": "times published",
+    "ratio_low": "lowest",
+    "ratio_high": "highest",
+    "fps": "images per second",
+}
+WORDS |= {"images_per_s": "images per second", "samples_per_s": "samples per second", "peak_mb": "peak MB"}
+WORDS |= {"max_difference": "difference of logits", "miou": "mean IoU", "images_seen": "scored images trained on"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>GPU results</title><style>
 body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #1f2933 }}
 table {{ border-collapse: collapse; font-size: 13px }} td, th {{ padding: 2px 9px; text-align: right; border: 0 }}
@@ -74,12 +83,14 @@ def page(rows: dict[str, Any]) -> str:
     if len(rows["train"]):
         known = ["preset", "dataset", "model", "epochs", "steps", "seconds", "images_per_s", "miou", "images_seen"]
         body += "<h2>Training</h2>" + table(rows["train"].reindex(columns=known))
+        body += "".join(f'<h3>{p}</h3><img src="{p}/predictions.png" width="100%">' for p in rows["train"]["preset"])
     problems = log[~log["status"].isin(["started", "done"])].reindex(columns=["part", "task", "status", "error"])
     body += "<h2>What failed or was left out</h2>" + table(problems) + table(rows["failed"])
     return PAGE.format(title="GPU results", body=body)
 
 
 def table(rows: Any) -> str:
+    rows = rows.rename(columns=WORDS)
     return rows.to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="")
 
 

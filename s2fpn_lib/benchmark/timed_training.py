@@ -31,7 +31,7 @@ from s2fpn_lib.viz.images import prediction_views
 STAGES = {"lite-camvid-gpu-own": 0.5, "lite-camvid-gpu": 1.0}  # and their shares of the time that is left
 # On a CPU the same code runs on a small network and few small crops
 SMALL = {"model": "s2fpn_lite", "crop": (64, 96), "batch_size": 2, "workers": 0, "compile": False, "eval_images": 4}
-SMALL |= {"dataset": "roadscenes", "train_split": "train:drive=park"}
+SMALL |= {"dataset": "roadscenes", "train_split": "train:drive=park", "val_split": "val:drive=park"}
 SLACK = 0.9  # share of the time to plan with
 LEAST_STEPS, LEAST_SECONDS = 5, 2.0  # of the measurement
 
@@ -99,9 +99,7 @@ def fitted(config: TrainConfig, device: torch.device, seconds: float) -> tuple[T
             count *= 2
             step = timed_steps(state, batches, count)
         ready = time.monotonic()
-        evaluate(
-            state.averaged, val_set, batch_size=config.batch_size, limit=config.eval_images or None, progress=False
-        )
+        score(state.averaged, val_set, config)
         validation = time.monotonic() - ready
         steps = len(state.loader)
         del state, batches  # ends the loader's processes

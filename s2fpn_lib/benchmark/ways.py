@@ -46,14 +46,18 @@ COMPILED_STEPS = ("compiled", "compiled, CUDA graphs")
 
 
 def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
-    """All measurements, the most telling first. On a CPU the images have a fourth of the height and width."""
+    """All measurements, the most telling first.
+
+    On a CPU the images have a fourth of the height and width, and there are no CUDA graphs and no fp16.
+    """
     cuda = device.type == "cuda"
+    best = BEST if cuda else (*BEST, OTHERS[3])
     sizes = [(height, width) if cuda else (height // 4, width // 4) for height, width in SIZES]
     watch = {"repeats": 3, "seconds": 0.1, "least": 5}
     found: dict[str, Task] = {}
 
     def speed(name: str, revision: str, size: tuple[int, int], batch: int, *ways: Way) -> None:
-        ways = tuple(way for way in ways if cuda or way[0] != GRAPH)
+        ways = tuple(way for way in ways if cuda or (way[0] != GRAPH and way[1] != "fp16"))
         title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(map(' '.join, ways))}"
         needed = sum({"compile": 30, MODES[0]: 30, MODES[1]: 90}.get(backend, 1) for backend, _ in ways)
         found[title] = needed, partial(measure_ways, name, revision, size, batch, ways, device, **watch)
@@ -65,12 +69,12 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
 
     graphs = ("CUDA graphs",) if cuda else ()
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, *BEST)
+        speed(name, "v1", sizes[0], 1, *best)
     train("s2fpn18", sizes[1], 8, "published", "modern", *graphs)
     speed("s2fpn18", "v1", sizes[0], 1, *OTHERS)
     train("s2fpn_lite", sizes[1], 8, "published", "modern", *graphs)
     speed("s2fpn18", "v1", sizes[0], 1, COMPILED[0])
-    speed("s2fpn18", "v1", sizes[0], 8, *BEST)
+    speed("s2fpn18", "v1", sizes[0], 8, *best)
     train("s2fpn18", sizes[1], 8, "published", *COMPILED_STEPS[1:])
     found["product"] = 5, partial(measure_product, sizes[0], device, **watch)
     found["loader"] = 5, partial(keep_up, device, sizes[1])
@@ -86,7 +90,7 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
         speed(name, "v1", sizes[0], 1, *COMPILED[1:])
         speed(name, "v1", sizes[0], 1, TUNED[0])
     # every network, size, and batch size, first each one's best ways
-    for ways, batches in (((*BEST, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), (COMPILED[:1], (1,)), (TUNED, (1,))):
+    for ways, batches in (((*best, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), (COMPILED[:1], (1,)), (TUNED, (1,))):
         for batch in batches:
             for size in sizes:
                 for name in NETWORKS:
