@@ -3,8 +3,8 @@
     python -m s2fpn_lib.benchmark.gpu --minutes 9 --out results/gpu --data data
 
 Parts: "right" (`benchmark.checks`: the same results as on the CPU), "fast" (`benchmark.ways`: times), "train"
-(`benchmark.timed_training`), and "summary" (`benchmark.summary`: a page). A part is a list of tasks, the most telling
-first, and each row is in a file of `--out` as soon as it is known. A part has a process
+(`benchmark.timed_training`), and "summary" (`benchmark.summary`: a page). Each of the first three is a list of tasks,
+the most telling first, and each row is in a file of `--out` as soon as it is known. A part has a process
 of its own that ends with its share of the minutes; what a part leaves unused goes to the next ones. A task that fails
 is recorded in tasks.jsonl, and the part goes on, in a new process where the error has broken the GPU's context.
 """
@@ -27,10 +27,11 @@ from s2fpn_lib.benchmark import checks, summary, timed_training, ways
 from s2fpn_lib.benchmark.inference import session
 from s2fpn_lib.runs import PROJECT, append_row, environment, read_rows
 
-PARTS = {"right": checks.tasks, "fast": ways.tasks, "train": timed_training.tasks, "summary": summary.tasks}
-SHARES = {"right": 2.0, "fast": 3.0, "train": 4.0, "summary": 0.5}
+PARTS = {"right": checks.tasks, "fast": ways.tasks, "train": timed_training.tasks}
+NAMES = (*PARTS, "summary")
+SHARES = {"right": 2.0, "fast": 3.0, "train": 4.0}
 BROKEN = 3  # exit status of a process whose GPU no longer answers
-RESERVE = 4.0  # seconds of the budget for the start and the end
+RESERVE = 6.0  # seconds of the budget for the start and the end
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,28 +41,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="budget of all parts together")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder that holds camvid/, or its archives; else RoadScenes")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, separated by commas")
+    parser.add_argument("--parts", default=",".join(NAMES), help=f"of {', '.join(NAMES)}, separated by commas")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    if unknown := [part for part in parts if part not in NAMES]:
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(NAMES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.until:
         run_part(parts[0], options.out, torch.device(options.device), options.until - time.time())
         sys.stdout.flush()
         os._exit(0)  # without waiting for the threads of a backend
-    log = options.out / "tasks.jsonl"
-    log.unlink(missing_ok=True)  # tasks that it names are not started again
-    append_row(log, {"part": "", "task": "environment", "status": "done", **environment()})
+    if parts != ["summary"]:
+        log = options.out / "tasks.jsonl"
+        log.unlink(missing_ok=True)  # tasks that it names are not started again
+        append_row(log, {"part": "", "task": "environment", "status": "done", **environment()})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         if options.data:
             os.environ["S2FPN_DATA"] = str(unpacked(options.data, Path(folder)).resolve())
-        for number, part in enumerate(parts):
+        computing = [part for part in parts if part in PARTS]
+        for number, part in enumerate(computing):
             left = 60 * options.minutes - RESERVE - (time.monotonic() - started)
-            supervise(part, options, left * SHARES[part] / sum(SHARES[each] for each in parts[number:]))
+            supervise(part, options, left * SHARES[part] / sum(SHARES[each] for each in computing[number:]))
+            if "summary" in parts:  # after each part, in case that something ends this process
+                summary.write_page(options.out)
+        if not computing:
+            summary.write_page(options.out)
 
 
 def unpacked(data: Path, folder: Path) -> Path:

@@ -1,15 +1,11 @@
 """One page about the results of `benchmark.gpu`: summary.html, with a chart and tables of what was measured."""
 
 import io
-import time
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from s2fpn_lib.benchmark.ways import REFERENCE, SIZES, Rows, Task
+from s2fpn_lib.benchmark.ways import REFERENCE, SIZES
 from s2fpn_lib.runs import read_rows, write_atomic
 
 GROUP = ["network", "size", "batch"]
@@ -31,18 +27,12 @@ tbody tr {{ border-top: 1px solid #dde3e9 }} th {{ text-align: left }} svg {{ ma
 """
 
 
-def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
-    return {f"page {time.time():.0f}": (0.0, partial(write_page, out))}
-
-
-def write_page(out: Path) -> Rows:
+def write_page(out: Path) -> None:
     """Writes summary.html from the rows that are in `out`."""
     import pandas as pd
 
     names = ("tasks", "right", "speed", "training", "loader", "train", "failed")
-    rows = {name: pd.DataFrame(read_rows(out / f"{name}.jsonl")) for name in names}
-    write_atomic(out / "summary.html", page(rows))
-    yield from ()
+    write_atomic(out / "summary.html", page({name: pd.DataFrame(read_rows(out / f"{name}.jsonl")) for name in names}))
 
 
 def page(rows: dict[str, Any]) -> str:
