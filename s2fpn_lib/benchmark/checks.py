@@ -20,7 +20,7 @@ from s2fpn_lib.benchmark.ways import Rows, Task, allow_tf32, settled
 from s2fpn_lib.checkpoint import load_model, released_names
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.inference import optimize_for_inference
-from s2fpn_lib.model import ENCODERS, build_model
+from s2fpn_lib.model import ENCODERS, S2FPN, build_model
 from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.runs import PROJECT, RunDirectory
@@ -42,7 +42,7 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     found |= {f"step {name} {revision}": partial(steps, name, revision, device) for name, revision in networks}
     found |= {f"no host sync, {way}": partial(no_host_sync, way, device) for way in ("same loss", "modern", "fp16")}
     found |= {f"resume, {way}": partial(resume, way, device) for way in ("same loss", "modern")}
-    found |= {f"optimized {name}": partial(optimized, name, device) for name in released_names()}
+    found |= {f"optimized {name}": partial(optimized, name, device) for name in (*released_names(), "s2fpn18")}
     found |= {f"precision {name}": partial(precisions, name, device) for name in released_names()}
     found |= {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in rest}
     if tests:
@@ -74,11 +74,16 @@ def relative(a: Tensor, b: Tensor) -> tuple[float, float]:
     return difference, difference / max(1.0, float(b.abs().max()))
 
 
-def logits(name: str, revision: str, device: torch.device) -> Rows:
-    """A network whose attention is not blended out, with normalized activations, on both devices."""
-    allow_tf32(False)
+def untrained(name: str, revision: str = "v1") -> S2FPN:
+    """A network whose attention is not blended out, with normalized activations."""
     torch.manual_seed(0)
-    model = settled(build_model(name, revision=revision, num_classes=5, gamma_init=0.5), SIZE)
+    return settled(build_model(name, revision=revision, num_classes=5, gamma_init=0.5), SIZE)
+
+
+def logits(name: str, revision: str, device: torch.device) -> Rows:
+    """The same network on both devices."""
+    allow_tf32(False)
+    model = untrained(name, revision)
     x = model.preprocess(torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8))
     with torch.inference_mode():
         expected = model(x)
@@ -178,7 +183,8 @@ def tensors(state: TrainingState) -> dict[str, Tensor]:
 
 def optimized(name: str, device: torch.device) -> Rows:
     """`optimize_for_inference` on the device, in each precision, against the plain network in float32 there."""
-    model = load_model(name, device=device)
+    model = load_model(name) if name in released_names() else untrained(name)
+    model = model.to(device).eval()
     x = model.preprocess(RoadScenes("val", size=(360, 480), count=1)[0][0][None])
     allow_tf32(False)
     with torch.inference_mode():

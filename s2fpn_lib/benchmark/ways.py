@@ -58,6 +58,8 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
 
     def speed(name: str, revision: str, size: tuple[int, int], batch: int, *ways: Way) -> None:
         ways = tuple(way for way in ways if cuda or (way[0] != GRAPH and way[1] != "fp16"))
+        if not ways:
+            return
         title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(map(' '.join, ways))}"
         needed = sum({"compile": 30, MODES[0]: 30, MODES[1]: 90}.get(backend, 1) for backend, _ in ways)
         found[title] = needed, partial(measure_ways, name, revision, size, batch, ways, device, **watch)
