@@ -215,8 +215,10 @@ def _run(
     device = choose_device(config.device, distributed.local_rank())
     if device.type == "cpu":
         distributed.keep_freed_memory()
-    # crops have one size, so cuDNN's search for the fastest algorithm pays off after a few steps
-    with torch.backends.cudnn.flags(enabled=True, benchmark=device.type == "cuda"):
+    # Crops have one size, so cuDNN's search for the fastest algorithm pays off after a few steps. Not with depthwise
+    # convolutions: cuDNN 9.19 compiles kernels for each of them, and the first step takes minutes.
+    search = device.type == "cuda" and not config.model.startswith("s2fpn_lite")
+    with torch.backends.cudnn.flags(enabled=True, benchmark=search):
         state = TrainingState(config, train_set, val_set, device, run)
         _train_epochs(state, on_epoch, progress)
         return from_first(_write_summary(state) if rank() == 0 else None)
