@@ -11,8 +11,10 @@ from functools import partial
 import pytest
 import torch
 
+from s2fpn_lib import train
 from s2fpn_lib.benchmark import checks, gpu, summary, timed_training, ways
 from s2fpn_lib.benchmark.timing import Timing
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.model import build_model
 from s2fpn_lib.report.collect import collect_speed
@@ -189,6 +191,7 @@ def test_a_resumed_run_that_differs_is_found(monkeypatch):
     assert row["ok"]
     assert row["tensors"] > 1000
 
+    monkeypatch.setattr(checks, "train_step", lambda state, *_: setattr(state, "step", state.step + 1))
     values = iter((1.0, 2.0))
     monkeypatch.setattr(checks, "tensors", lambda state: {"step": torch.tensor(next(values))})
     (row,) = first_rows(checks.resume("modern", CPU))
@@ -200,19 +203,20 @@ def test_differences_are_relative_to_the_largest_logit():
     assert checks.relative(torch.tensor([0.25]), torch.tensor([0.0])) == (0.25, 0.25)
 
 
-@pytest.mark.slow
-def test_stages_fit_into_the_time_and_follow_each_other(tmp_path, monkeypatch):
-    small = {**timed_training.SMALL, "crop": (32, 48), "eval_images": 1}
-    monkeypatch.setattr(timed_training, "SMALL", small)
-    monkeypatch.setattr(timed_training, "LEAST_SECONDS", 0.1)
-    monkeypatch.setattr(timed_training, "SLACK", 0.2)
-    timed_training.open_splits(timed_training.TrainConfig.preset("demo", **small))  # draws the scenes
+@pytest.fixture
+def scenes(monkeypatch):
+    pair = RoadScenes("train", size=(48, 64), count=8), RoadScenes("val", size=(48, 64), count=2)
+    for module in (timed_training, train):
+        monkeypatch.setattr(module, "open_splits", lambda config: pair)
+    monkeypatch.setattr(timed_training, "SMALL", {**timed_training.SMALL, "crop": (32, 48)})
+
+
+def test_stages_follow_each_other_and_leave_their_results(tmp_path, monkeypatch, scenes):
+    monkeypatch.setattr(timed_training, "fitted", lambda config, *_: (config.replace(epochs=1), {"start_up": 0.5}))
     for stage in timed_training.STAGES:
-        end = time.monotonic() + 30
-        (row,) = first_rows(timed_training.train_stage(stage, CPU, end, tmp_path))
-        assert time.monotonic() < end
-        assert row["stopped_by"] == "epochs"
-        assert 0 <= row["miou"] <= 1
+        ((file, row),) = timed_training.train_stage(stage, CPU, time.monotonic() + 600, tmp_path)
+        assert file == "train.jsonl"
+        assert (row["preset"], row["stopped_by"], row["steps"], row["start_up"]) == (stage, "epochs", 4, 0.5)
         assert Evaluation.load(tmp_path / stage / "evaluation.json").row()["miou"] == pytest.approx(row["miou"])
         assert (tmp_path / stage / "predictions.png").exists()
         assert not list((tmp_path / stage).glob("*.pt"))
@@ -221,10 +225,15 @@ def test_stages_fit_into_the_time_and_follow_each_other(tmp_path, monkeypatch):
     assert second["init_from"] == str(tmp_path / "lite-camvid-gpu-own")
 
 
-def test_no_time_for_an_epoch_is_an_error(tmp_path):
-    config = timed_training.TrainConfig.preset("demo", dataset="roadscenes", crop=(32, 48), eval_images=1)
-    with pytest.raises(ValueError, match="0 s are too few for an epoch of"):
-        timed_training.fitted(config.replace(encoder_weights=""), CPU, 0.0)
+def test_epochs_follow_from_measured_steps(monkeypatch, scenes):
+    """Nine tenths of 4000 s, in epochs of 4 steps of 2 s, and hardly any validation."""
+    monkeypatch.setattr(timed_training, "timed_steps", lambda *_: 2.0)
+    config = timed_training.TrainConfig.preset("lite-camvid-gpu-own", **timed_training.SMALL, encoder_weights="")
+    fitted, measured = timed_training.fitted(config, CPU, 4000.0)
+    assert 430 <= fitted.epochs <= 450
+    assert measured["seconds_per_step"] == 2.0
+    with pytest.raises(ValueError, match="5 s are too few for an epoch of 4 steps, which needs about"):
+        timed_training.fitted(config, CPU, 5.0)
 
 
 def test_the_page_shows_what_failed(tmp_path):
