@@ -4,6 +4,7 @@
 # make lab    opens the notebooks in JupyterLab
 # make doctor checks the packages, and shows the versions, the GPU's driver, and the notebook kernels
 # make docs   executes every notebook on RoadScenes and writes readable copies to docs/notebooks/, in about 15 minutes
+# make gpu    checks and measures everything on a GPU within some minutes: make gpu GPU="--minutes 9 --out results/gpu"
 # make clean  removes .venv and caches; data/ and results/ stay
 #
 # Any parameter of the main notebooks can be given: make run DATASET=roadscenes MAX_EPOCHS=5
@@ -14,7 +15,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 # Command-line variables NAME=value, except those of make itself and of the environment
-PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=%,$(MAKEOVERRIDES))
+PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=% GPU=%,$(MAKEOVERRIDES))
 # Extra words for pytest: make test PYTEST="-k metrics"
 PYTEST ?=
 PYTEST_2 := $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0
@@ -23,11 +24,13 @@ CHECKED := $(addprefix tests/,model data workbench/test_parameters.py workbench/
   $(patsubst %,test_%.py,layout notebooks losses metrics optim config runs evaluate))
 # Extra words for JupyterLab, on a machine without a screen: make lab LAB="--no-browser --port 8890"
 LAB ?=
+# Options of s2fpn_lib.benchmark.gpu
+GPU ?=
 
 # Silences a warning of the debugger at the start of each kernel
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: run test check lint lab doctor docs clean
+.PHONY: run test check lint lab doctor docs gpu clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -53,6 +56,10 @@ doctor: $(INSTALLED)
 
 docs: $(INSTALLED)
 	@$(PY) scripts/build_docs.py
+
+# Without .venv it takes $(PYTHON): a GPU machine that is at hand for minutes has torch, and perhaps no internet
+gpu:
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m s2fpn_lib.benchmark.gpu $(GPU)
 
 # The stamp is written last. Without it (the installation was interrupted) the next make starts from an empty .venv. With
 # an older stamp (pyproject.toml changed) it installs on top.
