@@ -29,7 +29,8 @@ from s2fpn_lib.train import train_step
 
 CPU = torch.device("cpu")
 SIZE = (96, 128)
-LOGITS, LOSS, GRADIENTS = 1e-3, 1e-4, 1e-2  # largest relative differences in float32
+LOGITS = 1e-3  # largest relative difference in float32
+STEP = 1e-4  # the same of a training step's loss and gradients, whose loss is computed in float32
 CHANGED = 0.05  # largest share of pixels whose class a lower precision changes
 
 
@@ -39,10 +40,10 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     networks = [(name, revision) for name in ("s2fpn18", "s2fpn_lite") for revision in REVISIONS]
     rest = [(name, revision) for name in ENCODERS for revision in REVISIONS if (name, revision) not in networks]
     found = {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in networks}
-    found |= {f"step {name} {revision}": partial(steps, name, revision, device) for name, revision in networks}
     found |= {f"no host sync, {way}": partial(no_host_sync, way, device) for way in ("same loss", "modern", "fp16")}
     found |= {f"resume, {way}": partial(resume, way, device) for way in ("same loss", "modern")}
     found |= {f"optimized {name}": partial(optimized, name, device) for name in (*released_names(), "s2fpn18")}
+    found |= {f"step {name} {revision}": partial(steps, name, revision, device) for name, revision in networks}
     found |= {f"precision {name}": partial(precisions, name, device) for name in released_names()}
     found |= {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in rest}
     if tests:
@@ -103,25 +104,40 @@ def training(way: str, name: str, device: torch.device, folder: str, **changes: 
 
 
 def steps(name: str, revision: str, device: torch.device) -> Rows:
-    """Loss and gradients of one training step, without dropout, whose masks differ between devices."""
+    """Loss and gradients of one training step, without dropout, whose masks differ between devices.
+
+    In float64 both devices agree. In float32 the CPU itself is up to 12 % off (batch norm over the few pixels of the
+    coarsest maps amplifies rounding), so there the device has to be as close to float64 as the CPU is.
+    """
     allow_tf32(False)
-    for precision in (torch.float32, torch.float64):
-        results = []
-        for place in (CPU, device):
-            with tempfile.TemporaryDirectory() as folder:
-                switches = {"dropout": 0.0, "gamma_init": 0.5}
-                state = training("same loss", name, place, folder, revision=revision, switches=switches)
-                state.model.to(precision)
-                train_step(state, *state.loader.batch(0, 0))
-                gradients = {key: p.grad.cpu() for key, p in state.model.named_parameters() if p.grad is not None}
-                results.append((float(state.loss_sum), gradients))
-        (loss, wanted), (found_loss, found) = results
-        distance = sum(float((found[key] - wanted[key]).double().square().sum()) for key in wanted) ** 0.5
-        distance /= sum(float(gradient.double().square().sum()) for gradient in wanted.values()) ** 0.5
-        row = {"check": "step", "network": name, "revision": revision, "precision": str(precision)[6:], "loss": loss}
-        row |= {"loss_relative": abs(found_loss - loss) / loss, "gradient_relative": distance}
-        row |= {"limit": [LOSS, GRADIENTS]}
-        yield "right.jsonl", {**row, "ok": row["loss_relative"] <= LOSS and distance <= GRADIENTS}
+    wanted = first_step(name, revision, CPU, torch.float64)
+    common = {"check": "step", "network": name, "revision": revision, "loss": wanted[0]}
+    loss, gradient = step_error(first_step(name, revision, device, torch.float64), wanted)
+    row = {"precision": "float64", "loss_relative": loss, "gradient_relative": gradient}
+    yield "right.jsonl", {**common, **row, "ok": max(loss, gradient) <= STEP}
+    of_cpu = step_error(first_step(name, revision, CPU, torch.float32), wanted)
+    loss, gradient = step_error(first_step(name, revision, device, torch.float32), wanted)
+    row = {"precision": "float32", "loss_relative": loss, "gradient_relative": gradient, "of_the_cpu": of_cpu}
+    ok = loss <= STEP + 2 * of_cpu[0] and gradient <= STEP + 2 * of_cpu[1]
+    yield "right.jsonl", {**common, **row, "ok": ok}
+
+
+def first_step(name: str, revision: str, device: torch.device, dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients (in float64, on the CPU) of the first step of a training."""
+    with tempfile.TemporaryDirectory() as folder:
+        switches = {"dropout": 0.0, "gamma_init": 0.5}
+        state = training("same loss", name, device, folder, revision=revision, switches=switches)
+        state.model.to(dtype)
+        train_step(state, *state.loader.batch(0, 0))
+        gradients = {key: p.grad.cpu().double() for key, p in state.model.named_parameters() if p.grad is not None}
+        return float(state.loss_sum), gradients
+
+
+def step_error(found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, Tensor]]) -> tuple[float, float]:
+    """Relative errors of the loss and of the whole gradient, the latter in the Euclidean norm."""
+    distance = sum(float((found[1][key] - wanted[1][key]).square().sum()) for key in wanted[1])
+    length = sum(float(gradient.square().sum()) for gradient in wanted[1].values())
+    return abs(found[0] - wanted[0]) / wanted[0], (distance / length) ** 0.5
 
 
 def no_host_sync(way: str, device: torch.device) -> Rows:

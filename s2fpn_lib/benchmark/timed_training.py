@@ -87,7 +87,8 @@ def fitted(config: TrainConfig, device: torch.device, seconds: float) -> tuple[T
     """
     began = time.monotonic()
     train_set, val_set = open_splits(config)
-    with tempfile.TemporaryDirectory() as folder, torch.backends.cudnn.flags(benchmark=device.type == "cuda"):
+    search = device.type == "cuda" and not config.model.startswith("s2fpn_lite")  # as `train` does
+    with tempfile.TemporaryDirectory() as folder, torch.backends.cudnn.flags(enabled=True, benchmark=search):
         state = TrainingState(config, train_set, val_set, device, RunDirectory(folder))
         state.model.train()
         batches = endless(state.loader)

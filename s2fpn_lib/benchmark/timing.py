@@ -79,16 +79,23 @@ class Timing:
 
 
 def time_in_turns(
-    calls: Mapping[str, Call], device: torch.device, *, repeats: int = 3, seconds: float = 1.0, least: int = 5
+    calls: Mapping[str, Call],
+    device: torch.device,
+    *,
+    repeats: int = 3,
+    seconds: float = 1.0,
+    least: int = 5,
+    warmup: float | None = None,
 ) -> dict[str, Timing]:
     """Times several calls: each is warmed up until its times are stable, then each repeat runs all of them.
 
     A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. On CUDA a call is timed with
-    events on its stream, elsewhere with the clock. Before each repeat, `cpu_share` tells whether the machine is free.
+    events on its stream, elsewhere with the clock. `warmup` is the longest warm-up after the first call in seconds,
+    None: `WARMUP_SECONDS`. Before each repeat, `cpu_share` tells whether the machine is free.
     """
     clock = clock_of(device)
     for call in calls.values():
-        _warm_up(call, clock)
+        _warm_up(call, clock, WARMUP_SECONDS if warmup is None else warmup)
     measured: dict[str, list[list[tuple[float, Any]]]] = {name: [] for name in calls}
     shares: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
@@ -125,10 +132,10 @@ def cpu_share(threads: int) -> float:
         return min(1.0, statistics.fmean(pool.map(compute, range(threads))))
 
 
-def _warm_up(call: Call, clock: Stopwatch) -> None:
+def _warm_up(call: Call, clock: Stopwatch, longest: float) -> None:
     """Calls until two successive medians agree, when caches, clocks, and allocators are stable."""
     clock(call)  # the first call compiles, allocates, and loads pages
-    end = time.perf_counter() + WARMUP_SECONDS
+    end = time.perf_counter() + longest
     before = now = _median(call, clock)
     while time.perf_counter() < end:
         before, now = now, _median(call, clock)

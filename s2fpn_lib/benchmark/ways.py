@@ -53,7 +53,7 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     cuda = device.type == "cuda"
     best = BEST if cuda else (*BEST, OTHERS[3])
     sizes = [(height, width) if cuda else (height // 4, width // 4) for height, width in SIZES]
-    watch = {"repeats": 3, "seconds": 0.1, "least": 5}
+    watch = {"repeats": 3, "seconds": 0.1, "least": 5, "warmup": 1.0}
     found: dict[str, Task] = {}
 
     def speed(name: str, revision: str, size: tuple[int, int], batch: int, *ways: Way) -> None:
@@ -145,6 +145,8 @@ def measure_ways(
         try:
             run = way_of(model, x, *way)
             difference = float((run(x) - expected).abs().max())
+            peak_mb(device, reset=True)  # without the memory in which cuDNN searches for the fastest algorithm
+            run(x)
         except Exception as error:
             backend = {"stage": "network", "backend": way[0], "precision": way[1]}
             yield "failed.jsonl", {**protocol, **backend, "error": f"{type(error).__name__}: {error}"[:600]}
@@ -227,7 +229,8 @@ def measure_steps(
 ) -> Rows:
     """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
     allow_tf32(True)
-    torch.backends.cudnn.benchmark = True  # as `train` and the published script set it
+    # as `train` and the published script set it; cuDNN's search among depthwise convolutions takes minutes
+    torch.backends.cudnn.benchmark = not name.startswith("s2fpn_lite")
     if set(ways) & set(COMPILED_STEPS):
         torch._dynamo.reset()
     calls: dict[str, Callable[[], Any]] = {}
@@ -238,8 +241,9 @@ def measure_steps(
         before = peak_mb(device, reset=True)
         try:
             step = make_step(way, name, size, batch, str(device), resident=True)
-            for _ in range(3):
-                step()
+            step()
+            peak_mb(device, reset=True)
+            step()
             calls[way] = step
             peaks[way] = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
         except Exception as error:

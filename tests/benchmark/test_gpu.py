@@ -198,6 +198,25 @@ def test_a_resumed_run_that_differs_is_found(monkeypatch):
     assert (row["ok"], row["different"]) == (False, ["step"])
 
 
+def test_a_step_may_be_as_far_from_float64_as_on_the_cpu(monkeypatch):
+    """The CPU is off by 0.1 in float32; the device by 0.19, then by 0.35, and then by 0.01 in float64."""
+
+    def results(of_device):
+        values = iter((1.0, 1 + of_device[0], 1.1, 1 + of_device[1]))
+        monkeypatch.setattr(checks, "first_step", lambda *_: (2.0, {"w": torch.tensor([next(values)]).double()}))
+        return [row["ok"] for _, row in checks.steps("s2fpn18", "v1", CPU)]
+
+    assert results((0.0, 0.19)) == [True, True]
+    assert results((0.0, 0.35)) == [True, False]
+    assert results((0.01, 0.1)) == [False, True]
+
+
+def test_errors_of_a_step():
+    wanted = 4.0, {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
+    found = 5.0, {"a": torch.tensor([3.0, 0.3]), "b": torch.tensor([[4.4]])}
+    assert checks.step_error(found, wanted) == pytest.approx((0.25, 0.1))
+
+
 def test_differences_are_relative_to_the_largest_logit():
     assert checks.relative(torch.tensor([1.0, 10.5]), torch.tensor([1.0, 10.0])) == (0.5, 0.05)
     assert checks.relative(torch.tensor([0.25]), torch.tensor([0.0])) == (0.25, 0.25)

@@ -82,7 +82,7 @@ def test_the_cpu_share_is_cpu_time_over_the_clocks(monkeypatch):
 
 
 def test_repeats_take_turns(monkeypatch):
-    monkeypatch.setattr(module, "_warm_up", lambda call, clock: None)
+    monkeypatch.setattr(module, "_warm_up", lambda *_: None)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     measured = time_in_turns(calls, CPU, repeats=3, seconds=0, least=2)
