@@ -27,7 +27,7 @@ from s2fpn_lib.inspector.numbers import LevelReadout, pin_readouts, readout, rev
 from s2fpn_lib.inspector.scales import SCALES, level_scale
 from s2fpn_lib.inspector.state import Inspection, State, available_views
 from s2fpn_lib.runs import atomic_file, config_hash, environment, write_atomic, write_json
-from s2fpn_lib.viz.images import ERROR_COLOR, as_array
+from s2fpn_lib.viz.images import ERROR_COLOR, as_array, html_image, jpeg
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "numbers.js", "layers.js", "pictures.js", "parts.js", "toolbar.js", "viewer.js")
@@ -91,9 +91,8 @@ def still(state: State, inspections: Sequence[Inspection]) -> str:
     """The still figure with the sentences that describe it, as HTML."""
     figure = io.BytesIO()
     views.inspection_figure(state, inspections).savefig(figure, format="jpeg", dpi=80)
-    text = escape(" ".join(readout(state, each).sentence() for each in inspections))
-    url = f"data:image/jpeg;base64,{base64.b64encode(figure.getvalue()).decode()}"
-    return f'<p>{text}</p><img alt="{text}" src="{url}">'
+    text = " ".join(readout(state, each).sentence() for each in inspections)
+    return f"<p>{escape(text)}</p>{html_image(figure.getvalue(), text)}"
 
 
 def packed(state: State, inspections: Sequence[Inspection], most: float = np.inf) -> bytes:
@@ -123,7 +122,7 @@ def _content(state: State, inspections: Sequence[Inspection], most: float) -> di
         "size": first.size,
         "drawn": image.shape[:2],
         "stride": first.stride,
-        "image": np.frombuffer(views.jpeg(image), np.uint8),
+        "image": np.frombuffer(jpeg(image, quality=92, subsampling=0), np.uint8),
         "label": None if picture.label is None else first.drawn(picture.label).numpy(),
         "classes": protocol.classes,
         "palette": protocol.palette,

@@ -7,11 +7,9 @@ from s2fpn_lib.checkpoint import CheckpointError, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset, evenly_spaced
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.inspector.state import NamedModel
-from s2fpn_lib.inspector.views import jpeg
 from s2fpn_lib.metrics import ConfusionMatrix, class_totals, iou_from_totals
 from s2fpn_lib.model import S2FPN
-from s2fpn_lib.model.tta import at_size
-from s2fpn_lib.viz.images import as_array, predicted
+from s2fpn_lib.viz.images import as_array, jpeg, predicted
 from s2fpn_lib.workbench.provenance import checkpoint_protocol
 
 MOST_THUMBS = 24
@@ -25,10 +23,8 @@ def strip_indices(dataset: SegmentationDataset) -> list[int]:
 
 def thumbnail(dataset: SegmentationDataset, index: int) -> bytes:
     """A small picture of an image, as JPEG."""
-    image, _ = dataset[index]
-    height, width = image.shape[-2:]
-    size = (THUMB_HEIGHT, max(1, round(THUMB_HEIGHT * width / height)))
-    return jpeg(as_array(at_size(image, size)), quality=80)
+    pixels = as_array(dataset[index][0])
+    return jpeg(pixels, max(1, round(THUMB_HEIGHT * pixels.shape[1] / pixels.shape[0])))
 
 
 def image_score(network: S2FPN, dataset: SegmentationDataset, index: int) -> float | None:

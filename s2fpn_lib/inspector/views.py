@@ -1,6 +1,5 @@
 """The inspector's pictures, RGB arrays and a still figure; they only index what `inspect` kept, and run no network."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, Inspection, State, ava
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, INK, styled
 
-JPEG = {"quality": 92, "subsampling": 0}
 CROSSHAIR, PIN = (255, 255, 255), (255, 221, 0)
 DIFFERENT, GRAY = (0, 114, 178), (205, 211, 217)  # where two models disagree; where nothing is wrong
 LEVEL_OPACITY = 0.6  # of the colors of a level over the gray photograph
@@ -78,13 +76,6 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
     for block, inspection, other in zip(blocks, inspections, [*inspections[1:], inspections[0]], strict=True):
         _draw_block(block, state, inspection, other if len(inspections) > 1 else None)
     return figure
-
-
-def jpeg(pixels: np.ndarray, **options: int) -> bytes:
-    """(h, w, 3) uint8 as JPEG: a third of the time and bytes of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", **(JPEG | options))
-    return buffer.getvalue()
 
 
 def _image(inspection: Inspection) -> np.ndarray:

@@ -9,7 +9,6 @@ import io
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,15 @@ from s2fpn_lib.inspector.state import (
     inspect,
     label_ids,
 )
-from s2fpn_lib.inspector.views import inspection_figure, jpeg
+from s2fpn_lib.inspector.views import inspection_figure
 from s2fpn_lib.report.tables import protocol_name
+from s2fpn_lib.viz.images import html_image, jpeg
 
 # The still figure below the widget is shown where neither the widget nor its own still figure is
 STILL = """<style>
 .jp-OutputArea:not(:has(.s2fpn-viewer, .jp-RenderedImage)) .s2fpn-still {{display: block !important}}
 </style>
-<div class="s2fpn-still" style="display: none"><img alt="{}" src="data:image/jpeg;base64,{}"></div>"""
+<div class="s2fpn-still" style="display: none">{}</div>"""
 
 
 class Inspector(anywidget.AnyWidget):
@@ -200,6 +200,6 @@ class Inspector(anywidget.AnyWidget):
 
     def _ipython_display_(self) -> None:
         bundle, _ = self._repr_mimebundle_()
-        figure = jpeg(np.asarray(Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).convert("RGB")))
+        picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).convert("RGB")
         display(bundle, raw=True)
-        display(HTML(STILL.format(escape(bundle["text/plain"]), base64.b64encode(figure).decode())))
+        display(HTML(STILL.format(html_image(jpeg(np.asarray(picture), quality=92), bundle["text/plain"]))))

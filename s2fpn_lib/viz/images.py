@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,25 @@ def contact_sheet(entries: Iterable[tuple[str, Sequence[np.ndarray]]], columns: 
     entries: HTML caption and (H, W, 3) uint8 pictures of one size, of which the first is the thumbnail.
     """
     cells = [
-        f"<details><summary>{_jpeg(pictures[0], 200)}{caption}</summary>"
-        f"{_jpeg(np.concatenate(pictures, axis=1), 360 * len(pictures))}</details>"
+        f"<details><summary>{html_image(jpeg(pictures[0], 200))}{caption}</summary>"
+        f"{html_image(jpeg(np.concatenate(pictures, axis=1), 360 * len(pictures)))}</details>"
         for caption, pictures in entries
     ]
     style = (Path(__file__).parent / "contact_sheet.css").read_text()
     return f'<style>{style}</style><div class="contact-sheet" style="--columns: {columns}">{"".join(cells)}</div>'
 
 
-def _jpeg(pixels: np.ndarray, width: int) -> str:
-    """An <img> element that contains the picture, scaled down to a width."""
+def jpeg(pixels: np.ndarray, width: int | None = None, **options: int) -> bytes:
+    """(H, W, 3) uint8 as JPEG, scaled down to a width; options: of Pillow's writer."""
     picture, data = Image.fromarray(pixels), io.BytesIO()
-    picture.thumbnail((width, picture.height))
-    picture.save(data, "jpeg", quality=80)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    picture.thumbnail((width or picture.width, picture.height))
+    picture.save(data, "jpeg", **{"quality": 80, **options})
+    return data.getvalue()
+
+
+def html_image(data: bytes, alt: str = "") -> str:
+    """An <img> element that contains a JPEG."""
+    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
 
 
 def predicted(model: nn.Module, image: Tensor, protocol_size: tuple[int, int], **views: Any) -> Tensor:
