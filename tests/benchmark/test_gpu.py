@@ -1,7 +1,5 @@
 """The command for a GPU, on a CPU: its budget, its files, and what happens when a task fails."""
 
-import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +20,8 @@ from s2fpn_lib.report.speed import with_remarks
 from s2fpn_lib.runs import PROJECT, read_json, read_rows
 
 CPU = torch.device("cpu")
+ENVIRONMENT = {"part": "", "task": "environment", "status": "done"}
+ENVIRONMENT |= {"gpus": ["H100"], "cpu": "Xeon", "torch": "2.11", "time": "2026-11-27T18:52:04+00:00"}
 
 
 def first_rows(generator, count=1):
@@ -30,21 +30,19 @@ def first_rows(generator, count=1):
 
 @pytest.mark.slow
 def test_the_command_keeps_its_budget_and_leaves_its_results(tmp_path):
-    command = [sys.executable, "-m", "s2fpn_lib.benchmark.gpu", "--device", "cpu", "--minutes", "0.7"]
+    """How many rows there are depends on the machine; those of "fast" are tested below."""
+    command = [sys.executable, "-m", "s2fpn_lib.benchmark.gpu", "--device", "cpu", "--minutes", "0.9"]
     command += ["--parts", "right,fast,summary", "--out", str(tmp_path)]
     start = time.monotonic()
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, check=True, capture_output=True)
-    assert time.monotonic() - start < 0.7 * 60 + 1
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    assert time.monotonic() - start < 0.9 * 60 + 1
     rights = read_rows(tmp_path / "right.jsonl")
-    assert rights
-    assert all(row["ok"] for row in rights)
     assert rights[0]["difference"] == 0  # the same device
+    assert all(row["ok"] for row in rights)
     log = read_rows(tmp_path / "tasks.jsonl")
     assert {row["part"] for row in log} == {"", "right", "fast"}
     assert not [row for row in log if row["status"] == "failed"]
-    speed = with_remarks(collect_speed(tmp_path))  # as 12_speed and 90_report read it
-    assert set(speed["backend"]) >= {"published", "channels_last"}
-    assert (tmp_path / "summary.html").read_text().count("<svg") == 1
+    assert f"{len(rights)} of {len(rights)} checks passed" in (tmp_path / "summary.html").read_text()
 
 
 @pytest.fixture
@@ -88,6 +86,17 @@ def test_a_part_that_starts_again_goes_on_after_the_task_that_broke_it(run, tmp_
     assert len(read_rows(tmp_path / "speed.jsonl")) == 2
 
 
+def test_the_budget_starts_with_the_process():
+    command = (
+        "import time; time.sleep(1); from s2fpn_lib.benchmark.gpu import own_age; print(own_age(), time.process_time())"
+    )
+    command = [sys.executable, "-c", command]
+    start = time.monotonic()
+    output = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    age, computed = map(float, output.split())
+    assert 1 + computed / 2 < age < time.monotonic() - start + 0.1
+
+
 def test_archives_become_one_folder(tmp_path):
     for number in (1, 2):
         with zipfile.ZipFile(tmp_path / f"camvid-{number}.zip", "w") as archive:
@@ -126,8 +135,8 @@ def test_every_wanted_way_is_measured(device, tmp_path):
         assert way in everything
 
 
-def test_ways_have_the_logits_of_the_network(monkeypatch):
-    """And a way that is not installed gives a row with the reason."""
+def test_ways_have_the_logits_of_the_network(monkeypatch, tmp_path):
+    """A way that is not installed gives a row with the reason. Reports and the summary read the rows."""
 
     def once(calls, device, **_):
         return {way: Timing(((1.0 if way[0] == "published" else 0.5,),)) for way in calls}
@@ -147,6 +156,14 @@ def test_ways_have_the_logits_of_the_network(monkeypatch):
         ("onnxruntime CPU", 2, 4),
     ]
     assert max(row["max_difference"] for row in speed) < 1e-5
+    gpu.append_row(tmp_path / "tasks.jsonl", ENVIRONMENT)
+    for file, row in rows:
+        gpu.append_row(tmp_path / file, row)
+    summary.write_page(tmp_path)
+    text = (tmp_path / "summary.html").read_text()
+    assert text.count("<svg") == 1
+    assert "s2fpn_lite v2 at 64x96" in text
+    assert set(with_remarks(collect_speed(tmp_path))["remark"]) == {""}
 
 
 def test_a_graphed_step_gets_the_batch_and_the_precision(monkeypatch):
@@ -256,8 +273,7 @@ def test_epochs_follow_from_measured_steps(monkeypatch, scenes):
 
 
 def test_the_page_shows_what_failed(tmp_path):
-    log = {"part": "", "task": "environment", "status": "done", "gpus": ["H100"], "cpu": "x", "torch": "2", "time": "t"}
-    (tmp_path / "tasks.jsonl").write_text(json.dumps(log) + "\n")
+    gpu.append_row(tmp_path / "tasks.jsonl", ENVIRONMENT)
     for file, row in (
         ("right", {"check": "logits", "network": "s2fpn18", "ok": True}),
         ("right", {"check": "step", "network": "s2fpn34", "ok": False}),
