@@ -25,9 +25,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device called `name` ("cpu", "cuda", "cuda:1"); "auto" is CUDA where available, else the CPU.
 
-    local_rank: number of the calling process on its node; each process gets the GPU of that number.
-
-    Raises ValueError for a device of another kind, that torch does not see, or that several processes cannot share.
+    local_rank: number of the calling process on its node, which gets the GPU of that number. Raises ValueError for a
+    device of another kind, that torch does not see, or that several processes cannot share.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,10 +62,9 @@ def choose_amp(amp: str, device: torch.device) -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep freed memory for the next training step; without glibc nothing changes.
+    """Makes glibc's malloc keep freed memory for the next training step, as torch's allocator does on CUDA.
 
-    On a CPU, where torch has no caching allocator, glibc maps and unmaps every block over 32 MB, and clearing the pages
-    takes a fifth of a training step of s2fpn_lite. With this setting the process keeps its largest size.
+    Otherwise it maps and unmaps every block over 32 MB, which takes a fifth of a training step of s2fpn_lite on a CPU.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
@@ -148,10 +146,8 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm of (B, C, ...) inputs with the mean and variance of the concatenated batches of all processes.
 
-        y = (x - mean) / sqrt(var + eps) * weight + bias
-
-    torch's accepts CUDA tensors only; this one lets CPU processes train with the same result. It must be affine, with
-    running statistics. The statistics are float32 under any autocast; the running variance is unbiased, as in torch.
+    torch's accepts CUDA tensors only. This one must be affine, with running statistics. The statistics are float32
+    under any autocast; the running variance is unbiased, as in torch.
     """
 
     _check_input_dim = nn.SyncBatchNorm._check_input_dim  # (B, C, ...)
@@ -180,10 +176,7 @@ class WorkerFailed(RuntimeError):
 
 
 def node_rank(nodes: int) -> int:
-    """Number of this node among `nodes` (0 for the first), from the environment variable NODE_RANK.
-
-    Raises ValueError if a variable that says where several nodes meet is missing or not a number.
-    """
+    """Number of this node among `nodes` (0 for the first), from NODE_RANK; ValueError if the environment lacks it."""
     if nodes == 1:
         return 0
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]:
@@ -203,14 +196,11 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
 
     The processes are spawned, so `function` and `args` must be picklable, and a script calls this under
     `if __name__ == "__main__":`. When one process fails, the others are stopped; when this process ends, they end, too.
+    Each gets an equal share of this process's CPU threads.
 
-    Args:
-        devices: processes on each node; each gets an equal share of this process's CPU threads.
-        nodes: number of machines; `launch` is called on each of them, see `node_rank`, which raises ValueError.
-        backend: "nccl" for CUDA (one GPU per process), "gloo" for the CPU.
-
-    Returns what `function` returned in this node's first process. Raises WorkerFailed if a process raised an error or
-    was killed.
+    nodes: number of machines; `launch` is called on each of them, see `node_rank`. backend: "nccl" for CUDA (one GPU
+    per process), "gloo" for the CPU. Returns what `function` returned in this node's first process. Raises WorkerFailed
+    if a process raised an error or was killed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -3,14 +3,12 @@
 Boundary F-score (Csurka, Larlus, Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC 2013),
 for each image and class c:
 
-- A pixel lies on the boundary of c if it is c and one of its four neighbors is a scored pixel of another class. Pixels
-  with an ignored label are scored in neither map.
+- A pixel lies on the boundary of c if it is c and one of its four neighbors is a scored pixel of another class.
 - Precision is the share of the predicted boundary pixels of c that lie within `tolerance` (Euclidean, between pixel
   centers) of a labeled boundary pixel of c. Recall is the same with the two maps exchanged.
 - F = 2 P R / (P + R). It is 0 where only one of the maps has a boundary of c, and undefined where neither has.
 
-The score of a class is the mean of F over the images where it is defined. The score of an image is the mean over its
-defined classes, and `BoundaryScore.mean` is the mean of that over images, as in the paper.
+The score of a class is the mean of F over the images, that of an image the mean over its classes, where F is defined.
 """
 
 import math
@@ -34,10 +32,9 @@ def class_ids(scores: Tensor) -> Tensor:
 
 
 def joint_histogram(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """Exact two-dimensional histogram per image, without host synchronization on CUDA (where `torch.bincount` syncs).
+    """Exact histograms (B, num_rows, num_columns) int64 of (B, H, W) integer ids, one per image.
 
-    rows, columns: (B, H, W) integer ids below `num_rows` and `num_columns`, on one device. Returns (B, num_rows,
-    num_columns) int64 on that device.
+    `torch.bincount` would synchronize with a CUDA device.
     """
     batch, bins = len(rows), num_rows * num_columns
     if rows.is_cuda:
@@ -61,9 +58,7 @@ class ConfusionMatrix:
 
     torchmetrics' gives no counts per image, and checks ids by synchronizing with a CUDA device.
 
-    Args:
-        num_classes: K, from 1 to 253.
-        ignore_index: label id that is not scored; None scores every pixel. Predictions at ignored pixels do not matter.
+    num_classes: K, from 1 to 253. ignore_index: label id that is not scored; None scores every pixel.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None):
@@ -79,9 +74,8 @@ class ConfusionMatrix:
         pred: (B, H, W) integer ids or (B, K, H, W) scores. label: (B, H, W) integer ids. A single (H, W) label with its
         prediction is a batch of one.
 
-        Raises UnknownIdError for ids outside the classes: on a CPU at once, and nothing is counted then; on CUDA when
-        the matrix is read, because checking earlier would stall the device. Raises ValueError for sizes that do not
-        fit, and TypeError for ids that are floating-point numbers.
+        Raises UnknownIdError for ids outside the classes, on CUDA only when the matrix is read; ValueError for sizes
+        that do not fit; TypeError for ids that are floating-point numbers.
         """
         k = self.num_classes
         if label.dim() == 2:
@@ -176,8 +170,8 @@ class ConfusionMatrix:
 class Calibration:
     """Streaming reliability of a split: does a network that is 80 % sure err in 20 % of the pixels?
 
-    The confidence of a pixel is the probability of its predicted class. Confidences are counted in equal bins, which
-    `table` merges, so that the memory does not grow with the split.
+    The confidence of a pixel is the probability of its predicted class. It is counted in equal bins, which `table`
+    merges.
     """
 
     def __init__(self, ignore_index: int | None = None, bins: int = 100):
@@ -242,8 +236,8 @@ def _or_shifted(out: Tensor, bits: Tensor, shift: int, dim: int) -> None:
 def dilate_bits(bits: Tensor, radius: float) -> Tensor:
     """Dilates (B, H, W) integer maps by a Euclidean disc, each bit separately: all classes in one pass.
 
-    A disc is a stack of rows: the row at distance dy from the center reaches floor(sqrt(radius^2 - dy^2)) pixels. torch
-    dilates only by rectangles (`max_pool2d`), with one float map per class.
+    The row of a disc at distance dy from its center reaches floor(sqrt(radius^2 - dy^2)) pixels. torch dilates only by
+    rectangles (`max_pool2d`), with one float map per class.
     """
     out = torch.zeros_like(bits)
     row, reach = bits.clone(), 0  # `bits` widened horizontally by `reach`
@@ -259,10 +253,8 @@ def dilate_bits(bits: Tensor, radius: float) -> Tensor:
 class BoundaryScore:
     """Streaming boundary F-score of a split (see the module's docstring), without host synchronization.
 
-    Args:
-        num_classes: K, at most 62.
-        ignore_index: as in `ConfusionMatrix`.
-        tolerance: pixels; None takes the paper's 0.75 % of each image's diagonal (4.5 pixels at 360 x 480).
+    num_classes: K, at most 62. tolerance: in pixels; None: the paper's 0.75 % of each image's diagonal (4.5 pixels at
+    360 x 480).
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None, tolerance: float | None = None):

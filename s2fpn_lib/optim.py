@@ -21,13 +21,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Adam (weight decay as an L2 penalty, as published), AdamW, or SGD with momentum, as fused kernels.
 
-    Args:
-        model: an S2FPN. The parameters of its encoder come first.
-        name: one of `OPTIMIZERS`.
-        lr: learning rate of the decoder, and of the encoder where `encoder_lr` is 0.
-        decay_all: False excludes one-dimensional parameters (biases, normalization, slopes, gates) from weight decay;
-            they form groups of their own.
-        momentum: of SGD.
+    model: an S2FPN. lr: of the decoder, and of the encoder where `encoder_lr` is 0. decay_all: False excludes
+    one-dimensional parameters (biases, normalization, slopes, gates) from weight decay.
     """
     groups = []
     for encoder in (True, False):
@@ -49,10 +44,8 @@ def warmup_poly(step: int, *, total: int, warmup: int, start_factor: float = 1 /
         step <= warmup:  start_factor + (1 - start_factor) * step / warmup
         step >  warmup:  (1 - (step - warmup) / (total - warmup)) ** power, and 0 from `total` on
 
-    The published recipe uses 500 warm-up iterations from lr/3 and power 0.9.
-
-    Raises:
-        ValueError: `total` is not positive, or the warm-up is not shorter than the run.
+    The published recipe uses 500 warm-up iterations from lr/3 and power 0.9. Raises ValueError unless the warm-up is
+    shorter than the run.
     """
     if total <= 0:
         raise ValueError(f"total is {total} steps; a schedule needs at least one")
@@ -70,10 +63,8 @@ class ExponentialMovingAverage:
         average <- d_t * average + (1 - d_t) * weights,   d_t = min(decay, (1 + t) / (10 + t))   after step t
 
     The ramp of d_t keeps the random initialization out of the average of a short run. Running statistics of BatchNorm
-    are averaged with the weights; integer buffers are copied. `torch.optim.swa_utils.AveragedModel` counts its updates
-    in a buffer on the device, so a decay that depends on t would synchronize with the GPU in every step.
-
-    The modules of `model` must not be replaced afterwards.
+    are averaged, too; integer buffers are copied. `torch.optim.swa_utils.AveragedModel` counts its updates on the
+    device, so a decay that depends on t would synchronize in every step. Modules of `model` must not be replaced later.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -1,7 +1,7 @@
 """Progress bars: tqdm's on a terminal and in a notebook; none elsewhere, and none where tqdm is not installed."""
 
+import contextlib
 import sys
-from types import TracebackType
 from typing import Any
 
 
@@ -11,12 +11,9 @@ def is_interactive() -> bool:
 
 
 def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> Any:
-    """A context manager with tqdm's `update` and `write`.
+    """A context manager with tqdm's `update` and `write`; options: tqdm's.
 
-    Args:
-        total: number of units.
-        enabled: whether to show the bar; None shows it if `is_interactive()`.
-        options: tqdm's.
+    enabled: whether to show the bar; None shows it if `is_interactive()`.
     """
     if is_interactive() if enabled is None else enabled:
         try:
@@ -25,17 +22,11 @@ def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> 
             pass
         else:
             return tqdm(total=total, mininterval=0.5, file=sys.stdout, **options)
-    return _NoBar()
+    return contextlib.nullcontext(_NoBar())
 
 
 class _NoBar:
     """The part of tqdm's interface that is used here, without a bar."""
-
-    def __enter__(self) -> "_NoBar":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        pass
 
     def update(self, count: int = 1) -> None:
         pass

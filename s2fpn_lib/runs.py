@@ -59,12 +59,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 @contextmanager
 def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.BufferedWriter]:
-    """A binary file that replaces `path` completely or not at all.
+    """A binary file that replaces `path` completely or, on any error (disk full, interrupt), not at all.
 
-    It is written under a temporary name in the same folder, synced to the disk, and renamed. On any error (disk full,
-    interrupt) the temporary file is removed and `path` is unchanged.
-
-    previous: name under which the replaced file is kept; empty: it is not kept.
+    It is written under a temporary name in the same folder, synced to the disk, and renamed. previous: name under which
+    the replaced file is kept; empty: it is not kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +108,7 @@ def read_json(path: str | Path) -> Any:
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     """Appends one row to a JSON Lines file, to which other processes may append, too.
 
-    If a crash left the last line unfinished, it is removed first, so that the new row starts a line of its own.
+    A last line that a crash left unfinished is removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +144,7 @@ def _locked(file: io.IOBase, *, wait: bool) -> Iterator[None]:
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSON Lines file, oldest first; empty if there is no file. An unfinished last line is left out.
 
-    Raises a ValueError that names file and line if a complete line is not JSON.
+    Raises ValueError if a complete line is not JSON.
     """
     path = Path(path)
     if not path.exists():
@@ -176,10 +174,10 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Locks the directory against other processes until the block ends.
+        """Locks the directory against other processes until the block ends; RunLocked if another process holds it.
 
-        The lock belongs to the process: the kernel releases it however the process ends, so there are no stale locks,
-        and forked loader workers do not keep it. Raises RunLocked if another process holds it; the message names it.
+        The lock belongs to the process: the kernel releases it however the process ends, and forked loader workers do
+        not keep it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = (self.path / "lock").resolve()
@@ -206,12 +204,10 @@ class RunDirectory:
     def claim(
         self, recipe: Mapping[str, Any], defaults: Mapping[str, Any], data: Mapping[str, str] | None = None
     ) -> None:
-        """Writes config.json, or checks that the one that exists holds the same recipe and data.
+        """Writes config.json, or checks that the one that exists holds the same recipe and data, else ConfigChanged.
 
-        Fields that an older version did not store count as their defaults. A run without data, also of an older
-        version, gets them. data: {"train": digest, "val": digest} of the splits, see `SegmentationDataset.digest`.
-
-        Raises `ConfigChanged` if a field or a digest differs.
+        Fields that an older version did not store count as their defaults; a run without data gets them. data:
+        {"train": digest, "val": digest} of the splits, see `SegmentationDataset.digest`.
         """
         if not self.config.exists():
             write_json(self.config, {**recipe, "data": data} if data else recipe)
@@ -275,10 +271,7 @@ def environment() -> dict[str, Any]:
 
 
 def code_version(project: Path = PROJECT) -> dict[str, Any]:
-    """{"git_sha", "dirty"} of the project folder.
-
-    Both are None without git, and where the folder is not the root of a checkout, such as a copy inside another one.
-    """
+    """{"git_sha", "dirty"} of the project folder; None without git and where it is not the root of a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(project), *arguments]

@@ -27,9 +27,9 @@ class TrainingDiverged(RuntimeError):
 class TrainingState:
     """Everything that changes while a run goes on; `train` has the steps that change it.
 
-    A new object continues from the last state in the run directory, if there is one. Each of several processes has an
-    object of its own and its part of every batch. Gradients, losses, and BatchNorm statistics are those of the whole
-    batch, so all processes hold the same weights after each step; only the first one writes files.
+    A new object continues from the last state in the run directory, if there is one. Each of several processes has its
+    own object and part of every batch; gradients, losses, and BatchNorm statistics are those of the whole batch. Only
+    the first process writes files.
 
     Attributes:
         network: what a step calls: `model` itself or a wrapper that shares its parameters.
@@ -236,8 +236,8 @@ def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) ->
 
 
 def origin(config: TrainConfig, dataset: str, fresh: Sequence[str] = ()) -> dict[str, Any]:
-    """What the weights of a run are trained on: `pretraining`, in words what came before the run ("none", "imagenet",
-    or the data of `init_from`, and the data of the teacher), and `training` as in `checkpoint.training_history`.
+    """What the weights of a run are trained on: `pretraining`, in words what came before the run, and `training` as in
+    `checkpoint.training_history`.
 
     dataset: name of the training split's. fresh: names of the parameters that `init_from` leaves as initialized.
     """
@@ -275,10 +275,8 @@ def origin_of_earlier_version(config: TrainConfig, dataset: str, run: RunDirecto
 def default_run_dir(config: TrainConfig, dataset: str, data: dict[str, str], results: str | Path | None = None) -> Path:
     """<results>/train/<dataset>-<model>-<revision>-<hash>: equal recipes on equal data have equal folders.
 
-    A folder of an earlier version, whose hash is that of the recipe alone, is still used for the data that it was
-    first continued on.
-
-    dataset: its name, which for the user's own is not `config.dataset`. data: the digests of `data_digests`.
+    The hash of a folder of an earlier version is that of the recipe alone. dataset: its name, which for the user's own
+    is not `config.dataset`. data: of `data_digests`.
     """
     recipe = config.recipe()
     folder = Path(results or runs.results_root()) / "train"

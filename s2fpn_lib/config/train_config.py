@@ -1,4 +1,4 @@
-"""`TrainConfig`, everything that decides a training run; presets.py has named ones."""
+"""`TrainConfig`, everything that decides a training run; presets.toml has named ones."""
 
 import math
 import typing

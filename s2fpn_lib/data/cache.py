@@ -5,8 +5,8 @@ The cache folder holds one folder per dataset and split::
     <protocol>-train-<paths>/index.json      size, times, and SHA-256 of every source file
     <protocol>-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
 
-Every file appears complete or not at all, so processes may build the same cache at once, and an interrupted build
-continues where it stopped. A changed source file leads to another ``<content>``; files out of use are removed.
+Files are written atomically, so processes may build the same cache at once, and an interrupted build continues. A
+changed source file leads to another ``<content>``; files out of use are removed.
 """
 
 import contextlib
@@ -77,11 +77,9 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
 
 
 class CachedDataset(Subset):
-    """All samples of ``source``, read from one cache file per sample.
+    """All samples of ``source``, read from one cache file per sample, whose checksum is verified on the first read.
 
-    The checksum of each sample is verified when this process first reads it. A missing or damaged file is written
-    again, unless a source file no longer has the SHA-256 in ``digests``: another process has removed the file because
-    the data changed, and reading raises DatasetError.
+    A missing or damaged file is written again; DatasetError if a source file no longer has the SHA-256 in ``digests``.
     """
 
     def __init__(self, source: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:

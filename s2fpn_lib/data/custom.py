@@ -169,14 +169,8 @@ def _refuse_repeated_keys(node: Any) -> None:
 class CustomDataset(FileDataset):
     """One split of the dataset that a YAML file describes.
 
-    Args:
-        path: the YAML file.
-        split: one of its splits.
-        root: folder that the paths in the file are relative to; None: the folder of the file.
-
-    Raises:
-        DatasetNotFound: the file or the split is missing, or a split has no images or no labels.
-        DatasetError: the file describes no dataset, or a list cannot be read.
+    root: folder that the paths in the file are relative to; None: the folder of the file. Raises DatasetNotFound if the
+    file, the split, its images, or its labels are missing, and DatasetError if the file describes no dataset.
     """
 
     RESIZED = True

@@ -65,10 +65,7 @@ class SegmentationDataset:
         return *label.shape, zlib.crc32(np.ascontiguousarray(label), zlib.crc32(np.ascontiguousarray(image)))
 
     def digest(self) -> str:
-        """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample.
-
-        A score belongs to the data with this digest: a repaired file or another folder of the same name changes it.
-        """
+        """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample."""
         if self._digest:
             return self._digest
         rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
@@ -121,9 +118,9 @@ class Subset(SegmentationDataset):
 
 
 def evenly_spaced(length: int, limit: int | None) -> list[int]:
-    """At most ``limit`` ascending indices below ``length``, one of each equal part; ``limit=None`` takes all.
+    """At most ``limit`` (None: all) ascending indices below ``length``, one of each equal part, at varying places.
 
-    Its place in the part varies, because equal steps could meet a single one of RoadScenes' five cycling scenes.
+    Equal steps could meet a single one of RoadScenes' five cycling scenes.
     """
     if length == 0:
         raise ValueError("the split is empty: nothing to evaluate")

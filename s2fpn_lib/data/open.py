@@ -27,7 +27,7 @@ PROJECT_DATA = Path(__file__).resolve().parents[2] / "data"
 def open_dataset(
     name: str = "auto", root: str | Path | None = None, split: str = "train", *, cache: bool = True
 ) -> SegmentationDataset:
-    """A dataset by name.
+    """A dataset by name; DatasetNotFound if its files are missing, ValueError for an unknown name, split, or drive.
 
     Args:
         name: ``camvid``, ``cityscapes``, ``roadscenes`` (drawn, needs no files), the path of a YAML file that describes
@@ -39,10 +39,6 @@ def open_dataset(
         split: ``train``, ``val``, ``trainval``, or ``test``, with an optional choice of drives:
             ``trainval:drive=0006R0+0001TP`` keeps these, ``trainval:drive!=0016E5`` leaves this one out.
         cache: read through the memory-mapped cache (see :mod:`s2fpn_lib.data.cache`), made on first use.
-
-    Raises:
-        DatasetNotFound: the files are missing; the message says where they were searched for and how to get them.
-        ValueError: an unknown name, split, or drive.
     """
     part, _, choice = split.partition(":")
     if part not in SPLITS:

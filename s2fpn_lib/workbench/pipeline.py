@@ -59,8 +59,7 @@ def declared_types(path: Path) -> dict[str, str]:
 def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
     """Assigns "NAME=value" texts to the notebooks that declare them: {notebook: {parameter: value}}.
 
-    The value of a parameter declared `str` stays text. Any other is read as a Python literal where it is one; the
-    notebook checks its type. types: {notebook: {parameter: type}}.
+    types: {notebook: {parameter: type}}. A value is read as a Python literal where it is one and not declared `str`.
     """
     values = {notebook: dict(DEFAULTS.get(notebook, {})) for notebook in types}
     known = sorted({name.upper() for declared in types.values() for name in declared})

@@ -5,8 +5,6 @@
 For every image, `out` then holds `train_ids/NAME.png` (the class ids), `colour/NAME.png`, `overlay/NAME.png`, and for
 Cityscapes `label_ids/NAME.png` (the benchmark's format); for a video the same of every frame, in a folder NAME, and
 `overlay/NAME.mp4`. `areas.csv` lists what was predicted, and `skipped.csv` everything else in the source and why.
-
-An interrupted call can be repeated: it continues after the last finished image.
 """
 
 import hashlib
@@ -49,8 +47,6 @@ SHOWN = 20  # reasons in an error
 
 
 class PredictionReport(NamedTuple):
-    """The outcome of `predict`."""
-
     areas: pd.DataFrame  # per image or frame: picture (its NAME), source, width, height, and % of its pixels per class
     skipped: pd.DataFrame  # per file, folder, or part of a video that was not predicted: source, reason
     predicted: int  # images predicted by this call
@@ -72,21 +68,20 @@ def predict(
 ) -> PredictionReport:
     """Predicts every image and video frame of `source` and writes the results to `out`, at their own sizes.
 
+    An interrupted call can be repeated: it continues after the last finished image.
+
     Args:
         source: an image, a video, or a folder of them, including subfolders.
         protocol: classes and colors of the dataset that the model was trained on.
         size: what the network sees: "protocol" scales each image to the protocol's height and keeps its aspect ratio;
             "own" leaves it as it is; (height, width) resizes to that.
-        opacity: of the class colors in the overlay.
         every: of a video, predict every n-th frame.
         limit: stop after this number of images and frames; 0 or None: no limit.
         overwrite: predict again what `out` already holds. A source that is newer than its result always is.
         views: scales, flip, window, overlap, amp of `predict_logits`.
 
-    Raises:
-        FileNotFoundError: the source does not exist.
-        ValueError: invalid options, a model with other classes, or an `out` with results of other settings.
-        MediaError: nothing could be read.
+    Raises FileNotFoundError for the source; ValueError for invalid options, a model with other classes, or an `out`
+    with results of other settings; MediaError if nothing could be read.
     """
     _check(model, protocol, size, every)
     source, out = Path(source).expanduser(), Path(out)
@@ -183,10 +178,7 @@ def network_size(own: Sequence[int], size: str | Sequence[int], protocol: Protoc
 def _images(
     names: dict[Path, str], every: int, skipped: list[tuple[str, str]]
 ) -> Generator[tuple[Path, str, Callable[[], np.ndarray]]]:
-    """(file, name, function that returns the pixels) of each image and frame.
-
-    Unreadable videos and the number of frames that `every` leaves out go to `skipped`.
-    """
+    """(file, name, function that returns the pixels) of each image and frame; what is left out goes to `skipped`."""
     for path, name in names.items():
         if not is_video(path):
             yield path, name, partial(read_image, path)

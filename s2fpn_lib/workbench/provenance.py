@@ -40,8 +40,7 @@ def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
 def training_dataset(path_or_name: str | Path) -> str:
     """The dataset that a checkpoint was trained on, as `open_dataset` takes it; "auto" if it is not recorded.
 
-    For the user's own dataset this is the YAML file of the run, or where that is gone the dataset's name, which
-    `open_dataset` refuses with the advice to give the file.
+    For the user's own dataset this is the YAML file of the run, or where that is gone the dataset's name.
     """
     config = find_weights(path_or_name).with_name("config.json")
     described = read_json(config).get("dataset", "") if config.exists() else ""
@@ -55,14 +54,11 @@ def checkpoint_provenance(
 ) -> dict[str, Any]:
     """The origin of a checkpoint that `load_model` takes, as columns of a result row.
 
-    Args:
-        config: the network's (`model.config`), for a published .pth, which records nothing but its content.
-        varied: as in `recipe_hashes`.
+    Returns checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
+    ("unstated" if neither run folder nor file has it), model, revision, normalization, switches, trained_on (dataset),
+    and those of `RECORDED` that the file has; for a run folder also the hashes of `recipe_hashes`.
 
-    Returns:
-        checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
-        ("unstated" if neither run folder nor file has it), model, revision, normalization, switches, trained_on
-        (dataset), and those of `RECORDED` that the file has; for a run folder also the hashes of `recipe_hashes`.
+    config: the network's, for a published .pth, which does not record it. varied: as in `recipe_hashes`.
     """
     path = find_weights(path_or_name)
     result, recipe, metadata = path.with_name("result.json"), path.with_name("config.json"), read_metadata(path)

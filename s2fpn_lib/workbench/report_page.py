@@ -30,8 +30,8 @@ PAGE = """<!DOCTYPE html>
 def export_html(notebook: str | Path, target: str | Path) -> Path:
     """Writes the texts and outputs of an executed notebook as one self-contained page, atomically; returns its path.
 
-    The first cell, which introduces the notebook and not its results, and the table of parameters are left out; the
-    executed notebook has them. The page's title is the first heading of what remains.
+    The first cell, which introduces the notebook, and the table of parameters are left out. The page's title is the
+    first heading of what remains.
     """
     executed = nbformat.read(notebook, as_version=4)
     executed.cells = executed.cells[1:]

@@ -2,9 +2,8 @@
 
     python -m s2fpn_lib.workbench.run_notebook 20_ablation results/studies/try/one --parameters '{"seed": 1}'
 
-The folder gets the executed notebook and then done.json, or failure.json, which the next success removes. After a
-failure, the executed notebook ends with the outputs of the cell that failed. papermill, which executes it, neither
-waits for another process in the same folder, nor reserves GPUs, nor records a failure until the notebook succeeds.
+The folder gets the executed notebook and then done.json, or failure.json, which the next success removes. papermill,
+which executes it, neither waits for another process in the same folder, nor reserves GPUs, nor records a failure.
 """
 
 import argparse
@@ -34,10 +33,9 @@ IDENTITY = ("study", "variant", "dataset", "model", "revision", "seed")
 
 
 class NotebookError(RuntimeError):
-    """A notebook failed, or it cannot be run as asked. The message is for the person at the shell.
+    """A notebook failed, or it cannot be run as asked.
 
-    `cell` is the first line of the cell that failed, `error` says what it raised, and `executed` is the path of the
-    notebook as far as it ran; empty where no notebook ran.
+    cell: first line of the cell that failed. error: what it raised. executed: path of the notebook as far as it ran.
     """
 
     def __init__(self, message: str, cell: str = "", error: str = "", executed: str = ""):
@@ -48,8 +46,7 @@ class NotebookError(RuntimeError):
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Runs a notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`.
 
-    Raises NotebookError if a cell failed, or the kernel died or did not start. `target` holds the outputs up to there;
-    it does not exist if papermill could not read the notebook.
+    Raises NotebookError if a cell failed, or the kernel died or did not start. `target` holds the outputs up to there.
     """
     target.unlink(missing_ok=True)  # an earlier attempt's copy must not be taken for this one's
     try:
@@ -120,10 +117,9 @@ def _locked(folders: Collection[Path], count: int) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def reserved_gpus(count: int) -> Iterator[list[str]]:
-    """Names of `count` GPUs that no other notebook on this machine has reserved; waits until they are free.
+    """Names of `count` GPUs, of those in CUDA_VISIBLE_DEVICES, that no other notebook on this machine has reserved.
 
-    The GPUs are among those that CUDA_VISIBLE_DEVICES allows. If it allows exactly `count`, a cluster has assigned
-    them, and they are taken without a reservation.
+    Waits until they are free. If the variable allows exactly `count`, a cluster has assigned them without conflict.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]

@@ -6,9 +6,8 @@
     <results>/studies/search-<name>-<hash>/study.db     the Optuna study (SQLite)
     <results>/studies/search-<name>-<hash>/<hash>/      the run folder of each trial
 
-The first hash covers the base recipe, the data, and the search space, so every trial of a study answers the same
-question. Optuna chooses the values, stores the study, and prunes trials. What it lacks: a lock that tells a trial of a
-killed process from one that another process still runs, and continuing the former from its last epoch.
+The first hash covers the base recipe, the data, and the search space. Optuna chooses the values, stores the study, and
+prunes trials. It lacks a lock that tells the trial of a killed process from one that another process still runs.
 """
 
 import time
@@ -32,24 +31,21 @@ try:
 except ImportError as error:
     raise ImportError("a search needs Optuna: pip install 's2fpn-workbench[search]'") from error
 
-PRUNERS = ("median", "hyperband", "none")
 LOGARITHMIC = ("lr", "encoder_lr", "weight_decay")
 
 
 def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
     """The distribution of each field of TrainConfig that is searched.
 
-    Args:
-        ranges: for `crop` and `class_weights` the values to choose from; for any other field its lowest and highest
-            value, or a single one. Fields in `LOGARITHMIC` are searched on a logarithmic scale.
-
-    Raises ValueError for a field without values, or with more than two where a range is expected.
+    ranges: for `crop` and `class_weights` the values to choose from; for any other field its lowest and highest value,
+    or a single one. ValueError for no value, or for more than two where a range is expected.
     """
     space: dict[str, BaseDistribution] = {}
     for field, values in ranges.items():
-        if field in ("crop", "class_weights") and values:
-            choices = ["x".join(map(str, each)) if field == "crop" else each for each in values]
-            space[field] = CategoricalDistribution(choices)
+        if field == "crop" and values:
+            space[field] = CategoricalDistribution(["x".join(map(str, each)) for each in values])
+        elif field == "class_weights" and values:
+            space[field] = CategoricalDistribution(values)
         elif 1 <= len(values) <= 2:
             space[field] = FloatDistribution(values[0], values[-1], log=field in LOGARITHMIC)
         else:
@@ -60,18 +56,12 @@ def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
 class Search:
     """A study that maximizes the validation mIoU of runs: that of `TrainResult.summary`, by the checkpoint rule.
 
-    Args:
-        name: of the study; the same name, configuration, data, and space continue it.
-        config: what all trials have in common. If the encoder has a learning rate of its own, the ratio of the two is
-            kept.
-        space: see `search_space`.
-        results: folder of all results; None: `results_root()`.
-        pruner: "median" stops a trial whose validation mIoU is below the median of the earlier trials at that epoch;
-            "hyperband" stops all but the best third at each of its rungs; "none".
-        seed: of the sampler.
+    name: the same name, configuration, data, and space continue a study. config: what all trials have in common; the
+    ratio of an encoder's own learning rate to the other one is kept. results: None: `results_root()`. pruner: "median"
+    stops a trial whose validation mIoU is below the median of the earlier trials at that epoch, "hyperband" all but the
+    best third at each of its rungs, "none" no trial. seed: of the sampler.
 
-    Raises:
-        ValueError: an unknown pruner, no validation split, several processes, or a value that TrainConfig refuses.
+    Raises ValueError for an unknown pruner, no validation split, several processes, or an invalid value in `space`.
     """
 
     def __init__(
@@ -86,6 +76,13 @@ class Search:
     ):
         if not config.val_split or config.processes > 1:
             raise ValueError("a search needs a val_split, and each trial is one process: devices=1, nodes=1")
+        pruners = {
+            "median": optuna.pruners.MedianPruner(n_startup_trials=3),
+            "hyperband": optuna.pruners.HyperbandPruner(min_resource=1, max_resource=config.epochs),
+            "none": optuna.pruners.NopPruner(),
+        }
+        if pruner not in pruners:
+            raise ValueError(f"pruner is {pruner!r}; choose one of {', '.join(pruners)}")
         self.config = config
         for field, values in space.items():
             for value in values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high):
@@ -103,7 +100,7 @@ class Search:
             storage=f"sqlite:///{self.folder / 'study.db'}",
             study_name=name,
             direction="maximize",
-            pruner=_pruner(pruner, config.epochs),
+            pruner=pruners[pruner],
             load_if_exists=True,
         )
         # Every start draws on: the same seed again would draw the values of the first start
@@ -112,15 +109,11 @@ class Search:
     def run(self, trials: int, minutes: float = 0.0) -> None:
         """Runs trials until the study has so many that ended, or until another one would not fit into the time.
 
-        A trial whose training diverges, or needs more memory than there is, is marked as failed. A trial that was
-        interrupted is failed and tried again with the same values: its run continues from its last saved epoch.
+        A trial that diverges, or needs more memory than there is, counts as failed. An interrupted one does not count:
+        it is tried again with the same values, and its run continues from its last saved epoch.
 
-        Args:
-            trials: number of complete, pruned, and failed trials, those of earlier calls included; those that were
-                interrupted do not count.
-            minutes: of this call; at least one trial runs; 0: no limit.
-
-        Raises RunLocked if another process works on this study.
+        trials: those of earlier calls included. minutes: of this call; at least one trial runs; 0: no limit. Raises
+        RunLocked if another process works on this study.
         """
         with RunDirectory(self.folder).lock():
             for stale in self.study.get_trials(states=[TrialState.RUNNING]):
@@ -203,14 +196,6 @@ class _Reporter:
                 self.last = each["epoch"]
         if row["val_miou"] is not None and row["epoch"] < self.epochs and self.trial.should_prune():
             raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")
-
-
-def _pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
-    if name not in PRUNERS:
-        raise ValueError(f"pruner is {name!r}; choose one of {', '.join(PRUNERS)}")
-    if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs)
-    return optuna.pruners.MedianPruner(n_startup_trials=3) if name == "median" else optuna.pruners.NopPruner()
 
 
 def _error(trial: FrozenTrial) -> str:

@@ -3,8 +3,8 @@
     with RunLogger("tensorboard,mlflow", config) as logger:
         result = train(config, run_dir=logger.run_dir, on_epoch=logger)
 
-A sink gets the configuration, the row of each epoch, and after each validation a figure of example images. The record
-of the run is metrics.jsonl: sinks are filled from it, so an epoch that a sink missed follows with the next one.
+A sink gets the configuration, the row of each epoch, and after each validation a figure of example images. Sinks are
+filled from metrics.jsonl, so an epoch that a sink missed follows with the next one.
 """
 
 import importlib.util
@@ -33,15 +33,13 @@ Row = dict[str, Any]
 class Sink:
     """Base of the sinks. A subclass with an entry in `SINKS` writes nothing before `open` and has three methods.
 
-    - ``open(epoch)`` starts the run with its configuration, or continues it, and sets `last`. Epochs from `epoch` on
-      were logged by an interrupted training before it saved its state; they are removed where the sink can do that.
+    - ``open(epoch)`` starts or continues the run and sets `last`, the last epoch that the sink has. Epochs from `epoch`
+      on, which an interrupted training logged before it saved its state, are removed where the sink can do that.
     - ``log(row, figure)`` writes the row of the epoch after `last`, and a figure of example images if there is one.
     - ``close(status)`` ends the run, which is FINISHED, FAILED, or KILLED (by the user).
-
-    packages: what it imports, all in the extra `logging`. last: the last epoch that it has.
     """
 
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # what it imports, all in the extra `logging`
     last: int = 0
 
     def __init__(self, config: TrainConfig, run_dir: Path, results: Path):
@@ -82,8 +80,8 @@ class TensorBoard(Sink):
 class MLflow(Sink):
     """A run at MLFLOW_TRACKING_URI, or in mlflow.db of the results folder, in the experiment MLFLOW_EXPERIMENT_NAME.
 
-    The run's folder keeps the identifier of its MLflow run in mlflow.json. MLflow cannot remove metrics: if epochs are
-    trained again after an interruption, because checkpoint_every is above 1, their first values stay.
+    mlflow.json in the run's folder identifies the MLflow run. MLflow cannot remove metrics: of epochs that are trained
+    again after an interruption, the first values stay.
     """
 
     packages = ("mlflow", "sqlalchemy", "alembic")  # the last two for the local store
@@ -132,7 +130,7 @@ SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 def _values(row: Row) -> dict[str, float]:
-    """The numbers of a row. The epoch is the step under which a sink has them."""
+    """The numbers of a row without the epoch, under which a sink has them."""
     return {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
 
 
@@ -182,51 +180,38 @@ class RunLogger:
     def __call__(self, row: Row, model: nn.Module) -> None:
         """Writes the rows of metrics.jsonl up to `row`, the last one. `model`: the network of that epoch."""
         if self.names:
-            self._log(self._rows(), row["epoch"], None if row["val_miou"] is None else self._figure(model))
+            some = evenly_spaced(len(self.val_set), self.images) if row["val_miou"] is not None else []
+            self._log(row["epoch"], prediction_grid(model, self.val_set, some) if some else None)
 
     def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         trained = error is None or self._open or isinstance(error, WorkerFailed)  # else another process has the run
-        rows = self._rows() if self.names and trained else []
+        rows = read_rows(RunDirectory(self.run_dir).metrics) if self.names and trained else []
         if rows and node_rank(self.config.nodes) == 0:
-            self._log(rows, rows[-1]["epoch"] + 1)
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED" if error else "FINISHED"
-            for name in list(self._open):
-                self._try(name, lambda sink: sink.close(status))
-                self._open.pop(name, None)
+            self._log(rows[-1]["epoch"] + 1, status=status)
 
-    def _rows(self) -> list[Row]:
-        return read_rows(RunDirectory(self.run_dir).metrics)
+    def _log(self, epoch: int, figure: Figure | None = None, status: str = "") -> None:
+        """Gives each sink the rows that it lacks, the last one with `figure`, and ends its run if there is a status.
 
-    def _log(self, rows: list[Row], epoch: int, figure: Figure | None = None) -> None:
-        """Gives each sink the rows that it lacks. `figure` belongs to the last row; `epoch`: see `Sink.open`."""
-
-        def write(sink: Sink) -> None:
-            for row in rows:
-                if row["epoch"] > sink.last:
+        epoch: see `Sink.open`. A training must not end because a sink cannot be written.
+        """
+        rows = read_rows(RunDirectory(self.run_dir).metrics)
+        for name in self.names:
+            try:
+                if name not in self._open:
+                    sink = SINKS[name](self.config, self.run_dir, self.results)
+                    sink.open(epoch)
+                    self._open[name] = sink
+                sink = self._open[name]
+                for row in (row for row in rows if row["epoch"] > sink.last):
                     sink.log(row, figure if row is rows[-1] else None)
                     sink.last = row["epoch"]
-
-        for name in self.names:
-            if name not in self._open:
-                self._open[name] = SINKS[name](self.config, self.run_dir, self.results)
-                self._try(name, lambda sink: sink.open(epoch))
-            self._try(name, write)
-
-    def _try(self, name: str, action: Any) -> None:
-        """Calls `action` with an open sink. A training must not end because a sink cannot be written."""
-        if name not in self._open:
-            return
-        try:
-            action(self._open[name])
-        except Exception as error:
-            del self._open[name]
-            warnings.warn(
-                f"{name} was not written and is tried again after the next epoch: {type(error).__name__}: {error}",
-                stacklevel=4,
-            )
-
-    def _figure(self, model: nn.Module) -> Figure:
-        return prediction_grid(model, self.val_set, evenly_spaced(len(self.val_set), self.images))
+                if status:
+                    self._open.pop(name).close(status)
+            except Exception as error:
+                self._open.pop(name, None)
+                again = f"{name} was not written and is tried again after the next epoch"
+                warnings.warn(f"{again}: {type(error).__name__}: {error}", stacklevel=3)

@@ -129,10 +129,9 @@ def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
 
 
 def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
-    """{name: jobs} of every study file in a folder.
+    """{name: jobs} of every study file in a folder; StudyError also if no kind of study has a field of `overrides`.
 
-    overrides: as in `read_study`. Texts in it are read as YAML, because `snakemake --config` gives lists and mappings
-    of texts. Raises StudyError as `read_study`, or if no kind of study has a field of `overrides`.
+    Texts in `overrides` are read as YAML, because `snakemake --config` gives lists and mappings of texts.
     """
     overrides = _parsed(overrides)
     _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
@@ -140,11 +139,9 @@ def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[
 
 
 def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
-    """The jobs of a study file: all variants of the first seed, then of the next one.
+    """The jobs of a study file: all variants of the first seed, then of the next one. StudyError if it is no study.
 
     overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}.
-
-    Raises StudyError if the file is not a study.
     """
     try:
         given = yaml.safe_load(path.read_text())
@@ -215,7 +212,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _gpus(device: str, devices: int) -> int:
-    """Number of GPUs that a job takes on this machine. A cluster's profile sets its own."""
+    """Number of GPUs that a job takes on this machine."""
     return 0 if device == "cpu" or not torch.cuda.is_available() else devices
 
 
