@@ -42,9 +42,8 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     found = {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in networks}
     found |= {f"no host sync, {way}": partial(no_host_sync, way, device) for way in ("same loss", "modern", "fp16")}
     found |= {f"resume, {way}": partial(resume, way, device) for way in ("same loss", "modern")}
-    found |= {f"optimized {name}": partial(optimized, name, device) for name in (*released_names(), "s2fpn18")}
+    found |= {f"precision {name}": partial(precisions, name, device) for name in (*released_names(), "s2fpn18")}
     found |= {f"step {name} {revision}": partial(steps, name, revision, device) for name, revision in networks}
-    found |= {f"precision {name}": partial(precisions, name, device) for name in released_names()}
     found |= {f"logits {name} {revision}": partial(logits, name, revision, device) for name, revision in rest}
     if tests:
         found["tests marked cuda"] = partial(finish_tests, tests, end)
@@ -197,40 +196,22 @@ def tensors(state: TrainingState) -> dict[str, Tensor]:
     return found
 
 
-def optimized(name: str, device: torch.device) -> Rows:
-    """`optimize_for_inference` on the device, in each precision, against the plain network in float32 there."""
-    model = load_model(name) if name in released_names() else untrained(name)
-    model = model.to(device).eval()
-    x = model.preprocess(RoadScenes("val", size=(360, 480), count=1)[0][0][None])
-    allow_tf32(False)
-    with torch.inference_mode():
-        expected = model(x)
-    for precision in ("float32", "tf32", *AMP_DTYPES):
-        allow_tf32(precision == "tf32")
-        fast = optimize_for_inference(model, x, precision=precision.replace("tf32", "float32"), verbose=False)
-        first, again = fast(x), fast(x)
-        difference, share = relative(first, expected)
-        row = {"check": "optimized", "network": name, "precision": precision, "difference": difference}
-        row |= {"relative": share, "repeatable": torch.equal(first, again)}
-        row["changed"] = float((first.argmax(1) != expected.argmax(1)).float().mean())
-        ok = share <= LOGITS if precision == "float32" else row["changed"] < CHANGED
-        yield "right.jsonl", {**row, "ok": ok}
-
-
 def precisions(name: str, device: torch.device) -> Rows:
-    """Logits of released weights on a drawn scene in each precision, against float32 on the CPU."""
-    model = load_model(name).eval()
+    """Logits in each precision, plain and by `optimize_for_inference`, against float32 on the CPU."""
+    model = load_model(name).eval() if name in released_names() else untrained(name)
     image = RoadScenes("val", size=(360, 480), count=1)[0][0][None]
     with torch.inference_mode():
         expected = model(model.preprocess(image))
-        for precision in ("float32", "tf32", *AMP_DTYPES):
-            allow_tf32(precision == "tf32")
-            dtype = AMP_DTYPES.get(precision)
-            model.to(device)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                found = model(model.preprocess(image)).float().cpu()
+    x = model.to(device).preprocess(image)
+    for precision in ("float32", "tf32", *AMP_DTYPES):
+        allow_tf32(precision == "tf32")
+        dtype = AMP_DTYPES.get(precision)
+        fast = optimize_for_inference(model, x, precision=precision.replace("tf32", "float32"), verbose=False)
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            plain = model(x).float()
+        for check, found in (("precision", plain), ("optimized", fast(x))):
             difference, share = relative(found, expected)
-            changed = float((found.argmax(1) != expected.argmax(1)).float().mean())
-            row = {"check": "precision", "network": name, "precision": precision, "difference": difference}
-            row |= {"relative": share, "changed": changed}
-            yield "right.jsonl", {**row, "ok": share <= LOGITS if precision == "float32" else changed < CHANGED}
+            changed = float((found.argmax(1).cpu() != expected.argmax(1)).float().mean())
+            row = {"check": check, "network": name, "precision": precision, "difference": difference}
+            ok = share <= LOGITS if precision == "float32" else changed < CHANGED
+            yield "right.jsonl", {**row, "relative": share, "changed": changed, "ok": ok}

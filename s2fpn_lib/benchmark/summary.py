@@ -1,6 +1,7 @@
 """One page about the results of `benchmark.gpu`: summary.html, with a chart and tables of what was measured."""
 
 import io
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,17 @@ from typing import Any
 from s2fpn_lib.benchmark.ways import REFERENCE, SIZES
 from s2fpn_lib.runs import read_rows, write_atomic
 
-GROUP = ["network", "size", "batch"]
+PLACE = ["network", "size", "batch"]
 TIMES = ["p50_ms", "spread", "ratio", "ratio_low", "ratio_high"]
-WORDS = {
-    "p50_ms": "ms",
-    "ratio": "times published",
-    "ratio_low": "lowest",
-    "ratio_high": "highest",
-    "fps": "images per second",
-}
-WORDS |= {"images_per_s": "images per second", "samples_per_s": "samples per second", "peak_mb": "peak MB"}
-WORDS |= {"max_difference": "difference of logits", "miou": "mean IoU", "images_seen": "scored images trained on"}
+WORDS = {"p50_ms": "ms", "ratio": "times published", "ratio_low": "lowest", "ratio_high": "highest"}
+WORDS |= dict.fromkeys(("fps", "images_per_s"), "images per second")
+WORDS |= {"samples_per_s": "samples per second", "peak_mb": "peak MB", "max_difference": "difference of logits"}
+WORDS |= {"miou": "mean IoU", "images_seen": "scored images trained on"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>GPU results</title><style>
 body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #1f2933 }}
 table {{ border-collapse: collapse; font-size: 13px }} td, th {{ padding: 2px 9px; text-align: right; border: 0 }}
-tbody tr {{ border-top: 1px solid #dde3e9 }} th {{ text-align: left }} svg {{ max-width: 100%; height: auto }}
-</style><h1>{title}</h1>{body}</html>
+tbody tr {{ border-top: 1px solid #dde3e9 }} img, svg {{ max-width: 100%; height: auto }}
+</style>{body}</html>
 """
 
 
@@ -37,51 +33,44 @@ def write_page(out: Path) -> None:
 
 def page(rows: dict[str, Any]) -> str:
     """The page from one DataFrame per file, any of which may be empty."""
-    log = rows["tasks"]
+    log, checks, speed, training, train = (rows[name] for name in ("tasks", "right", "speed", "training", "train"))
     machine = log.iloc[0]
-    gpus = ", ".join(machine["gpus"]) if machine.get("gpus") else "no GPU"
-    body = f"<p>{escape(gpus)}; {escape(str(machine['cpu']))}; torch {machine['torch']}; {machine['time']}</p>"
-    checks, speed, training = rows["right"], rows["speed"], rows["training"]
+    body = f"<h1>GPU results</h1><p>{escape(', '.join(machine['gpus']) or 'no GPU')}; "
+    body += f"{escape(machine['cpu'])}; torch {machine['torch']}; {machine['time']}</p>"
     if len(checks):
-        wrong = checks[~checks["ok"].astype(bool)]
-        body += f"<h2>Is it right?</h2><p>{len(checks) - len(wrong)} of {len(checks)} checks passed.</p>"
-        counts = checks.groupby("check", sort=False)["ok"].agg(["sum", "size"])
-        body += table(counts.set_axis(["passed", "of"], axis=1).reset_index())
-        if len(wrong):
-            body += "<h3>Not passed</h3>" + table(wrong.dropna(axis=1, how="all"))
+        body += f"<h2>Is it right?</h2><p>{checks['ok'].sum()} of {len(checks)} checks passed.</p>"
+        body += table("", checks.groupby("check", sort=False)["ok"].agg(passed="sum", of="size").reset_index())
+        body += table("<h3>Not passed</h3>", checks[~checks["ok"].astype(bool)].dropna(axis=1, how="all"))
+    for frame in (speed, training):
+        if len(frame):
+            frame["size"] = frame["height"].astype(str) + "x" + frame["width"].astype(str)
     if len(speed):
-        speed = speed.assign(network=speed["network"] + " " + speed["revision"])
+        speed["network"] += " " + speed["revision"]
         speed["way"] = speed["backend"] + " " + speed["precision"]
-        speed["size"] = speed["height"].astype(str) + "x" + speed["width"].astype(str)
-        network = speed[speed["stage"] == "network"].sort_values("ratio").drop_duplicates([*GROUP, "way"], keep="last")
-        best = network.drop_duplicates(GROUP, keep="last").sort_values(GROUP)
+        network = speed[speed["stage"] == "network"].sort_values([*PLACE, "ratio"])
+        network = network.drop_duplicates([*PLACE, "way"], keep="last")
+        best, note = network.drop_duplicates(PLACE, keep="last"), "Ratios are to the published way in TF32."
         body += "<h2>How fast is it?</h2>" + chart(network)
-        body += "<p>The fastest way of each network. Ratios are to the published way, whose convolutions use TF32.</p>"
-        body += table(best[[*GROUP, "way", *TIMES, "fps", "peak_mb"]])
-        rest = speed[speed["stage"] != "network"]
-        if len(rest):
-            body += "<h3>From the uint8 image to class ids</h3>" + table(rest[[*GROUP, "way", *TIMES, "fps"]])
-        body += "<h3>All ways</h3>" + table(
-            network.sort_values([*GROUP, "ratio"])[[*GROUP, "way", *TIMES, "max_difference"]]
-        )
-    if len(training):
-        body += "<h2>Training step</h2>"
-        training["size"] = training["height"].astype(str) + "x" + training["width"].astype(str)
-        body += table(training[["network", "size", "batch", "way", *TIMES, "images_per_s", "peak_mb"]])
-    if len(rows["loader"]):
-        body += "<h3>Loader</h3>" + table(rows["loader"][["way", "workers", "batch", "p50_ms", "samples_per_s"]])
-    if len(rows["train"]):
-        known = ["preset", "dataset", "model", "epochs", "steps", "seconds", "images_per_s", "miou", "images_seen"]
-        body += "<h2>Training</h2>" + table(rows["train"].reindex(columns=known))
-        body += "".join(f'<h3>{p}</h3><img src="{p}/predictions.png" width="100%">' for p in rows["train"]["preset"])
+        body += table(f"<h3>The fastest ways</h3><p>{note}</p>", best, [*PLACE, "way", *TIMES, "fps", "peak_mb"])
+        whole = speed[speed["stage"] != "network"]
+        body += table("<h3>From the uint8 image to class ids</h3>", whole, [*PLACE, "way", *TIMES, "fps"])
+        body += table("<h3>All ways</h3>", network, [*PLACE, "way", *TIMES, "max_difference"])
+    body += table("<h2>Training step</h2>", training, [*PLACE, "way", *TIMES, "images_per_s", "peak_mb"])
+    body += table("<h3>Loader</h3>", rows["loader"], ["way", "workers", "batch", "p50_ms", "samples_per_s"])
+    known = ["preset", "dataset", "model", "epochs", "steps", "seconds", "images_per_s", "miou", "images_seen"]
+    body += table("<h2>Training</h2>", train, known)
+    body += "".join(f'<h3>{each}</h3><img src="{each}/predictions.png">' for each in train.get("preset", ()))
     problems = log[~log["status"].isin(["started", "done"])].reindex(columns=["part", "task", "status", "error"])
-    body += "<h2>What failed or was left out</h2>" + table(problems) + table(rows["failed"])
-    return PAGE.format(title="GPU results", body=body)
+    body += "<h2>What failed or was left out</h2>" + table("", problems) + table("", rows["failed"])
+    return PAGE.format(body=body)
 
 
-def table(rows: Any) -> str:
-    rows = rows.rename(columns=WORDS)
-    return rows.to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="")
+def table(title: str, rows: Any, columns: Sequence[str] | None = None) -> str:
+    """`title` and the rows' `columns` (None: all) in words; nothing where there are no rows."""
+    if rows.empty:
+        return ""
+    rows = (rows[columns] if columns else rows).rename(columns=WORDS)
+    return title + rows.to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="")
 
 
 def chart(rows: Any) -> str:
