@@ -22,10 +22,10 @@ def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> 
             pass
         else:
             return tqdm(total=total, mininterval=0.5, file=sys.stdout, **options)
-    return contextlib.nullcontext(_NoBar())
+    return _NoBar()
 
 
-class _NoBar:
+class _NoBar(contextlib.ExitStack):
     """The part of tqdm's interface that is used here, without a bar."""
 
     def update(self, count: int = 1) -> None:
