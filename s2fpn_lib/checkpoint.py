@@ -40,15 +40,11 @@ class CheckpointError(RuntimeError):
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *, half: bool = False) -> None:
-    """Writes the model's weights to a safetensors file, atomically.
+    """Writes the weights and the `config` of a model of `build_model` to a safetensors file, atomically.
 
-    Args:
-        model: a model of `build_model`, whose `config` is stored with the weights.
-        metadata: provenance that JSON can hold (dataset, protocol, rule, epoch, seed, ...), without times and host
-            names, so that equal runs give equal bytes.
-        half: store float16, as in released weights; `load_model` gives float32 parameters in both cases.
-
-    Raises CheckpointError if the file cannot be written; an earlier file is intact then.
+    metadata: provenance that JSON can hold (dataset, protocol, rule, epoch, seed, ...), without times and host names,
+    so that equal runs give equal bytes. half: store float16, as in released weights; `load_model` gives float32
+    parameters in both cases. Raises CheckpointError if the file cannot be written; an earlier file is intact then.
     """
     data = serialized(model, metadata, half=half)
     with _writing(path) as file:
@@ -91,18 +87,16 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
 def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", **config: Any) -> nn.Module:
     """The model of a checkpoint, with its weights, in evaluation mode.
 
-    Its attribute `metadata` holds what the checkpoint records besides the weights, see `read_metadata`; {} for the
-    author's layout. The protocol of the user's own dataset becomes known to `get_protocol`.
+    Its attribute `metadata` is that of `read_metadata`. The protocol of the user's own dataset becomes known to
+    `get_protocol`.
 
     Args:
         path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint) or a folder of
             `save_pretrained`; a released name, e.g. "s2fpn_lite-camvid"; or a .pth or .pt file in the author's layout.
-        config: arguments of `build_model` (name, revision, num_classes, normalization, ...), only for the author's
-            layout, which does not record them. `published_arguments` gives them.
+        config: arguments of `build_model` for the author's layout, which does not record them (`published_arguments`).
 
-    Raises:
-        CheckpointError: no such file or name, a damaged file, or weights that do not fit.
-        TypeError: `config` for a checkpoint that records its own model.
+    Raises CheckpointError if there is no such file or name, or it is damaged or does not fit, and TypeError for
+    `config` with a checkpoint that records its own model.
     """
     path = find_weights(path_or_name)
     if path.suffix in TORCH_SUFFIXES:
@@ -134,10 +128,7 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
 def published_arguments(path_or_name: str | Path, model: str, revision: str, protocol: Protocol) -> dict[str, Any]:
     """The `config` of `load_model` for a checkpoint of the published code; empty for one that records its model.
 
-    Args:
-        model: a name of `build_model`, or of the published command line ("SSFPN").
-        revision: "v1" or "v2".
-        protocol: of the training dataset, whose mean the published code subtracts for CamVid and Cityscapes.
+    model: a name of `build_model`, or of the published command line ("SSFPN"). protocol: of the training dataset.
     """
     if Path(path_or_name).suffix not in TORCH_SUFFIXES:
         return {}
@@ -172,11 +163,9 @@ def recorded_network(path_or_name: str | Path) -> dict[str, Any]:
 def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
     """Loads the weights that a training starts from, also those of a network with another number of classes.
 
-    The output layers of the head and of the auxiliary heads keep their initialization where the number of classes
-    differs, and so do the parts that the other network lacks.
-
-    Returns the names of the parameters and buffers that keep their initialization. Raises CheckpointError if there is
-    no such file, it is damaged, or another tensor does not fit; the model is unchanged then.
+    Returns the names of the parameters and buffers that keep their initialization: output layers for another number of
+    classes, and parts that the other network lacks. Raises CheckpointError if there is no such file, it is damaged, or
+    another tensor does not fit; the model is unchanged then.
     """
     path, own = find_weights(path_or_name), model.state_dict()
     with _named(path):
@@ -209,12 +198,11 @@ def _named(path: Path) -> Iterator[None]:
 
 def training_history(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What weights were trained on, oldest first: one {"dataset": ..., "split": ...} for each training, with the names
-    of the `images` where the dataset is the user's own, whose splits may change.
-
-    metadata: of `read_metadata`. Older files describe earlier trainings in words.
+    of the `images` where the dataset is the user's own. metadata: of `read_metadata`.
     """
     if "training" in metadata:
         return list(metadata["training"])
+    # older files describe earlier trainings in words
     found = re.findall(r"(?:, then|trained on) (\S+) ([^\s,;]+)", metadata.get("pretraining", ""))
     found.append((metadata.get("dataset"), metadata.get("train_split")))
     return [{"dataset": name, "split": split} for name, split in found if split not in (None, "None")]
@@ -224,7 +212,6 @@ def names_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> set
     """Names of images that the weights were trained on, of the splits of `dataset` and of other editions of its images.
 
     Where such a split cannot be opened, all images count if its name and the dataset's share a part (train, val, test).
-    metadata: of `read_metadata`, or a model's attribute `metadata`.
     """
     own = getattr(dataset, "name", None)
     trainings = [each for each in training_history(metadata) if same_images(each["dataset"], own)]
@@ -281,9 +268,7 @@ def find_weights(path_or_name: str | Path) -> Path:
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes a training state (nested dicts and lists of tensors and plain values) and keeps the previous one.
-
-    The new state is complete on the disk before it is renamed to `path`; the state of that name becomes `previous.pt`.
+    """Writes a training state (nested dicts and lists of tensors and plain values); the last one becomes `previous.pt`.
 
     Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
@@ -294,10 +279,8 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 def load_state(path: str | Path) -> dict[str, Any] | None:
     """The newest readable training state, or None if there has never been one.
 
-    If `path` is missing or damaged, a warning names it and the previous state (`previous.pt`) is returned. Training
-    from there leads to the same weights and only repeats some steps. Only tensors and plain values are unpickled.
-
-    Raises CheckpointError if there are states and none is readable.
+    If `path` is missing or damaged, a warning names it and `previous.pt` is returned, from which training repeats some
+    steps. Only tensors and plain values are unpickled. Raises CheckpointError if there are states and none is readable.
     """
     path, damage = Path(path), []
     for candidate in filter(Path.exists, (path, path.with_name(PREVIOUS))):

@@ -37,32 +37,22 @@ LEAST_SHARE = 0.002  # of an image's scored pixels, for `Evaluation.worst`
 class Evaluation:
     """Counts and scores of one pass over a split.
 
-    Attributes:
-        confusion: the whole split's confusion matrix.
-        per_image: (N, K, 3) int64, each image's true positives, label pixels, predicted pixels.
-        boundary_f: (K,) float64 boundary F-score per class, NaN where undefined.
-        boundary_mean: mean boundary F-score over images.
-        indices: the N dataset indices that were scored.
-        names: their sample ids.
-        settings: how the split was scored (protocol, split, images, device, amp, scales, flip, window, ...). `data` is
-            the digest of the dataset, `images_seen` the number of scored images that the weights were trained on.
-        seconds: wall time of the pass, loading included; not a speed measurement.
-        provenance: where the model came from (checkpoint, model, seed, ...), given by the caller; part of every row.
+    settings: how the split was scored (protocol, split, images, device, amp, scales, flip, window, ...). `data` is the
+    digest of the dataset, `images_seen` the number of scored images that the weights were trained on.
     """
 
-    confusion: ConfusionMatrix
-    per_image: Tensor
-    boundary_f: Tensor
-    boundary_mean: float
-    indices: list[int]
-    names: list[str]
+    confusion: ConfusionMatrix  # of the whole split
+    per_image: Tensor  # (N, K, 3) int64, each image's true positives, label pixels, predicted pixels
+    boundary_f: Tensor  # (K,) float64 boundary F-score per class, NaN where undefined
+    boundary_mean: float  # mean boundary F-score over images
+    indices: list[int]  # the N dataset indices that were scored
+    names: list[str]  # their sample ids
     settings: dict[str, Any] = field(default_factory=dict)
-    seconds: float = math.nan
-    provenance: dict[str, Any] = field(default_factory=dict)
+    seconds: float = math.nan  # wall time of the pass, loading included; not a speed measurement
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the model, given by the caller; part of every row
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The protocol's class names."""
         return get_protocol(self.settings["protocol"]).classes
 
     @property
@@ -173,12 +163,10 @@ def evaluate(
         dataset: a dataset of `open_dataset`, or any object with a length, `[i]`, and `.protocol` like one.
         device: where to run; the model is moved there. None leaves the model where it is.
         scales, flip, window, overlap, amp: see `predict_logits`.
-        limit: score only this many images, spread evenly over the split (neighboring video frames are near copies).
-        distributed: each process of a distributed training calls this, scores its share of the batches, and gets the
-            whole split's evaluation, with exactly the counts that one process would find.
+        limit: score only this many images, spread evenly over the split.
+        distributed: each process of a distributed training calls this, scores its share, and gets the whole evaluation.
         progress: show a progress bar on a terminal and in a notebook, and print one line at the end elsewhere.
-        observer: called with the logits (1, K, H, W) and the label (1, H, W) of each image, such as
-            `Calibration.update`.
+        observer: called with the logits (1, K, H, W) and the label (1, H, W) of each image.
 
     Raises ValueError for a model with other classes than the protocol, and for a batch size or limit below 1, and
     DatasetError for a split without a scored pixel, such as Cityscapes' test.

@@ -26,8 +26,8 @@ def occlusion(
     """The logit of a class at pixel (y, x) of a (3, H, W) uint8 image, and what it loses without groups of columns.
 
     Returns the logit; for each level ("apf1", ...) the contributions (n,) of n = min(groups, L) groups of neighboring
-    columns from left to right (strip_axis="width": of rows from top to bottom); and for each level the contribution of
-    all its columns together, which is not their sum, because columns stand in for each other.
+    columns from left to right (strip_axis="width": of rows from top to bottom); and that of all its columns together,
+    which is not their sum, because columns stand in for each other.
     """
     single, together = {}, {}
     with evaluation_mode(model):
@@ -56,10 +56,8 @@ def gradient(model: S2FPN, image: Tensor, pixel: tuple[int, int], class_id: int)
         slopes = torch.autograd.grad(logit, list(entries.values())) if entries else ()
     found: dict[str, Tensor] = {}
     for ((name, dim, _), entry), slope in zip(entries.items(), slopes, strict=True):
-        change = (
-            (slope * (entry - entry.mean(dim, keepdim=True))).detach().sum(1).flatten().cpu()
-        )  # (1, C, 1, L) -> (L,)
-        found[name] = found.get(name, 0) + change
+        change = slope * (entry - entry.mean(dim, keepdim=True)).detach()
+        found[name] = found.get(name, 0) + change.sum(1).flatten().cpu()  # (1, C, 1, L) -> (L,)
     return found
 
 

@@ -37,11 +37,10 @@ def attention_figure(
 ) -> Figure:
     """One image of a recorded batch; below it what each level attends to, its auxiliary prediction, and its GFU share.
 
-    v2: one row per pixel with its weights of the columns relative to uniform attention, columns above it widened to be
-    visible. v1: one row with the average minus the maximum gate of each column. All levels have one color bar.
+    v2: one row per pixel with its weights of the columns relative to uniform attention. v1: one row with the average
+    minus the maximum gate of each column. All levels have one color bar.
 
-    image: (3, H, W) uint8, the input of the network; index: its place in the batch; label: its (H, W) ids, drawn beside
-    the prediction; pixels: (y, x) in 0..1 whose distributions over the columns are drawn (v2 only).
+    image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids; pixels: (y, x) in 0..1 (v2 only).
     """
     levels = [level.of_image(index) for level in capture.levels]
     rows, aspect = _rows(capture, levels, index, pixels), image.shape[-2] / image.shape[-1]
@@ -78,11 +77,8 @@ def attention_figure(
         if level.gamma is not None:
             facts += f"\nγ {level.gamma:.3f}, strips {level.attended_share.item():.1%}".replace("-", "−")
         axis.set_title(facts, fontsize=10)
-    texts = {
-        "attention": "attention relative to uniform (1)",
-        "gates": "average gate − maximum gate",
-        "share": "share of the coarser level",
-    }
+    texts = {"attention": "attention relative to uniform (1)", "gates": "average gate − maximum gate"}
+    texts["share"] = "share of the coarser level"
     for kind, (drawn, of_rows) in bars.items():
         bar = figure.colorbar(drawn, ax=of_rows, label=texts[kind], aspect=8 * len(of_rows) // 4 + 4)
         if kind == "attention":
@@ -98,7 +94,7 @@ def attribution_figure(
     """The image with the pixel, and below it the contribution of each column at each level, aligned with the image.
 
     methods: {name: {level: (n,) contributions in percent of the logit}}, side by side on one scale. The number beside a
-    row is its sum. number: the place of the pixel in `attention_figure`, which marks it in the same way.
+    row is its sum. number: the place of the pixel in `attention_figure`.
     """
     aspect, count = image.shape[-2] / image.shape[-1], len(methods)
     levels = list(next(iter(methods.values())))

@@ -48,10 +48,9 @@ class AttentionStatistics:
 def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
     """Statistics of one level, each (B,); parts that are switched off have none.
 
-    attended_share: see `LevelCapture`. gate1_mean, gate1_std, gate2_mean, gate2_std: of each gate over its map.
-    gate1_concentration, gate2_concentration (v1): 1 - H(p) / ln L, with p the gate normalized to sum 1 over the
-    columns: 0 for a constant gate, 1 for a gate that is open in a single column. entropy, reach (v2): see
-    `column_statistics`. crb_mean, crb_std: of the channel weights.
+    gate1_mean, gate1_std, gate2_mean, gate2_std: of each gate over its map. gate1_concentration, gate2_concentration
+    (v1): 1 - H(p) / ln L, with p the gate normalized to sum 1 over the columns: 0 for a constant gate, 1 for one that
+    is open in a single column. entropy, reach (v2): see `column_statistics`. crb_mean, crb_std: of the channel weights.
     """
     found: dict[str, Tensor] = {}
     if level.gates is not None:

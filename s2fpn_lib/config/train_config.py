@@ -66,12 +66,12 @@ LIMITS = (
 class TrainConfig:
     """The configuration of a training run. `TrainConfig()` is the published CamVid recipe; see also `PRESETS`.
 
-    Every field is a plain value that a notebook, a YAML file, or JSON can hold. Two runs whose fields are equal, except
-    for the `OPERATIONAL` ones, give bit-equal weights on one CPU. Runs on several processes (`devices`, `nodes`) agree
-    up to rounding, the masks that dropout draws, and what `DeepSupervisionLoss` computes per process.
+    Two runs whose fields are equal, except for the `OPERATIONAL` ones, give bit-equal weights on one CPU. Runs on
+    several processes (`devices`, `nodes`) agree up to rounding, the masks that dropout draws, and what
+    `DeepSupervisionLoss` computes per process.
 
     Raises TypeError if a field has another type than declared, and ValueError if it is out of range or two fields
-    contradict each other; the message says what to change.
+    contradict each other.
     """
 
     # data
@@ -231,7 +231,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """The configuration with these fields; an unknown name is a TypeError that suggests the nearest one.
+        """The configuration with these fields; TypeError for an unknown one.
 
         Values with a whole network, as config.json stores them, are taken as they are, also where the file of
         `init_from` is gone; its digests of the data are left out.

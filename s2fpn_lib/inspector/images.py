@@ -5,8 +5,6 @@ from pathlib import Path
 
 from s2fpn_lib.checkpoint import CheckpointError, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset, evenly_spaced
-from s2fpn_lib.evaluate import Evaluation
-from s2fpn_lib.inspector.state import NamedModel
 from s2fpn_lib.metrics import ConfusionMatrix, class_totals, iou_from_totals
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.viz.images import as_array, jpeg, predicted
@@ -34,18 +32,6 @@ def image_score(network: S2FPN, dataset: SegmentationDataset, index: int) -> flo
     matrix = ConfusionMatrix(protocol.num_classes, protocol.ignore_id).update(pred[None], label[None])
     score = float(iou_from_totals(class_totals(matrix))[0].nanmean())
     return None if math.isnan(score) else score
-
-
-def recorded_scores(model: NamedModel, dataset: SegmentationDataset, results: Path) -> dict[int, float | None]:
-    """mIoU of each image that `11_evaluate` has scored, whole and at one scale; empty if there is no such record."""
-    plain = {"split": dataset.split, "scales": "1", "flip": False, "window": "whole image"}
-    folders = f"{dataset.protocol.name}-{model.provenance.get('checkpoint_sha')}-*"
-    for path in sorted(results.glob(f"11_evaluate/{folders}/evaluation.json")):
-        found = Evaluation.load(path)
-        if found.settings.items() >= {**plain, "data": dataset.digest()}.items():
-            scores = zip(found.indices, found.image_iou().nanmean(1).tolist(), strict=True)
-            return {index: None if math.isnan(score) else score for index, score in scores}
-    return {}
 
 
 def model_choices(results: Path, protocol: Protocol) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ def render(state: State, inspection: Inspection, other: Inspection | None = None
     """The image with the view's colors, the chosen pixel, and the pins: (h, w, 3) uint8.
 
     Left of the wipe's divider is the view `state.before`. other: the second model of the same image, which the views of
-    `PAIR_VIEWS` and the wipe between two models need; without it they show the image.
+    `PAIR_VIEWS` and the wipe between two models need.
     """
     s, picture = inspection.stride, _blended(state, inspection, other)
     if state.before:

@@ -21,7 +21,7 @@ from PIL import Image
 from s2fpn_lib.data import Protocol, SegmentationDataset
 from s2fpn_lib.evaluate import count_seen, seen_caveat
 from s2fpn_lib.inspector.export import export_html, file_stem, packed, save_inspection, script, style
-from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
+from s2fpn_lib.inspector.images import image_score, model_choices, strip_indices, thumbnail
 from s2fpn_lib.inspector.numbers import readout
 from s2fpn_lib.inspector.state import (
     OTHER,
@@ -135,9 +135,7 @@ class Inspector(anywidget.AnyWidget):
     def _scores(self) -> tuple[str, dict[int, float | None]]:
         model = self.inspections[0].model
         key = model.provenance.get("checkpoint_sha", model.name)  # two networks may have one name
-        if key not in self.scores:
-            self.scores[key] = recorded_scores(model, self.dataset, self.results.parent)
-        return key, self.scores[key]
+        return key, self.scores.setdefault(key, {})
 
     def _answer(self, _: Any, request: dict[str, Any], buffers: list[memoryview]) -> None:
         """Does what the browser asks for; exceptions become a message in the widget."""

@@ -70,8 +70,7 @@ def latest_speed(speed: pd.DataFrame) -> pd.DataFrame:
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """One row per evaluation, its folder in `evaluation`.
 
-    If a row outside of studies lacks `recipe_without_seed`, the hash of the whole recipe takes its place, so that the
-    row counts as a repetition of nothing.
+    Outside of studies, the hash of the whole recipe takes the place of a missing `recipe_without_seed`.
     """
     frame = pd.DataFrame([{"evaluation": name, **evaluation.row()} for name, evaluation in evaluations.items()])
     if "recipe" in frame:

@@ -1,8 +1,7 @@
 """The tidy table of all measurements, results.csv and results.parquet: written afresh from the run folders.
 
 One row is one measurement: an evaluation.json, or the validation by which a finished training run chose its checkpoint.
-per_class.csv and per_class.parquet hold the evaluations in long form, one row per class.
-`pd.read_csv(path, dtype=COLUMNS)` reads a CSV file back with its types.
+per_class.csv and .parquet have one row per evaluation and class. `pd.read_csv(path, dtype=COLUMNS)` keeps the types.
 """
 
 from pathlib import Path

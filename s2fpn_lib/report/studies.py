@@ -1,8 +1,4 @@
-"""Studies: what each variant costs or gains against the full network, as paired differences over the common seeds.
-
-Two variants that are trained with one seed share initialization and batches where they can, so their difference varies
-less than either score.
-"""
+"""Studies: what each variant costs or gains against the full network, as paired differences over the common seeds."""
 
 from pathlib import Path
 
@@ -33,8 +29,7 @@ def recorded_study(folder: Path) -> pd.DataFrame:
 def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """{title: rows} of one study and protocol, trained and scored alike: the parts that belong into one table.
 
-    frame: of `collect.scored_rows`; rows outside of studies are left out. The full network comes first. If a seed was
-    trained twice from one recipe, only the last row is kept.
+    frame: of `collect.scored_rows`. The full network comes first. Only the last row of a repeated seed is kept.
     """
     if "study" not in frame:
         return {}
@@ -69,9 +64,8 @@ def reference_variant(rows: pd.DataFrame) -> str | None:
 def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `difference`: the mIoU minus that of the full network with the same seed.
 
-    frame: evaluation rows with variant and seed. Partners agree in everything of `REPETITION` except `VARYING`. The
-    difference is NaN for the full network and where it lacks the seed. Raises ProtocolMixError for several protocols,
-    and ValueError if the full network was scored twice with one seed.
+    Partners agree in everything of `REPETITION` except `VARYING`. The difference is NaN for the full network and where
+    it lacks the seed. Raises ProtocolMixError for several protocols, ValueError if it was scored twice with one seed.
     """
     tables.one_protocol(frame)
     found = []
@@ -96,10 +90,7 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The ablation to print: one row per variant with its mIoU, its paired difference in points, and its cost.
-
-    frame: one part of `comparable_parts`. Without a seed in common there are no columns of differences.
-    """
+    """One part of `comparable_parts` to print: per variant its mIoU, its paired difference in points, and its cost."""
     table = tables.named(paired_differences(frame))
     networks = [c for c in ("model", "revision") if table[c].nunique() > 1]
     out = table[["variant", *networks]].copy()
@@ -119,7 +110,7 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
 def ablation_bars(frame: pd.DataFrame) -> Figure:
     """Bars of the mean paired difference to the full network in percentage points, worst first, one dot per seed.
 
-    frame: as for `with_differences`. Raises ValueError if there is no difference.
+    Raises ValueError if there is no difference.
     """
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:

@@ -102,7 +102,7 @@ def words(rows: pd.DataFrame) -> pd.DataFrame:
     """The columns to show: headings in words with their units, and numbers as texts, in the rounding of all tables.
 
     Shares have one decimal (in percent), parameters (in millions) and multiply-accumulates (in 1e9) two, and times,
-    speeds, and ratios three significant digits. Texts and whole numbers stay; an unknown value is an empty text.
+    speeds, and ratios three significant digits.
     """
     shown = {}
     for key, column in rows.items():
@@ -147,11 +147,9 @@ def one_protocol(frame: pd.DataFrame) -> str:
 def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
     """Mean and sample standard deviation over repetitions: rows that agree in `REPETITION`.
 
-    If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own.
-
-    Returns one row per group: its keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and
-    the largest `parameters`, `gmacs`, and `images_seen` where the frame has them. Raises ProtocolMixError for several
-    protocols, and ValueError if a seed would count twice in a group.
+    If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own. Returns
+    the keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and the largest `parameters`,
+    `gmacs`, and `images_seen`. Raises ProtocolMixError for several protocols, ValueError if a seed would count twice.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]
@@ -172,8 +170,7 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
 
-    The column "scored images trained on" is there where weights were trained on what they are scored on. Columns with
-    the same value in every row are left out; `provenance` names them.
+    Columns with the same value in every row are left out; `provenance` names them.
     """
     table = named(over_seeds(frame))
     out = table[[*_differing(table), "runs"]].rename(columns=heading)
@@ -193,10 +190,7 @@ def seen_words(rows: pd.DataFrame) -> list[str]:
 
 
 def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """IoU in percent, mean ± standard deviation over seeds: one row per class, then the mean, one column per network.
-
-    frame: evaluation rows of one protocol.
-    """
+    """IoU in %, mean ± standard deviation over seeds: one row per class, then the mean, one column per network."""
     scores = {f"iou_{name}": name for name in get_protocol(one_protocol(frame)).classes} | {"miou": "mean IoU"}
     table = over_seeds(frame, list(scores))
     out = pd.DataFrame({"class": list(scores.values())})
@@ -290,8 +284,7 @@ class TableFolder:
     def save(self, name: str, table: pd.DataFrame, caption: str, origin: str = "") -> Styler:
         """Writes <name>.csv, .tex, and .html, each atomically, and returns the table to display, its caption below.
 
-        origin: how the numbers came about (of `provenance`), which ends the caption and is folded in HTML. Characters
-        of `name` that cannot be part of a file name become "-". Text is flush left, numbers flush right.
+        origin: how the numbers came about (of `provenance`), which ends the caption and is folded in HTML.
         """
         name = re.sub(r"[^\w-]+", "-", name)
         text = [c for c in table if not table[c].astype(str).str.fullmatch(r"([+-]?\d[\d.]*( .*)?|–)?").all()]
@@ -301,13 +294,9 @@ class TableFolder:
         shown.format(escape="html", na_rep="", precision=2).format_index(escape="html", axis="columns")
         shown.set_table_styles({c: [{"selector": "", "props": "text-align: left"}] for c in text})
         shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
-        options = {
-            "caption": escape_latex(f"{caption} {origin}".strip()),
-            "label": f"tab:{name}",
-            "position": "t",
-            "na_rep": "",
-        }
-        latex = table.to_latex(index=False, escape=True, **options).replace("±", r"$\pm$")
+        below_latex = {"caption": escape_latex(f"{caption} {origin}".strip()), "label": f"tab:{name}"}
+        latex = table.to_latex(index=False, escape=True, na_rep="", position="t", **below_latex)
+        latex = latex.replace("±", r"$\pm$")
         texts = {"csv": table.to_csv(index=False), "tex": latex, "html": shown.to_html(doctype_html=True)}
         for kind, content in texts.items():
             write_atomic(self.folder / f"{name}.{kind}", content)

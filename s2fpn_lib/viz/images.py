@@ -24,6 +24,7 @@ from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.viz.style import HIGHLIGHT, MUTED, styled
 
+TITLES = ("image", "label", "prediction", "error (ignored: white)")
 ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image
 
 
@@ -72,7 +73,7 @@ def sample_views(dataset: SegmentationDataset, index: int) -> list[np.ndarray]:
 
 
 def contact_sheet(entries: Iterable[tuple[str, Sequence[np.ndarray]]], columns: int = 6) -> str:
-    """Thumbnails as HTML. A click opens the pictures of an entry side by side, also without a kernel.
+    """Thumbnails as HTML; a click opens the pictures of an entry side by side, also without a kernel.
 
     entries: HTML caption and (H, W, 3) uint8 pictures of one size, of which the first is the thumbnail.
     """
@@ -121,9 +122,7 @@ def prediction_grid(
     """
     rows = [prediction_views(model, dataset, i, **views) for i in indices]
     captions = _with_caveats(model, dataset, indices, captions or [dataset.names[i] for i in indices])
-    return image_grid(
-        rows, ["image", "label", "prediction", "error (ignored: white)"], captions, dataset.protocol, 11.0
-    )
+    return image_grid(rows, TITLES, captions, dataset.protocol, 11.0)
 
 
 def _with_caveats(
@@ -146,8 +145,7 @@ def worst_images(
     """The images with the lowest IoU of a class (None: of the mean), lowest first, with the score in the caption.
 
     For a class, the image shows where the label has it (yellow outline), and beside it the region around its largest
-    error, see `largest_error`. Raises ValueError if no scored image has enough pixels of the class (see
-    `Evaluation.worst`).
+    error. Raises ValueError if no scored image has enough pixels of the class (see `Evaluation.worst`).
     """
     indices, protocol = evaluation.worst(class_name, count), dataset.protocol
     if not indices:
@@ -168,7 +166,7 @@ def worst_images(
         outlined = [outline(picture, error)[part] for picture in (*pictures, error_image(image, label, pred, protocol))]
         rows.append([outline(pictures[0], label == evaluation.classes.index(class_name)), *outlined])
         captions[place] += f". {text}"
-    titles = [f"{class_name} outlined", "its largest error", "label", "prediction", "error (ignored: white)"]
+    titles = [f"{class_name} outlined", "its largest error", *TITLES[1:]]
     return image_grid(rows, titles, _with_caveats(model, dataset, indices, captions), protocol, 11.0)
 
 

@@ -3,6 +3,7 @@
 import html
 import re
 from pathlib import Path
+from string import Template
 
 import nbformat
 from nbconvert import HTMLExporter
@@ -11,20 +12,8 @@ from s2fpn_lib.runs import write_atomic
 from s2fpn_lib.workbench import parameters
 
 CSS = Path(__file__).with_name("report_page.css")
-# nbconvert's full templates load scripts from other servers; the page has none and works offline.
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
+# nbconvert's full templates load scripts from other servers; this page has none and works offline.
+PAGE = Path(__file__).with_name("report_page.html")
 
 
 def export_html(notebook: str | Path, target: str | Path) -> Path:
@@ -48,5 +37,6 @@ def export_html(notebook: str | Path, target: str | Path) -> Path:
     body, _ = exporter.from_notebook_node(executed)
     heading = re.search(r"<h1[^>]*>(.*?)<(?:a |/h1)", body)
     title = heading[1] if heading else html.escape(Path(notebook).stem)
-    write_atomic(target, PAGE.format(title=title, css=CSS.read_text(), body=body))
+    page = Template(PAGE.read_text()).substitute(title=title, css=CSS.read_text(), body=body)
+    write_atomic(target, page)
     return Path(target)

@@ -1,4 +1,5 @@
 import pytest
+from torchvision.datasets import Cityscapes
 
 from s2fpn_lib.data import PROTOCOLS, get_protocol
 from s2fpn_lib.data.protocols import Protocol
@@ -11,6 +12,9 @@ def test_protocols_by_name():
     assert camvid.classes[10] == "Bicyclist"
     cityscapes = get_protocol("cityscapes-fine-1024x2048")
     assert (cityscapes.num_classes, cityscapes.ignore_id, cityscapes.size) == (19, 255, (1024, 2048))
+    scored = {label.name: label.color for label in Cityscapes.classes if not label.ignore_in_eval}
+    assert dict(zip(cityscapes.classes, cityscapes.palette, strict=True)) == scored
+    assert list(cityscapes.classes) == list(scored)
     road = get_protocol("roadscenes")
     assert road.classes == camvid.classes
     assert road.palette == camvid.palette

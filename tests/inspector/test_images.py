@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -11,8 +10,7 @@ from PIL import Image
 from s2fpn_lib.checkpoint import save_weights
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.evaluate import evaluate
-from s2fpn_lib.inspector.images import image_score, model_choices, recorded_scores, strip_indices, thumbnail
-from s2fpn_lib.inspector.state import NamedModel
+from s2fpn_lib.inspector.images import image_score, model_choices, strip_indices, thumbnail
 from s2fpn_lib.runs import write_json
 from tests.inspecting import PROTOCOL, network
 
@@ -40,18 +38,6 @@ def test_score_is_that_of_an_evaluation(dataset, evaluation):
     expected = evaluation.image_iou().nanmean(1).tolist()
     for index, miou in zip(evaluation.indices, expected, strict=True):
         assert image_score(network(), dataset, index) == pytest.approx(miou)
-
-
-def test_scores_come_from_the_record_of_the_same_weights_and_data(dataset, evaluation, tmp_path):
-    model = NamedModel("first", network(), {"checkpoint_sha": "abc"})
-    evaluation.save(tmp_path / "11_evaluate" / "roadscenes-abc-123456" / "evaluation.json")
-    expected = dict(zip(evaluation.indices, evaluation.image_iou().nanmean(1).tolist(), strict=True))
-    assert recorded_scores(model, dataset, tmp_path) == pytest.approx(expected)
-    assert recorded_scores(replace(model, provenance={"checkpoint_sha": "abd"}), dataset, tmp_path) == {}
-    assert recorded_scores(model, open_dataset("roadscenes", split="train", cache=False), tmp_path) == {}
-    flipped = replace(evaluation, settings=evaluation.settings | {"flip": True})
-    flipped.save(tmp_path / "11_evaluate" / "roadscenes-abc-123456" / "evaluation.json")
-    assert recorded_scores(model, dataset, tmp_path) == {}
 
 
 def test_released_weights_and_own_runs_of_the_same_classes_are_offered(tmp_path):
