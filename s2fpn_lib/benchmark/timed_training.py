@@ -30,7 +30,7 @@ from s2fpn_lib.viz.images import prediction_views
 
 STAGES = {"lite-camvid-gpu-own": 0.5, "lite-camvid-gpu": 1.0}  # and their shares of the time that is left
 # On a CPU the same code runs on a small network and few small crops
-SMALL = {"model": "s2fpn_lite", "crop": (64, 96), "batch_size": 2, "workers": 0, "compile": False, "eval_images": 4}
+SMALL = {"model": "s2fpn_lite", "crop": (48, 64), "batch_size": 8, "workers": 0, "compile": False, "eval_images": 4}
 SMALL |= {"dataset": "roadscenes", "train_split": "train:drive=park", "val_split": "val:drive=park"}
 SLACK = 0.9  # share of the time to plan with
 LEAST_STEPS, LEAST_SECONDS = 5, 2.0  # of the measurement

@@ -252,7 +252,7 @@ def test_stages_follow_each_other_and_leave_their_results(tmp_path, monkeypatch,
     for stage in timed_training.STAGES:
         ((file, row),) = timed_training.train_stage(stage, CPU, time.monotonic() + 600, tmp_path)
         assert file == "train.jsonl"
-        assert (row["preset"], row["stopped_by"], row["steps"], row["start_up"]) == (stage, "epochs", 4, 0.5)
+        assert (row["preset"], row["stopped_by"], row["steps"], row["start_up"]) == (stage, "epochs", 1, 0.5)
         assert Evaluation.load(tmp_path / stage / "evaluation.json").row()["miou"] == pytest.approx(row["miou"])
         assert (tmp_path / stage / "predictions.png").exists()
         assert not list((tmp_path / stage).glob("*.pt"))
@@ -262,14 +262,14 @@ def test_stages_follow_each_other_and_leave_their_results(tmp_path, monkeypatch,
 
 
 def test_epochs_follow_from_measured_steps(monkeypatch, scenes):
-    """Nine tenths of 4000 s, in epochs of 4 steps of 2 s, and hardly any validation."""
+    """Nine tenths of 1000 s, in epochs of one step of 2 s, and hardly any validation."""
     monkeypatch.setattr(timed_training, "timed_steps", lambda *_: 2.0)
     config = timed_training.TrainConfig.preset("lite-camvid-gpu-own", **timed_training.SMALL, encoder_weights="")
-    fitted, measured = timed_training.fitted(config, CPU, 4000.0)
+    fitted, measured = timed_training.fitted(config, CPU, 1000.0)
     assert 430 <= fitted.epochs <= 450
     assert measured["seconds_per_step"] == 2.0
-    with pytest.raises(ValueError, match="5 s are too few for an epoch of 4 steps, which needs about"):
-        timed_training.fitted(config, CPU, 5.0)
+    with pytest.raises(ValueError, match="1 s are too few for an epoch of 1 steps, which needs about"):
+        timed_training.fitted(config, CPU, 1.0)
 
 
 def test_the_page_shows_what_failed(tmp_path):
