@@ -15,7 +15,7 @@ from s2fpn_lib.data import PROTOCOLS, SegmentationDataset, check_dataset, open_d
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import choose_amp, rank, require_equal, synchronize_batch_norm, world_size
 from s2fpn_lib.losses import DeepSupervisionLoss
-from s2fpn_lib.model import S2FPN, build_model
+from s2fpn_lib.model import ENCODERS, S2FPN, build_model
 from s2fpn_lib.optim import ExponentialMovingAverage, build_optimizer, warmup_poly
 from s2fpn_lib.runs import RunDirectory
 
@@ -29,14 +29,8 @@ class TrainingState:
 
     A new object continues from the last state in the run directory, if there is one. Each of several processes has its
     own object and part of every batch; gradients, losses, and BatchNorm statistics are those of the whole batch. Only
-    the first process writes files.
-
-    Attributes:
-        network: what a step calls: `model` itself or a wrapper that shares its parameters.
-        val_images_seen: number of validation images that the weights were or are trained on.
-        averaged: the weights that are validated and saved: the moving average, or the model without one.
-        step, epoch: numbers of finished optimizer steps and epochs.
-        seconds: time spent in training and validation, over all starts.
+    the first process writes files. `network` is what a step calls: `model` itself or a wrapper of it. `averaged` has
+    the weights that are validated and saved: the moving average, or the model without one.
     """
 
     def __init__(
@@ -63,6 +57,8 @@ class TrainingState:
         self.total_steps = config.epochs * len(self.loader)
         state = checkpoint.load_state(run.state)
 
+        # In channels_last cuDNN 9.19 compiles kernels for each depthwise convolution, and the first step takes minutes
+        channels_last = config.channels_last and not (device.type == "cuda" and ENCODERS[config.model].depthwise)
         torch.manual_seed(config.seed)
         self.model = build_model(
             config.model,
@@ -71,7 +67,7 @@ class TrainingState:
             normalization=config.normalization or None,
             revision=config.revision,
             **config.switches,
-        ).to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        ).to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         if state is None:
             fresh = checkpoint.initialize(self.model, config.init_from) if config.init_from else []
             if fresh and rank() == 0:
@@ -102,7 +98,7 @@ class TrainingState:
             self.network = DistributedDataParallel(self.network, static_graph=True)
         self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
         self.averaged = self.ema.model if self.ema else self.model
-        self.val_images_seen = checkpoint.images_seen(self.origin, val_set) if val_set else 0
+        self.val_images_seen = len(checkpoint.names_seen(self.origin, val_set) & {*val_set.names}) if val_set else 0
         self.criterion = DeepSupervisionLoss(
             self.protocol.ignore_id,
             class_weights_from(train_set, config.class_weights) if config.class_weights else None,
@@ -117,7 +113,7 @@ class TrainingState:
         self.schedule = LambdaLR(self.optimizer, factor)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
 
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds = 0, 0.0  # finished optimizer steps; time in training and validation, over all starts
         self.best: float | None = None  # best validation mIoU so far
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # first step with a NaN or infinite loss
         self.reset_epoch()

@@ -34,6 +34,11 @@ class EncoderSpec:
     double_resolution: bool = False
     normalization: str = "imagenet"
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether most of its convolutions are depthwise ones, for which cuDNN compiles kernels layer by layer."""
+        return self.architecture.startswith("efficientnet")
+
     def build(self, *, double_resolution: bool) -> ResNetEncoder | EfficientNetLite:
         """The encoder, at twice the resolution if this specification or the caller asks for it."""
         double_resolution = double_resolution or self.double_resolution
