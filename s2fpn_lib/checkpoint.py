@@ -229,12 +229,6 @@ def names_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> set
     return seen
 
 
-def images_seen(metadata: Mapping[str, Any], dataset: SegmentationDataset) -> int:
-    """Number of a dataset's images that the weights were trained on, see `names_seen`."""
-    seen = names_seen(metadata, dataset)
-    return sum(name in seen for name in dataset.names)
-
-
 def released_names() -> list[str]:
     """Names that `load_model` knows without a path."""
     return sorted(path.stem for path in RELEASED.glob("*.safetensors"))

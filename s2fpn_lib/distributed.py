@@ -131,10 +131,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """`model` with training statistics of every BatchNorm taken over all processes, for CUDA and CPU.
-
-    Parameters, buffers, and their names stay. A BatchNorm in evaluation mode computes the same as before.
-    """
+    """`model` with training statistics of every BatchNorm taken over all processes, for CUDA and CPU."""
     if any(parameter.is_cuda for parameter in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():

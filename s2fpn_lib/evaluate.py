@@ -1,7 +1,4 @@
-"""Evaluation of a model on a split: logits at the protocol's size, scores at each label's own size.
-
-`evaluate` passes over a split once and keeps counts only; `s2fpn_lib.model.tta` predicts.
-"""
+"""Evaluation of a model on a split: logits at the protocol's size, scores at each label's own size."""
 
 from __future__ import annotations
 
@@ -254,7 +251,7 @@ def require_classes(model: nn.Module, protocol: Protocol) -> None:
     if number != protocol.num_classes:
         raise ValueError(
             f"the model gives {number} classes, {protocol.name} has {protocol.num_classes}:"
-            " evaluate it on the dataset it was trained for"
+            " give the dataset, or the protocol of the dataset, that it was trained on"
         )
 
 

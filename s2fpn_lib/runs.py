@@ -106,10 +106,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Appends one row to a JSON Lines file, to which other processes may append, too.
-
-    A last line that a crash left unfinished is removed first.
-    """
+    """Appends one row to a JSON Lines file that processes may share; an unfinished last line is removed first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file, _locked(file, wait=True):
@@ -142,10 +139,7 @@ def _locked(file: io.IOBase, *, wait: bool) -> Iterator[None]:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file, oldest first; empty if there is no file. An unfinished last line is left out.
-
-    Raises ValueError if a complete line is not JSON.
-    """
+    """Rows of a JSON Lines file, oldest first, without an unfinished last line; ValueError for a damaged one."""
     path = Path(path)
     if not path.exists():
         return []

@@ -15,10 +15,10 @@ import torch
 from s2fpn_lib import checkpoint
 from s2fpn_lib.checkpoint import (
     CheckpointError,
-    images_seen,
     initialize,
     load_model,
     load_state,
+    names_seen,
     published_arguments,
     read_metadata,
     save_state,
@@ -206,6 +206,10 @@ def test_the_training_history_of_earlier_files_is_read_from_their_words():
     assert training_history({}) == []
     assert training_history({**metadata, "training": [entry("shop", "train")]}) == [entry("shop", "train")]
     assert training_history(load_model("s2fpn_lite-camvid").metadata)[-1] == entry("camvid", "trainval")
+
+
+def images_seen(metadata, dataset):
+    return len(names_seen(metadata, dataset) & {*dataset.names})
 
 
 def test_images_seen_in_training_are_counted_by_their_names(monkeypatch):

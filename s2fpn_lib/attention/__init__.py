@@ -1,5 +1,3 @@
 """What the strip attention of each level computes: recorder, statistics over images, and figures."""
 
 from s2fpn_lib.attention.recorder import AttentionRecorder, Capture, GFUCapture, LevelCapture
-
-__all__ = ["AttentionRecorder", "Capture", "GFUCapture", "LevelCapture"]

@@ -93,8 +93,7 @@ def attribution_figure(
 ) -> Figure:
     """The image with the pixel, and below it the contribution of each column at each level, aligned with the image.
 
-    methods: {name: {level: (n,) contributions in percent of the logit}}, side by side on one scale. The number beside a
-    row is its sum. number: the place of the pixel in `attention_figure`.
+    methods: {name: {level: (n,) contributions in percent of the logit}}, side by side on one scale, with their sums.
     """
     aspect, count = image.shape[-2] / image.shape[-1], len(methods)
     levels = list(next(iter(methods.values())))

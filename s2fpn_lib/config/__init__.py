@@ -2,5 +2,3 @@
 
 from s2fpn_lib.config.presets import PRESETS
 from s2fpn_lib.config.train_config import OPERATIONAL, PUBLISHED_OPTIONS, RENAMED_FIELDS, TrainConfig
-
-__all__ = ["OPERATIONAL", "PRESETS", "PUBLISHED_OPTIONS", "RENAMED_FIELDS", "TrainConfig"]

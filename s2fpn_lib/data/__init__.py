@@ -6,21 +6,3 @@ from s2fpn_lib.data.open import open_dataset
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol, register
 from s2fpn_lib.data.statistics import check_dataset, drive_overlap
 from s2fpn_lib.data.transforms import NO_AUGMENT, Augment
-
-__all__ = [
-    "NO_AUGMENT",
-    "PROTOCOLS",
-    "Augment",
-    "DatasetError",
-    "DatasetNotFound",
-    "Protocol",
-    "SegmentationDataset",
-    "Subset",
-    "check_dataset",
-    "drive_overlap",
-    "evenly_spaced",
-    "get_protocol",
-    "open_dataset",
-    "register",
-    "train_loader",
-]

@@ -90,10 +90,7 @@ def _first_size(folder: Path) -> tuple[int, int] | None:
 
 
 class OriginalCamVid(FileDataset):
-    """One official split of the original frames, with the 32 classes merged into 11.
-
-    Raises DatasetNotFound if no frame of the split has an image and a label, and warns if frames are missing.
-    """
+    """One official split of the original frames, with the 32 classes merged into 11; warns if frames are missing."""
 
     protocol, RULE = _MERGED, "merged"
     FOLDERS = (*CamVid.FOLDERS[:-1], "camvid/CamVid", ".")

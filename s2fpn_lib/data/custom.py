@@ -123,10 +123,7 @@ def is_description(name: str) -> bool:
 
 
 def read_description(path: str | Path) -> Description:
-    """The description in a YAML file.
-
-    Raises DatasetNotFound if there is no such file, and DatasetError, naming the field, if it describes no dataset.
-    """
+    """The description in a YAML file; DatasetNotFound if there is none, DatasetError if it describes no dataset."""
     import yaml  # the core works without it
 
     path = Path(path).expanduser()

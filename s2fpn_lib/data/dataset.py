@@ -21,26 +21,18 @@ class DatasetError(ValueError):
 
 
 class SegmentationDataset:
-    """``dataset[i]`` is ``(image (3, H, W), label (H, W))``, both uint8 tensors on the CPU; the image is RGB.
+    """``dataset[i]`` is ``(image (3, H, W), label (H, W))``, both uint8 tensors on the CPU; the image is RGB."""
 
-    Attributes:
-        name: ``camvid``, ``cityscapes``, ``roadscenes``, or the name of the user's own dataset.
-        protocol: classes, palette, ignored id, and evaluation size.
-        split: the split as requested, including a choice of drives.
-        names: one stable id per sample, e.g. ``0016E5_07959``.
-        drives: one recording per sample (CamVid drive, Cityscapes city, RoadScenes scene family).
-        problems: errors found while pairing files; `check_dataset` reports them.
-    """
-
-    protocol: Protocol
-    split: str
-    names: list[str]
-    drives: list[str]
-    problems: tuple[str, ...] = ()
+    protocol: Protocol  # classes, palette, ignored id, and evaluation size
+    split: str  # as requested, including a choice of drives
+    names: list[str]  # one stable id per sample, e.g. 0016E5_07959
+    drives: list[str]  # one recording per sample (CamVid drive, Cityscapes city, RoadScenes scene family)
+    problems: tuple[str, ...] = ()  # errors found while pairing files; `check_dataset` reports them
     _digest = ""  # computed once: a dataset object stands for the data at the time when it was opened
 
     @property
     def name(self) -> str:
+        """``camvid``, ``cityscapes``, ``roadscenes``, or the name of the user's own dataset."""
         return self.protocol.dataset
 
     def __len__(self) -> int:

@@ -30,21 +30,15 @@ class FileDataset(SegmentationDataset):
     error on access and in the audit, not here. Raises DatasetNotFound if the split has no images or no labels, and
     DatasetError if the list file cannot be read.
 
-    Attributes:
-        samples: the pairs of files.
-        root: the dataset's folder.
-        FOLDERS, HELP: where the dataset usually is below the folder of all datasets, and how to get it.
-        IMAGE_FOLDER, LABEL_FOLDER: the folders of a split.
-        IMAGE_FILES: pattern of the image files in their folder.
-        LABEL_FILES: label file of an image, in order of preference. ``{name}`` is the image's name, ``{folder}`` the
-            name of its folder, and ``{renamed}`` its name with ``test_`` as ``testannot_`` (and so on for each split).
-        RESIZED: whether a subclass brings every image to the protocol's size itself. Otherwise an image of another size
-            is an error: training would see it at its own scale, and evaluation at the protocol's.
-        sources: files besides the samples that decide what a label means; they are part of the cache's key.
+    FOLDERS, HELP: where the dataset usually is below the folder of all datasets, and how to get it. IMAGE_FOLDER,
+    LABEL_FOLDER: of a split. IMAGE_FILES: pattern in its folder. LABEL_FILES: label file of an image, in order of
+    preference; ``{name}`` is the image's name, ``{folder}`` the name of its folder, and ``{renamed}`` its name with
+    ``test_`` as ``testannot_`` (and so on for each split).
     """
 
-    RESIZED = False
-    sources: tuple[Path, ...] = ()
+    RESIZED = False  # whether a subclass brings every image to the protocol's size; otherwise another size is an error
+    samples: list[Sample]
+    sources: tuple[Path, ...] = ()  # files besides the samples that decide what a label means, for the cache's key
 
     def __init__(self, folder: Path, split: str) -> None:
         self.split, self.root = split, folder

@@ -13,29 +13,17 @@ from s2fpn_lib.validate import as_declared, did_you_mean
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a dataset is labeled and scored.
+    """How a dataset is labeled and scored; colors are (R, G, B) in 0..255."""
 
-    Attributes:
-        name: the name in result rows, e.g. ``camvid-segnet-360x480``.
-        dataset: the name that :func:`s2fpn_lib.data.open_dataset` takes.
-        size: (height, width) in pixels at which predictions are scored.
-        classes: class names; the position is the training id.
-        palette: one (R, G, B) in 0..255 per class, in the order of ``classes``.
-        ignore_id: the label value that no loss and no metric counts.
-        ignore_color: (R, G, B) of ``ignore_id`` in figures.
-        mean_published: (R, G, B) in 0..255 that the published recipe subtracts; also the color of the padding.
-        source: where images and labels come from, and their license.
-    """
-
-    name: str
-    dataset: str
-    size: tuple[int, int]
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    ignore_id: int
-    mean_published: tuple[float, float, float]
-    source: str
-    ignore_color: tuple[int, int, int] = (0, 0, 0)
+    name: str  # in result rows, e.g. camvid-segnet-360x480
+    dataset: str  # the name that `open_dataset` takes
+    size: tuple[int, int]  # (height, width) in pixels at which predictions are scored
+    classes: tuple[str, ...]  # names; the position is the training id
+    palette: tuple[tuple[int, int, int], ...]  # one color per class, in the order of `classes`
+    ignore_id: int  # the label value that no loss and no metric counts
+    mean_published: tuple[float, float, float]  # what the published recipe subtracts; also the color of the padding
+    source: str  # where images and labels come from, and their license
+    ignore_color: tuple[int, int, int] = (0, 0, 0)  # of `ignore_id` in figures
 
     def __post_init__(self) -> None:
         if 0 <= self.ignore_id < len(self.classes):

@@ -26,18 +26,12 @@ if TYPE_CHECKING:  # the core works without pandas; only the tables below need i
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What :func:`check_dataset` found in one split.
-
-    Attributes:
-        sizes: (height, width) of each sample, None for one that cannot be read.
-        counts: (len, 256) int64, pixels of each label value; zeros for a sample that cannot be read.
-        errors: one line per broken file, each beginning with the file's path (or the sample's name if it has none).
-    """
+    """What :func:`check_dataset` found in one split."""
 
     dataset: SegmentationDataset
-    sizes: list[tuple[int, int] | None]
-    counts: np.ndarray
-    errors: list[str]
+    sizes: list[tuple[int, int] | None]  # (height, width) of each sample, None for one that cannot be read
+    counts: np.ndarray  # (len, 256) int64, pixels of each label value; zeros for a sample that cannot be read
+    errors: list[str]  # one line per broken file, beginning with its path (or the sample's name if it has none)
 
     def raise_for_errors(self) -> AuditReport:
         """The report itself, or :class:`DatasetError` with the text of `explained`."""

@@ -20,23 +20,14 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as in torchvision's
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of a training sample; the defaults are the published ones.
+    """Random changes of a training sample; the defaults are the published ones."""
 
-    Attributes:
-        scales: the scales to choose from, each equally likely.
-        scale_range: (lowest, highest) of a continuous scale, uniform in its logarithm; replaces ``scales``.
-        flip: mirror left-right with probability 0.5.
-        photometric: brightness, contrast, and saturation are each multiplied by 1 - p .. 1 + p.
-        color_cast: red, green, and blue are each multiplied by 1 - c .. 1 + c, like light of another color.
-        rare_class_crops: probability that the window is centered on a pixel of a rare class of the image.
-    """
-
-    scales: tuple[float, ...] = PUBLISHED_SCALES
-    scale_range: tuple[float, float] | None = None
-    flip: bool = True
-    photometric: float = 0.0
-    color_cast: float = 0.0
-    rare_class_crops: float = 0.0
+    scales: tuple[float, ...] = PUBLISHED_SCALES  # to choose from, each equally likely
+    scale_range: tuple[float, float] | None = None  # of a scale that is uniform in its logarithm; replaces `scales`
+    flip: bool = True  # mirror left-right with probability 0.5
+    photometric: float = 0.0  # p: brightness, contrast, and saturation are each multiplied by 1 - p .. 1 + p
+    color_cast: float = 0.0  # c: red, green, and blue are each multiplied by 1 - c .. 1 + c
+    rare_class_crops: float = 0.0  # probability that the window is centered on a pixel of a rare class of the image
 
     def __post_init__(self) -> None:
         if self.scale_range is None:

@@ -6,5 +6,3 @@ widget.py needs anywidget and a kernel; this module does not import it.
 from s2fpn_lib.inspector.numbers import readout
 from s2fpn_lib.inspector.state import State, inspect
 from s2fpn_lib.inspector.views import inspection_figure, render, render_level
-
-__all__ = ["State", "inspect", "inspection_figure", "readout", "render", "render_level"]

@@ -1,5 +1,6 @@
 """The images and models that the inspector offers: thumbnails with their scores, released weights, and own runs."""
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -42,8 +43,7 @@ def model_choices(results: Path, protocol: Protocol) -> list[tuple[str, str]]:
 
 
 def _predicts(path_or_name: str, protocol: Protocol) -> bool:
-    try:
+    with contextlib.suppress(CheckpointError, KeyError, ValueError):
         found = checkpoint_protocol(path_or_name)
-    except (CheckpointError, KeyError, ValueError):
-        return False
-    return found is not None and found.classes == protocol.classes
+        return found is not None and found.classes == protocol.classes
+    return False

@@ -1,7 +1,7 @@
 """The tidy table of all measurements, results.csv and results.parquet: written afresh from the run folders.
 
 One row is one measurement: an evaluation.json, or the validation by which a finished training run chose its checkpoint.
-per_class.csv and .parquet have one row per evaluation and class. `pd.read_csv(path, dtype=COLUMNS)` keeps the types.
+per_class.csv and .parquet have one row per evaluation and class. results_columns.csv explains the columns.
 """
 
 from pathlib import Path
@@ -14,28 +14,9 @@ from s2fpn_lib.report.collect import collect_evaluations, collect_runs, evaluati
 from s2fpn_lib.report.tables import SCORES
 from s2fpn_lib.runs import atomic_file, write_atomic
 
-TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"  # pandas' types that know missing values
-
-COLUMNS = {
-    # measured_by: "evaluation", or "training" for the run's own validation. data: digest of the scored dataset.
-    **dict.fromkeys(("measured_by", "folder", "study", "variant", "dataset", "protocol", "split", "data"), TEXT),
-    **dict.fromkeys(("images", "images_in_split", "images_seen"), COUNT),  # scored, all, scored ones trained on
-    **dict.fromkeys(("model", "revision", "switches"), TEXT),
-    **{"parameters": COUNT, "gmacs": NUMBER},  # of the inference path; 1e9 multiply-accumulates per image
-    **dict.fromkeys(("trained_on", "train_split", "pretraining"), TEXT),
-    **dict.fromkeys(("seed", "epoch"), COUNT),  # epoch: finished ones, in the checkpoint
-    # config_hash_without_seed is the same for repetitions; training_recipe, the hash of the config without seed and
-    # network, is the same for networks that were trained alike. git_sha: of the code that trained.
-    **dict.fromkeys(("checkpoint", "checkpoint_sha", "checkpoint_rule", "config_hash"), TEXT),
-    **dict.fromkeys(("config_hash_without_seed", "training_recipe", "git_sha"), TEXT),
-    **dict.fromkeys(("device", "amp", "scales"), TEXT),  # device: that computed the score
-    **{"flip": FLAG, "window": TEXT, "convention": TEXT},  # convention: of miou_percent
-    **{f"{score}_percent": NUMBER for score in SCORES},
-}
-CLASS_COLUMNS = {
-    **dict.fromkeys(("folder", "protocol", "split", "class"), TEXT),  # folder: as in the results table
-    **{f"{score}_percent": NUMBER for score in ("iou", "precision", "recall", "boundary_f", "label_share")},
-}
+# With pandas' types that know missing values
+_LISTED = pd.read_csv(Path(__file__).with_name("results_columns.csv"), index_col="column")
+COLUMNS, CLASS_COLUMNS = (_LISTED.loc[_LISTED["table"] == each, "type"].to_dict() for each in ("results", "per_class"))
 
 
 def results_table(root: str | Path) -> pd.DataFrame:
@@ -52,7 +33,7 @@ def results_table(root: str | Path) -> pd.DataFrame:
     frame = frame.rename(columns=hashes).reindex(columns=[*COLUMNS, *SCORES])
     frame = frame.sort_values(["measured_by", "folder"])
     frame["dataset"] = [get_protocol(name).dataset for name in frame["protocol"]]
-    frame[[f"{score}_percent" for score in SCORES]] = 100 * frame[list(SCORES)].astype(NUMBER)
+    frame[[f"{score}_percent" for score in SCORES]] = 100 * frame[list(SCORES)].astype("Float64")
     return _typed(with_cost(frame.drop(columns=["parameters", "gmacs"])), COLUMNS)
 
 

@@ -108,10 +108,7 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def ablation_bars(frame: pd.DataFrame) -> Figure:
-    """Bars of the mean paired difference to the full network in percentage points, worst first, one dot per seed.
-
-    Raises ValueError if there is no difference.
-    """
+    """Bars of the mean paired difference in percentage points, worst first, a dot per seed; ValueError for none."""
     rows = with_differences(frame).dropna(subset="difference")
     if rows.empty:
         raise ValueError("no variant shares a seed with the full network: there is no difference to draw")

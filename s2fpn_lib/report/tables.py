@@ -2,6 +2,7 @@
 
 import html
 import re
+import tomllib
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -21,30 +22,7 @@ REPETITION = (
 )
 SCORES = ("miou", "published_miou", "pixel_accuracy", "class_accuracy", "fwiou", "boundary_f")
 SHARES = {*SCORES, "iou", "precision", "recall", "label_share", "difference", "spread", "changed", "val_miou"}
-# Column headings that `heading` does not derive from the words of the stored key
-HEADINGS = {
-    "published_miou": "mean IoU (published convention)",
-    "fwiou": "frequency-weighted IoU",
-    "boundary_f": "boundary F-score",
-    "amp": "precision",
-    "split": "scored split",
-    "data": "data digest",
-    "recipe_without_seed": "recipe hash",
-    "training_recipe": "training recipe hash",
-    "way": "implementation",
-    "convention": "classes in the mean",
-    "flip": "flipped copies averaged",
-    "parameters_m": "parameters M",
-    "peak_mb": "peak memory MB",
-    "p50_ms": "median ms",
-    "p90_ms": "90th percentile ms",
-    "ratio": "times the published implementation",
-    "ratio_low": "lowest",
-    "ratio_high": "highest",
-}
-WORDS = {"miou": "mean IoU", "iou": "IoU", "fps": "images per second", "gmacs": "GMACs", "val": "validation"}
-WORDS |= {"train": "training", "sha": "hash", "s": "second"}
-WORDS |= {"lr": "learning rate", "aux": "auxiliary", "lovasz": "Lovász"}
+_HEADINGS = tomllib.loads(Path(__file__).with_name("headings.toml").read_text(encoding="utf-8"))
 DATASETS = {"roadscenes": "RoadScenes", "camvid": "CamVid", "cityscapes": "Cityscapes"}
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
@@ -55,7 +33,7 @@ class ProtocolMixError(ValueError):
 
 def heading(key: str) -> str:
     """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data ms" for "data_ms"."""
-    return HEADINGS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))
+    return _HEADINGS["keys"].get(key) or " ".join(_HEADINGS["words"].get(word, word) for word in key.split("_"))
 
 
 def network_name(model: str, revision: str = "") -> str:

@@ -82,10 +82,7 @@ def _class_bars(
 
 @styled
 def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], protocol: Protocol | None = None) -> Figure:
-    """Bars of the IoU per class in percent.
-
-    tables: one of `Evaluation.per_class()`, or {name: table} to compare; protocol: whose class colors the bars have.
-    """
+    """Bars of the IoU per class in percent: of one `Evaluation.per_class()`, or of {name: table} to compare."""
     named = {"": tables} if isinstance(tables, pd.DataFrame) else tables
     values = pd.DataFrame({name: 100 * table["iou"] for name, table in named.items()}, dtype=float)
     values = values.reindex(next(iter(named.values())).index)
@@ -121,10 +118,7 @@ def confusion_heatmap(confusion: ConfusionMatrix, classes: Sequence[str]) -> Fig
 
 @styled
 def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol) -> Figure:
-    """Share of each class in the labeled pixels, log scale: one bar per split with its value beside it.
-
-    shares: {split: one share in 0..1 per class}.
-    """
+    """{split: share (0..1) of each class in the labeled pixels}, on a log scale, with the value beside each bar."""
     percent = 100 * pd.DataFrame(shares, dtype=float)
     percent.index = list(protocol.classes)
     low = np.nanmin([percent[percent > 0].min().min(), 100]) / 2  # the minimum is NaN where no pixel carries a class

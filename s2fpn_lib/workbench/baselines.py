@@ -13,7 +13,6 @@ def majority_baselines(dataset: SegmentationDataset, *, limit: int | None = None
     "commonest class" everywhere, and the "commonest class at each position" of the image.
 
     Returns one row per predictor: baseline, class (None for positions), protocol, split, images, miou, pixel_accuracy.
-    `limit`, `miou`, and `pixel_accuracy` are those of `evaluate`.
     """
     protocol, classes = dataset.protocol, dataset.protocol.num_classes
     indices = evenly_spaced(len(dataset), limit)

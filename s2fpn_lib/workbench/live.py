@@ -18,9 +18,8 @@ LARGEST_SHARE = 0.25  # of the time that goes into redrawing, where epochs are v
 class LiveCurves:
     """`on_epoch` of `train`, which displays the curves where it is created; papermill keeps the last figure.
 
-    It is picklable. The processes of a training on several devices have no notebook and draw nothing.
-
-    then: further functions with the arguments of `on_epoch`, called first.
+    It is picklable. The processes of a training on several devices have no notebook and draw nothing. then: further
+    functions with the arguments of `on_epoch`, called first.
     """
 
     def __init__(self, run_dir: str | Path, *then: Any):

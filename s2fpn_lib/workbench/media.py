@@ -110,10 +110,7 @@ def is_video(path: Path) -> bool:
 
 
 def video_frames(path: Path) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
-    """(number, function that returns the upright (H, W, 3) uint8 RGB pixels) of every frame; numbers start at 0.
-
-    Raises MediaError if PyAV is missing, or the file is damaged, possibly after some frames.
-    """
+    """(number from 0, function that returns the upright (H, W, 3) uint8 RGB pixels) of every frame, or MediaError."""
     av = _pyav(path)
     number = -1
     try:

@@ -39,10 +39,7 @@ class Declaration(NamedTuple):
 
 
 def declarations(source: str) -> dict[str, Declaration]:
-    """The declaration of each name in the source of a parameters cell; empty for any other cell.
-
-    Raises ParameterError if a line of the cell has no type or no comment.
-    """
+    """What a parameters cell declares, {} for any other cell; ParameterError for a line without type or comment."""
     lines, complete, incomplete = source.splitlines(), {}, []
     try:
         for statement in ast.parse(source).body:
@@ -117,11 +114,8 @@ def _row(tag: str, *texts: str, bold: bool = False) -> str:
 
 
 def _executed_cells(shell: Any) -> list[str]:
-    """Sources of the cells that have run, oldest first.
-
-    Where IPython's input history is off, as under nbval, they are in `linecache`, as entries without modification time.
-    """
-    history = list(shell.history_manager.input_hist_parsed)
+    """Sources of the cells that have run, oldest first."""
+    history = list(shell.history_manager.input_hist_parsed)  # off under nbval: entries of `linecache` without a time
     cached = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
     return history if any(history) else ["".join(lines) for _, _, lines, _ in cached]
 

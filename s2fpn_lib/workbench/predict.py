@@ -24,6 +24,7 @@ from torch import Tensor
 from s2fpn_lib.data import PROTOCOLS, Protocol
 from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import ImageError, read_ids, read_image
+from s2fpn_lib.evaluate import require_classes
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.s2fpn import MIN_SIZE
 from s2fpn_lib.model.tta import at_size, predict_logits
@@ -247,11 +248,7 @@ def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 
 def _check(model: S2FPN, protocol: Protocol, size: str | Sequence[int], every: int) -> None:
-    if model.num_classes != protocol.num_classes:
-        raise ValueError(
-            f"the model has {model.num_classes} classes, {protocol.name} has {protocol.num_classes}: give the protocol "
-            "of the dataset that it was trained on"
-        )
+    require_classes(model, protocol)
     network_size(protocol.size, size, protocol)
     if every < 1:
         raise ValueError(f"every is {every}: every n-th frame of a video is predicted, with n of at least 1")

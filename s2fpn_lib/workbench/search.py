@@ -35,10 +35,9 @@ LOGARITHMIC = ("lr", "encoder_lr", "weight_decay")
 
 
 def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
-    """The distribution of each field of TrainConfig that is searched.
+    """The distribution of each field of TrainConfig that is searched; ValueError for a wrong number of values.
 
-    ranges: for `crop` and `class_weights` the values to choose from; for any other field its lowest and highest value,
-    or a single one. ValueError for no value, or for more than two where a range is expected.
+    ranges: for `crop` and `class_weights` the values to choose from; for others the lowest and highest one, or one.
     """
     space: dict[str, BaseDistribution] = {}
     for field, values in ranges.items():
