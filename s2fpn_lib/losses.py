@@ -8,10 +8,12 @@ Distillation adds `distillation_loss` against a teacher's logits as a further te
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from s2fpn_lib.distributed import mean_over_processes
 from s2fpn_lib.model.blocks import resize_like
@@ -85,14 +87,17 @@ class DeepSupervisionLoss(nn.Module):
         if not unknown.is_cuda and unknown.any():
             self.check_labels(label, logits.shape[1])
         target = target.masked_fill(unknown, self.ignore_index)
-        logits = resize_like(logits.float(), target)
-        loss = self._term(logits, target) + torch.where(unknown.any(), math.nan, 0.0)
+        weight = self._pixel_weights(target, target != self.ignore_index)
+        loss = self._term(logits, target, weight) + torch.where(unknown.any(), math.nan, 0.0)
         if self.lovasz_weight:  # sorts the pixels once per class
+            logits = resize_like(logits.float(), target)
             lovasz = lovasz_softmax(logits[..., ::2, ::2], target[..., ::2, ::2], self.ignore_index)
             loss = loss + self.lovasz_weight * lovasz
         for aux in auxiliary:
-            aux_target = target if self.aux_resolution == "label" else _subsample(target, aux.shape[-2:])
-            loss = loss + self.aux_weight * self._term(aux, aux_target)
+            pixels = target, weight
+            if self.aux_resolution == "own":
+                pixels = [_subsample(each, aux.shape[-2:]) for each in pixels]
+            loss = loss + self.aux_weight * self._term(aux, *pixels)
         return loss
 
     def check_labels(self, label: Tensor, num_classes: int) -> None:
@@ -103,16 +108,19 @@ class DeepSupervisionLoss(nn.Module):
                 f"ignored id {self.ignore_index}: audit the dataset (s2fpn_lib.data.check_dataset) or fix ignore_index"
             )
 
-    def _term(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of one (B,K,h,w) logits map for (B,H,W) labels, resized to them where the sizes differ."""
-        logits = resize_like(logits.float(), target)
+    def _term(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Loss of one (B,K,h,w) logits map for (B,H,W) labels and their weights, resized where the sizes differ."""
         kept = target != self.ignore_index
+        if self.criterion == "cross_entropy" and logits.device.type == "cpu" and logits.requires_grad:
+            total = _WeightedCrossEntropy.apply(logits.float(), target.masked_fill(~kept, 0), weight)
+            return total / _divisor(weight.sum())
+        logits = resize_like(logits.float(), target)
         if self.criterion == "ohem":
             error = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
-            weight = self._pixel_weights(target, kept & self._hard(error.detach(), kept))
+            weight = weight * self._hard(error.detach(), kept)
             return (weight * error).sum() / _divisor(weight.sum())
         total = F.cross_entropy(logits, target, self.class_weights, ignore_index=self.ignore_index, reduction="sum")
-        return total / _divisor(self._pixel_weights(target, kept).sum())
+        return total / _divisor(weight.sum())
 
     def _pixel_weights(self, target: Tensor, kept: Tensor) -> Tensor:
         """(B, H, W): w[y] where `kept`, else 0."""
@@ -131,6 +139,35 @@ class DeepSupervisionLoss(nn.Module):
         if k := int(self.ohem_min_kept * error.numel()):
             threshold = torch.maximum(threshold, probability.flatten().kthvalue(k).values)
         return probability <= threshold
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """Scalar sum(w * ce) of (B,K,h,w) logits, resized to (B,H,W) target ids, with pixel weights w (B,H,W).
+
+    For a CPU, where memory limits this loss: the gradient is computed with the loss, image by image in the processor's
+    cache, and no map of the label's size is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        sides = zip(logits.shape[2:], target.shape[1:], strict=True)
+        rows, columns = (  # (h, H) and (w, W): resize(x) = rows.T @ x @ columns
+            F.interpolate(torch.eye(small)[None], large, mode="linear", align_corners=True)[0] for small, large in sides
+        )
+        total, gradients = torch.zeros(()), []
+        with torch.autocast("cpu", enabled=False):
+            for x, y, w in zip(logits.contiguous(), target[:, None], weight[:, None], strict=True):
+                values = resize_like(x[None], y)[0].log_softmax(0)  # (K, H, W)
+                total -= (w * values.gather(0, y)).sum()
+                values.exp_().scatter_add_(0, y, values.new_full((), -1.0).expand(y.shape)).mul_(w)
+                gradients.append(rows @ values @ columns.T)
+        ctx.save_for_backward(torch.stack(gradients))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient * ctx.saved_tensors[0], None, None
 
 
 def _divisor(total: Tensor) -> Tensor:

@@ -45,6 +45,26 @@ def test_main_term_is_the_weighted_mean():
     torch.testing.assert_close(loss, F.cross_entropy(logits, label.long(), WEIGHTS, ignore_index=IGNORE))
 
 
+@pytest.mark.parametrize("weights", [WEIGHTS, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_those_of_torch_for_every_size(weights, dtype, layout):
+    """The CPU's own gradient against autograd through torch's resize and cross-entropy, with an image ignored."""
+    _, label = random_case(size=(12, 16))
+    label[1] = IGNORE
+    sizes = [(12, 16), (3, 4), (1, 1), (5, 16), (1, 7)]
+    maps = [(3 * torch.randn(2, K, *size)).to(dtype, memory_format=layout).requires_grad_() for size in sizes]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = DeepSupervisionLoss(IGNORE, weights, aux_weight=0.5)((maps[0], maps[1:]), label)
+    gradients = torch.autograd.grad(2 * loss, maps)
+    full = [F.interpolate(each.float(), (12, 16), mode="bilinear", align_corners=True) for each in maps]
+    terms = [F.cross_entropy(each, label.long(), weights, ignore_index=IGNORE) for each in full]
+    torch.testing.assert_close(loss, terms[0] + 0.5 * sum(terms[1:]))
+    for got, expected in zip(gradients, torch.autograd.grad(2 * (terms[0] + 0.5 * sum(terms[1:])), maps), strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected)
+
+
 def test_published_loss_is_the_sum_of_five_terms_at_the_labels_size():
     logits, label = random_case(size=(12, 16))
     auxiliary = [torch.randn(2, K, 12 // s, 16 // s) for s in (4, 2, 2, 1)]
