@@ -35,12 +35,13 @@ from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import keep_freed_memory
-from s2fpn_lib.model.modes import AMP_DTYPES
+from s2fpn_lib.losses import DeepSupervisionLoss
+from s2fpn_lib.model import S2FPN
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
 
-STEPS = ("published", "same loss", "modern")
+STEPS = ("published", "plain pieces", "same loss", "modern")
 
 
 def measure_training(
@@ -48,9 +49,10 @@ def measure_training(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one optimizer step of network `name` on crops of `size` (height, width).
 
-    Implementations: "published" (`PublishedStep` on a batch in memory), "same loss" (the workbench's step with the
-    same loss and gradients, and its loader) and "modern" (the step of that preset). Each has its own process, because
-    malloc is configured per process. data_ms: median time that the step waited for its batch.
+    Implementations: "published" (`PublishedStep` on a batch in memory), "plain pieces" (`plain_step` on it), "same
+    loss" (the workbench's step with the same loss and gradients, and its loader) and "modern" (the step of that
+    preset). Each has its own process, because malloc is configured per process. data_ms: median time that the step
+    waited for its batch.
     """
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
@@ -84,7 +86,7 @@ def make_step(
 ) -> Callable[[], float]:
     """A function that trains one step of the implementation and returns the seconds that it waited for its batch.
 
-    Besides `STEPS`, step may be "compiled", "compiled, CUDA graphs", or "CUDA graphs": modern with such a network.
+    Besides `STEPS`, step may be "compiled" or "compiled, CUDA graphs": modern with such a network.
     resident: train on one batch, which stays on the device.
     """
     config = step_config(step, name, batch, size)
@@ -97,12 +99,12 @@ def make_step(
     state.model.train()
     if step == "compiled, CUDA graphs":
         state.network = torch.compile(state.model, mode="reduce-overhead")
-    if step == "CUDA graphs":
-        state.network = graphed(state)
-    if step == "published":
+    if step in STEPS[:2]:
         images, labels = next(iter(state.loader))
         ready = state.model.preprocess(images), labels.long().to(target)
         weights = class_weights_from(scenes).to(target)
+        if step == "plain pieces":
+            return plain_step(state.model, DeepSupervisionLoss(state.protocol.ignore_id, weights), *ready)
         published = PublishedStep(state.model, config, weights, ignore_index=state.protocol.ignore_id, total=10**6)
         return lambda: published(*ready) * 0.0
     if target.type == "cpu":
@@ -123,32 +125,26 @@ def make_step(
     return ours
 
 
-def graphed(state: TrainingState) -> Callable[..., Any]:
-    """The network of a training as one CUDA graph for its forward and one for its backward pass."""
-    x = state.model.preprocess(next(iter(state.loader))[0])
-    network = WithAuxiliary(state.model)
-    with torch.autocast(x.device.type, AMP_DTYPES.get(state.amp), enabled=state.amp is not None, cache_enabled=False):
-        network = torch.cuda.make_graphed_callables(network, (x,), allow_unused_input=True)
-    return lambda x, **_: network(x)
+def plain_step(model: S2FPN, criterion: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], float]:
+    """A step as in a script without `train`: network, loss, and fused Adam, and no setting of malloc."""
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
+    def step() -> float:
+        optimizer.zero_grad()
+        criterion(model(images, aux=True, resize=False), labels).backward()
+        optimizer.step()
+        return 0.0  # waits for no batch
 
-class WithAuxiliary(nn.Module):
-    """A network whose `forward(x)` is the one of a training step."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x, aux=True, resize=False)
+    return step
 
 
 def step_config(step: str, name: str, batch: int, size: tuple[int, int]) -> TrainConfig:
     """The preset of an implementation, on RoadScenes without pretraining: neither changes the time of a step."""
-    preset = "published-camvid" if step in STEPS[:2] else "modern"
+    preset = "published-camvid" if step in STEPS[:3] else "modern"
     data = {"dataset": "roadscenes", "train_split": "train", "val_split": "", "checkpoint_rule": "last"}
     network = {"model": name, "encoder_weights": "", "crop": size, "batch_size": batch}
-    return TrainConfig.preset(preset, **data, **network, epochs=10**6, compile=step == "compiled")
+    how = {"compile": step == "compiled", "channels_last": step != "plain pieces"}
+    return TrainConfig.preset(preset, **data, **network, **how, epochs=10**6)
 
 
 def measure_loader(

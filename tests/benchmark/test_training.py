@@ -17,6 +17,7 @@ from s2fpn_lib.data.camvid import CamVid
 from s2fpn_lib.data.files import Cityscapes
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
+from s2fpn_lib.losses import DeepSupervisionLoss
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
@@ -95,7 +96,7 @@ def test_a_step_never_waits_for_the_device(step, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_rows_of_the_training_step(run_once):
     rows = list(measure_training("s2fpn_lite", (32, 64), 2))
-    assert [row["way"] for row in rows] == ["published", "same loss", "modern"]
+    assert [row["way"] for row in rows] == ["published", "plain pieces", "same loss", "modern"]
     assert rows[0]["ratio"] == 1
     for row in rows:
         assert row["images_per_s"] == 2
@@ -106,6 +107,21 @@ def test_rows_of_the_training_step(run_once):
 def test_an_error_in_the_process_of_a_step_is_raised(run_once):
     with pytest.raises(ValueError, match="unknown"):
         list(measure_training("no_such_network", (32, 64), 2))
+
+
+def test_the_plain_step_has_the_published_loss_and_needs_no_setting_of_malloc(tmp_path, monkeypatch):
+    training = training_of("plain pieces", tmp_path, switches={"dropout": 0.0})
+    images, labels = next(iter(training.loader))
+    criterion = DeepSupervisionLoss(11, class_weights_from(RoadScenes("train", size=SIZE, count=4)))
+    losses = []
+    criterion.register_forward_hook(lambda module, inputs, loss: losses.append(loss.item()))
+    x = training.model.preprocess(images)
+    published = PublishedStep(training.model, training.config, criterion.class_weights, ignore_index=11, total=1000)
+    expected = published(x, labels.long())
+    benchmarks.plain_step(training.model, criterion, x, labels)()
+    assert losses == [pytest.approx(expected, rel=1e-4)]
+    monkeypatch.setattr(benchmarks, "keep_freed_memory", lambda: pytest.fail("a setting of malloc"))
+    assert make_step("plain pieces", "s2fpn_lite", SIZE, 2, "cpu")() == 0
 
 
 def test_a_step_returns_how_long_it_waited():
