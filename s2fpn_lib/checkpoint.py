@@ -71,11 +71,8 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     path = find_weights(path_or_name)
     if path.suffix in TORCH_SUFFIXES:
         return {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            stored = (file.metadata() or {}).get(METADATA_KEY)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
+    with _named(path), safetensors.safe_open(path, framework="pt") as file:
+        stored = (file.metadata() or {}).get(METADATA_KEY)
     if stored is None:
         raise CheckpointError(
             f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
@@ -109,7 +106,9 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
         return load_published(build_model(**config), path).to(device).eval()
     if config:
         raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
-    metadata, tensors = read_metadata(path), _tensors(path)
+    metadata = read_metadata(path)
+    with _named(path):
+        tensors = safetensors.torch.load_file(path)
     if definition := metadata.get("protocol_definition"):
         register(Protocol.from_dict(definition))
     elif protocol := PROTOCOLS.get(metadata.get("protocol")):  # files of earlier versions lack definition and history
@@ -141,13 +140,6 @@ def published_arguments(path_or_name: str | Path, model: str, revision: str, pro
     }
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
-
-
 def recorded_network(path_or_name: str | Path) -> dict[str, Any]:
     """The arguments of `build_model` that a checkpoint records; for the author's layout {"normalization": ...} alone,
     the one that belongs to the number of its classes, where that is known. Raises CheckpointError as `read_metadata`.
@@ -169,7 +161,8 @@ def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
     """
     path, own = find_weights(path_or_name), model.state_dict()
     with _named(path):
-        loaded = published_tensors(model, path) if path.suffix in TORCH_SUFFIXES else _tensors(path)
+        published = path.suffix in TORCH_SUFFIXES
+        loaded = published_tensors(model, path) if published else safetensors.torch.load_file(path)
     kept, wrong = own.keys() - loaded.keys(), []
     for name in sorted(own.keys() & loaded.keys()):
         found, needed = loaded[name].shape, own[name].shape
@@ -190,6 +183,8 @@ def _named(path: Path) -> Iterator[None]:
     """Errors in reading a file as CheckpointErrors that name it."""
     try:
         yield
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
     except KeyError as error:
         raise CheckpointError(f"{path}: {error.args[0]}. Give its model and revision") from error
     except RuntimeError as error:  # names the file itself

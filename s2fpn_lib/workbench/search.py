@@ -158,8 +158,9 @@ class Search:
         return self.config.replace(**changes)
 
     def _ended(self) -> list[FrozenTrial]:
-        interrupted = [each for each in self.study.trials if each.state == TrialState.FAIL and not _error(each)]
-        return [each for each in self.study.trials if each.state.is_finished() and each not in interrupted]
+        """All trials that ended, except interrupted ones: failed ones without an error."""
+        ended = [each for each in self.study.trials if each.state.is_finished()]
+        return [each for each in ended if each.state != TrialState.FAIL or "error" in each.user_attrs]
 
     def table(self) -> pd.DataFrame:
         """One row per trial, the best first: state, mIoU (a pruned trial's last one), values, epochs, folder, error."""
@@ -172,7 +173,7 @@ class Search:
                 "epochs": trial.last_step,
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
                 "folder": trial.user_attrs.get("folder", ""),
-                "error": _error(trial) or ("interrupted" if trial.state == TrialState.FAIL else ""),
+                "error": trial.user_attrs.get("error", "interrupted" if trial.state == TrialState.FAIL else ""),
             }
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("trial")
         return frame.sort_values(["state", "mIoU"], ascending=[True, False]) if rows else frame
@@ -195,8 +196,3 @@ class _Reporter:
                 self.last = each["epoch"]
         if row["val_miou"] is not None and row["epoch"] < self.epochs and self.trial.should_prune():
             raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")
-
-
-def _error(trial: FrozenTrial) -> str:
-    """Why a trial failed; empty for one that was interrupted."""
-    return trial.user_attrs.get("error", "")
