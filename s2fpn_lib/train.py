@@ -11,7 +11,7 @@ of every batch, with BatchNorm statistics of the whole batch. A resumed run may 
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from s2fpn_lib.data.transforms import class_mix
 from s2fpn_lib.distributed import choose_device, from_first, rank
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
+from s2fpn_lib.model import ENCODERS
 from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import RunDirectory
@@ -203,6 +204,16 @@ def train(
         return TrainResult(run.path, config, model, runs.read_rows(run.metrics), summary)
 
 
+def cudnn_search(model: str, device: torch.device) -> AbstractContextManager:
+    """Lets cuDNN search for its fastest algorithms, which pays off after a few steps, because crops have one size.
+
+    Not in deterministic mode, because two searches may end differently, nor with depthwise convolutions: cuDNN 9.19
+    compiles kernels for each of them, and the first step takes minutes.
+    """
+    search = not ENCODERS[model].depthwise and not torch.are_deterministic_algorithms_enabled()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=search and device.type == "cuda")
+
+
 def _run(
     config: TrainConfig,
     train_set: SegmentationDataset,
@@ -215,10 +226,7 @@ def _run(
     device = choose_device(config.device, distributed.local_rank())
     if device.type == "cpu":
         distributed.keep_freed_memory()
-    # Crops have one size, so cuDNN's search for the fastest algorithm pays off after a few steps. Not with depthwise
-    # convolutions: cuDNN 9.19 compiles kernels for each of them, and the first step takes minutes.
-    search = device.type == "cuda" and not config.model.startswith("s2fpn_lite")
-    with torch.backends.cudnn.flags(enabled=True, benchmark=search):
+    with cudnn_search(config.model, device):
         state = TrainingState(config, train_set, val_set, device, run)
         _train_epochs(state, on_epoch, progress)
         return from_first(_write_summary(state) if rank() == 0 else None)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
+DEVICE = os.environ.get("S2FPN_TEST_DEVICE", "cuda")  # "cpu" runs the tests marked cuda on the CPU
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,10 +49,16 @@ def camvid_root() -> Path:
     return Path(root)
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device of a test marked cuda."""
+    return torch.device(DEVICE)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    without_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none here")
     for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(without_gpu)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            if DEVICE == "cuda":
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none here"))
+            elif "device" not in item.fixturenames:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, whatever S2FPN_TEST_DEVICE says"))

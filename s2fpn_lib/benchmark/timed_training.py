@@ -1,4 +1,4 @@
-"""A training that fits into the time that is left: its number of epochs follows from measured steps.
+"""A training that fits into the time that is left: its number of epochs follows from a measurement.
 
 Tasks give rows for train.jsonl. The stages are the presets `STAGES`, each starting from the weights of the one before;
 each has a folder in the results with its metrics, weights, evaluation, and a picture of predictions.
@@ -6,34 +6,31 @@ each has a folder in the results with its metrics, weights, evaluation, and a pi
 
 import contextlib
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from s2fpn_lib.benchmark.training import endless
 from s2fpn_lib.benchmark.ways import Rows, Task, allow_tf32
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import SegmentationDataset, evenly_spaced
-from s2fpn_lib.evaluate import Evaluation, evaluate
+from s2fpn_lib.data import evenly_spaced
+from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.model import build_model
-from s2fpn_lib.runs import RunDirectory
-from s2fpn_lib.state import TrainingState, open_splits
-from s2fpn_lib.train import train, train_step
+from s2fpn_lib.state import open_splits
+from s2fpn_lib.train import train
 from s2fpn_lib.viz.images import prediction_views
 
 STAGES = {"lite-camvid-gpu-own": 0.5, "lite-camvid-gpu": 1.0}  # and their shares of the time that is left
 # On a CPU the same code runs on a small network and few small crops
-SMALL = {"model": "s2fpn_lite", "crop": (48, 64), "batch_size": 8, "workers": 0, "compile": False, "eval_images": 4}
+SMALL = {"model": "s2fpn_lite", "crop": (32, 48), "batch_size": 16, "workers": 0, "compile": False, "eval_images": 4}
 SMALL |= {"dataset": "roadscenes", "train_split": "train:drive=park", "val_split": "val:drive=park"}
 SLACK = 0.9  # share of the time to plan with
-LEAST_STEPS, LEAST_SECONDS = 5, 2.0  # of the measurement
+MEASURED = 4  # epochs; the first one starts processes and loads kernels
 
 
 def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
@@ -44,26 +41,24 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
 def train_stage(stage: str, device: torch.device, end: float, out: Path) -> Rows:
     """Trains one preset, and yields its summary with the evaluation of the weights that it returned."""
     allow_tf32(True)
-    seconds = STAGES[stage] * (end - time.monotonic())
-    stages = list(STAGES)
-    earlier = [out / each for each in stages[: stages.index(stage)] if (out / each / "result.json").exists()]
+    began = time.monotonic()
+    seconds = STAGES[stage] * (end - began)
+    earlier = [out / each for each in STAGES if each != stage and (out / each / "result.json").exists()]
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
     changes = {"dataset": "auto", "workers": workers} if device.type == "cuda" else SMALL
-    changes = {**changes, "device": str(device)}
+    preset = partial(TrainConfig.preset, stage, **changes, device=str(device))
     if earlier:
-        config = TrainConfig.preset(stage, init_from=str(earlier[-1]), **changes)
+        config = preset(init_from=str(earlier[-1]))
     else:
-        config = TrainConfig.preset(stage, **changes)
-        config = config.replace(encoder_weights=encoder_weights(config.model))
-    began = time.monotonic()
-    config, planned = fitted(config, device, seconds)
+        config = preset(encoder_weights=encoder_weights(preset().model))
+    config, planned = fitted(config, seconds)
     left = seconds - (time.monotonic() - began)
     result = train(config.replace(max_minutes=left / 60), run_dir=out / stage, progress=False)
-    for state in (result.run_dir / "last.pt", result.run_dir / "previous.pt"):
-        state.unlink(missing_ok=True)
+    for state in result.run_dir.glob("*.pt"):
+        state.unlink()
     _, val_set = open_splits(config)
     model = result.model.to(device)
-    evaluation = score(model, val_set, config)
+    evaluation = evaluate(model, val_set, batch_size=8, limit=config.eval_images or None, progress=False)
     evaluation.provenance |= {"checkpoint": result.checkpoint.name, "model": config.model, "seed": config.seed}
     evaluation.save(result.run_dir / "evaluation.json")
     rows = [np.concatenate(prediction_views(model, val_set, i), axis=1) for i in evenly_spaced(len(val_set), 5)]
@@ -80,49 +75,25 @@ def encoder_weights(model: str) -> str:
     return ""
 
 
-def fitted(config: TrainConfig, device: torch.device, seconds: float) -> tuple[TrainConfig, dict[str, float]]:
-    """The configuration with as many epochs as fit into `seconds`, and what was measured to find their number.
+def fitted(config: TrainConfig, seconds: float) -> tuple[TrainConfig, dict[str, float]]:
+    """The configuration with as many epochs as fit into `seconds`, and what a short training took to find their number.
 
     Raises ValueError if there is no time for one epoch.
     """
     began = time.monotonic()
-    train_set, val_set = open_splits(config)
-    search = device.type == "cuda" and not config.model.startswith("s2fpn_lite")  # as `train` does
-    with tempfile.TemporaryDirectory() as folder, torch.backends.cudnn.flags(enabled=True, benchmark=search):
-        state = TrainingState(config, train_set, val_set, device, RunDirectory(folder))
-        state.model.train()
-        batches = endless(state.loader)
-        ready = time.monotonic()
-        timed_steps(state, batches, 3)
-        start_up = time.monotonic() - ready
-        count, step = LEAST_STEPS, timed_steps(state, batches, LEAST_STEPS)
-        while count * step < LEAST_SECONDS:
-            count *= 2
-            step = timed_steps(state, batches, count)
-        ready = time.monotonic()
-        score(state.averaged, val_set, config)
-        validation = time.monotonic() - ready
-        steps = len(state.loader)
-        del state, batches  # ends the loader's processes
+    short = config.replace(epochs=MEASURED, eval_every=1, max_minutes=seconds / 240)
+    with tempfile.TemporaryDirectory() as folder:
+        history = train(short, run_dir=folder, progress=False).history
     measuring = time.monotonic() - began
+    later, images = history[1:] or history, config.batch_size * history[0]["step"]
+    epoch = statistics.median(row["seconds"] for row in later)  # with its validation
+    training = statistics.median(images / row["images_per_s"] for row in later)
+    start_up, validation = measuring - epoch * len(history), epoch - training
     left = SLACK * (seconds - measuring - start_up) - 2 * validation
-    epochs = int(left / (steps * step + validation / config.eval_every))
+    epochs = int(left / (training + validation / config.eval_every))
     if epochs < 1:
-        needed = (steps * step + start_up + 3 * validation) / SLACK + measuring
-        raise ValueError(f"{seconds:.0f} s are too few for an epoch of {steps} steps, which needs about {needed:.0f} s")
-    measured = {"seconds_given": seconds, "seconds_per_step": step, "start_up": start_up, "validation": validation}
+        needed = (training + start_up + 3 * validation) / SLACK + measuring
+        raise ValueError(f"{seconds:.0f} s are too few for an epoch of {training:.2f} s, which needs {needed:.0f} s")
+    planned = {"seconds_given": seconds, "epoch": training, "start_up": start_up, "validation": validation}
     eval_every = min(config.eval_every, max(1, epochs // 4))
-    return config.replace(epochs=epochs, eval_every=eval_every), {key: round(v, 4) for key, v in measured.items()}
-
-
-def score(model: nn.Module, val_set: SegmentationDataset, config: TrainConfig) -> Evaluation:
-    return evaluate(model, val_set, batch_size=8, limit=config.eval_images or None, progress=False)
-
-
-def timed_steps(state: TrainingState, batches: Iterator, count: int) -> float:
-    """Seconds per step, with the wait for its batch."""
-    start = time.monotonic()
-    for _ in range(count):
-        train_step(state, *next(batches))
-    float(state.loss_sum)  # waits for the device
-    return (time.monotonic() - start) / count
+    return config.replace(epochs=epochs, eval_every=eval_every), {key: round(v, 3) for key, v in planned.items()}

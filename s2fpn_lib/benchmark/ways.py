@@ -7,6 +7,7 @@ the published way as PyTorch's defaults run it on a GPU: its convolutions multip
 import copy
 import gc
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, measure_rows, peak_mb, session, timed
+from s2fpn_lib.benchmark.kernels import depthwise_ways, step_kernels
 from s2fpn_lib.benchmark.published import PublishedInference
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.benchmark.training import make_step, measure_loader
@@ -26,6 +28,7 @@ from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
+from s2fpn_lib.train import cudnn_search
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 Task = tuple[float, Callable[[], Rows]]  # about how many seconds it needs, and what gives its rows
@@ -56,49 +59,59 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     watch = {"repeats": 3, "seconds": 0.1, "least": 5, "warmup": 1.0}
     found: dict[str, Task] = {}
 
-    def speed(name: str, revision: str, size: tuple[int, int], batch: int, *ways: Way) -> None:
-        ways = tuple(way for way in ways if cuda or (way[0] != GRAPH and way[1] != "fp16"))
-        if not ways:
-            return
-        title = f"{name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(map(' '.join, ways))}"
+    def add(needed: float, title: str, measure: Callable[..., Rows], *arguments: Any, **options: Any) -> None:
+        found[title] = needed, partial(measure, *arguments, **options)
+
+    def speed(name: str, ways: Sequence[Way], revision: str = "v1", size: int = 0, batch: int = 1) -> None:
+        ways = [way for way in ways if cuda or (way[0] != GRAPH and way[1] != "fp16")]
+        title = "{} {} {}x{} batch {}: ".format(name, revision, *sizes[size], batch) + ", ".join(map(" ".join, ways))
         needed = sum({"compile": 30, MODES[0]: 30, MODES[1]: 90}.get(backend, 1) for backend, _ in ways)
-        found[title] = needed, partial(measure_ways, name, revision, size, batch, ways, device, **watch)
+        if ways:
+            add(needed, title, measure_ways, name, revision, sizes[size], batch, ways, device, **watch)
 
-    def train(name: str, size: tuple[int, int], batch: int, *ways: str) -> None:
-        title = f"training {name} {size[0]}x{size[1]} batch {batch}: {'; '.join(ways)}"
-        needed = sum(60 if way in COMPILED_STEPS else 1 for way in ways)
-        found[title] = needed, partial(measure_steps, name, size, batch, ways, device, **watch)
+    def train(name: str, *ways: str, size: int = 1, batch: int = 8) -> None:
+        title = "training {} {}x{} batch {}: published; ".format(name, *sizes[size], batch) + "; ".join(ways)
+        needed = 1 + sum(60 if way in COMPILED_STEPS else 1 for way in ways)
+        add(needed, title, measure_steps, name, sizes[size], batch, ("published", *ways), device, **watch)
 
-    graphs = ("CUDA graphs",) if cuda else ()
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, *best)
-    train("s2fpn18", sizes[1], 8, "published", "modern", *graphs)
-    speed("s2fpn18", "v1", sizes[0], 1, *OTHERS)
-    train("s2fpn_lite", sizes[1], 8, "published", "modern", *graphs)
-    speed("s2fpn18", "v1", sizes[0], 1, COMPILED[0])
-    speed("s2fpn18", "v1", sizes[0], 8, *best)
-    train("s2fpn18", sizes[1], 8, "published", *COMPILED_STEPS[1:])
-    found["product"] = 5, partial(measure_product, sizes[0], device, **watch)
-    found["loader"] = 5, partial(keep_up, device, sizes[1])
-    speed("s2fpn18", "v1", sizes[0], 1, *STEPWISE)
-    train("s2fpn18", sizes[0], 8, "published", "same loss", "modern", *graphs)
-    speed("s2fpn_lite", "v1", sizes[0], 1, COMPILED[0])
+        speed(name, best)
+    train("s2fpn18", "modern")
+    speed("s2fpn18", OTHERS)
+    train("s2fpn_lite", "modern")
+    for name in NETWORKS[:2]:
+        add(10, f"kernels of a training step of {name}", step_kernels, name, sizes[1], 8, device)
+    if cuda:
+        add(40, "depthwise convolutions", depthwise_ways, 16, device, **watch)
+    speed("s2fpn18", COMPILED[:1])
+    speed("s2fpn18", best, batch=8)
+    for name in NETWORKS[:2]:
+        train(name, *COMPILED_STEPS[1:])
+    product = {"backends": (PUBLISHED, "eager"), "precisions": ("float32", *AMP_DTYPES), "device": device, **watch}
+    add(5, "product", rows_of, "speed", measure_rows, NETWORKS[:2], sizes[:1], **product)
+    files = {"images": 32, "workers": (4, 14) if cuda else (1,), "repeats": 3, "seconds": 0.3, "least": 3}
+    add(5, "loader", rows_of, "loader", measure_loader, "camvid", sizes[1], 8, **files)
+    speed("s2fpn18", STEPWISE)
+    train("s2fpn18", "same loss", "modern", size=0)
+    speed("s2fpn_lite", COMPILED[:1])
     for batch in (1, 2, 16, 32):
-        train("s2fpn18", sizes[1], batch, "published", "modern", *graphs)
-    train("s2fpn_lite", sizes[1], 8, "published", *COMPILED_STEPS)
-    train("s2fpn18", sizes[1], 8, "published", "same loss", *COMPILED_STEPS[:1])
+        train("s2fpn18", "modern", batch=batch)
     for name in NETWORKS[:2]:
-        speed(name, "v1", sizes[0], 1, *RUNTIMES)
-        speed(name, "v1", sizes[0], 1, *COMPILED[1:])
-        speed(name, "v1", sizes[0], 1, TUNED[0])
+        train(name, "same loss", *COMPILED_STEPS[:1])
+        for ways in (RUNTIMES, COMPILED[1:], TUNED[:1]):
+            speed(name, ways)
     # every network, size, and batch size, first each one's best ways
     for ways, batches in (((*best, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), (COMPILED[:1], (1,)), (TUNED, (1,))):
-        for batch in batches:
-            for size in sizes:
-                for name in NETWORKS:
-                    for revision in REVISIONS:
-                        speed(name, revision, size, batch, *ways)
+        for batch, size, name, revision in itertools.product(batches, range(len(SIZES)), NETWORKS, REVISIONS):
+            speed(name, ways, revision, size, batch)
     return found
+
+
+def rows_of(file: str, measure: Callable[..., Iterator[dict[str, Any]]], *arguments: Any, **options: Any) -> Rows:
+    """The rows of another benchmark, for a file. "speed": of `optimize_for_inference`, alone and from uint8 to ids."""
+    allow_tf32(True)
+    for row in measure(*arguments, **options):
+        yield f"{file}.jsonl", row
 
 
 def allow_tf32(on: bool) -> None:
@@ -108,14 +121,11 @@ def allow_tf32(on: bool) -> None:
 
 def settled(model: S2FPN, size: tuple[int, int]) -> S2FPN:
     """Moves the running statistics of batch norm to those of a random batch, so that activations have a usual scale."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.5  # not 1: a channel that is 0 throughout would be divided by 0
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.5  # not 1: a channel that is 0 throughout would be divided by 0
     with torch.no_grad():
         model.train()(model.preprocess(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     return model.eval()
 
 
@@ -126,8 +136,6 @@ def measure_ways(
     published ones. A way that fails has a row with its `error` and no time.
     """
     torch.backends.cudnn.benchmark = True  # as the published script sets it
-    if {backend for backend, _ in ways} & {"compile", *MODES}:  # importing the compiler takes seconds
-        torch._dynamo.reset()
     allow_tf32(False)
     torch.manual_seed(0)
     model = settled(build_model(name, revision=revision, num_classes=19).to(device), (128, 256))
@@ -137,23 +145,16 @@ def measure_ways(
         expected = model(x)
     protocol = {"network": name, "revision": revision, "height": size[0], "width": size[1], "batch": batch}
     protocol |= {"parameters_m": round(cost.megaparameters, 3), "gmacs": round(batch * cost.gigamacs, 3)}
-    running: dict[Way, Run] = {}
+    calls: dict[Way, Callable[[], Tensor]] = {}
     about: dict[Way, dict[str, Any]] = {}
     for way in (REFERENCE, *ways):
-        gc.collect()
-        before = peak_mb(device, reset=True)
         try:
-            run = way_of(model, x, *way)
-            difference = float((run(x) - expected).abs().max())
-            peak_mb(device, reset=True)  # without the memory in which cuDNN searches for the fastest algorithm
-            run(x)
+            calls[way], added = started(lambda way=way: partial(way_of(model, x, *way), x), device)
+            about[way] = {"peak_mb": added, "max_difference": float((calls[way]() - expected).abs().max())}
         except Exception as error:
             backend = {"stage": "network", "backend": way[0], "precision": way[1]}
             yield "failed.jsonl", {**protocol, **backend, "error": f"{type(error).__name__}: {error}"[:600]}
-            continue
-        added = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
-        running[way], about[way] = run, {"peak_mb": added, "max_difference": difference}
-    timings = time_in_turns({way: partial(run, x) for way, run in running.items()}, device, **watch)
+    timings = time_in_turns(calls, device, **watch)
     now = session(device)
     for way, timing in timings.items():
         row = timed("network", way, timing, batch) | timing.ratio_row(timings.get(REFERENCE))
@@ -190,14 +191,6 @@ def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
     return with_flags
 
 
-def measure_product(size: tuple[int, int], device: torch.device, **watch: Any) -> Rows:
-    """Rows of `optimize_for_inference`, alone and from the uint8 image to its class ids, as 12_speed measures them."""
-    allow_tf32(True)
-    options = {"backends": (PUBLISHED, "eager"), "precisions": ("float32", *AMP_DTYPES), "device": device}
-    for row in measure_rows(NETWORKS[:2], [size], **options, **watch):
-        yield "speed.jsonl", row
-
-
 def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
     """The exported network in onnxruntime, whose inputs and outputs stay on the device."""
     import onnxruntime
@@ -229,35 +222,32 @@ def measure_steps(
 ) -> Rows:
     """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
     allow_tf32(True)
-    # as `train` and the published script set it; cuDNN's search among depthwise convolutions takes minutes
-    torch.backends.cudnn.benchmark = not name.startswith("s2fpn_lite")
-    if set(ways) & set(COMPILED_STEPS):
-        torch._dynamo.reset()
-    calls: dict[str, Callable[[], Any]] = {}
     protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
-    peaks = {}
-    for way in ways:
-        gc.collect()
-        before = peak_mb(device, reset=True)
-        try:
-            step = make_step(way, name, size, batch, str(device), resident=True)
-            step()
-            peak_mb(device, reset=True)
-            step()
-            calls[way] = step
-            peaks[way] = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
-        except Exception as error:
-            yield "failed.jsonl", {**protocol, "way": way, "error": f"{type(error).__name__}: {error}"[:600]}
-    timings = time_in_turns(calls, device, **watch)
+    calls: dict[str, Callable[[], Any]] = {}
+    added = {}
+    with cudnn_search(name, device):
+        for way in ways:
+            try:
+                calls[way], added[way] = started(partial(make_step, way, name, size, batch, str(device), True), device)
+            except Exception as error:
+                yield "failed.jsonl", {**protocol, "way": way, "error": f"{type(error).__name__}: {error}"[:600]}
+        timings = time_in_turns(calls, device, **watch)
     now = session(device)
     for way, timing in timings.items():
         row = {**protocol, "way": way, **timing.row(), "images_per_s": round(batch / timing.p50, 2)}
-        yield "training.jsonl", {**row, **timing.ratio_row(timings.get("published")), "peak_mb": peaks[way], **now}
+        yield "training.jsonl", {**row, **timing.ratio_row(timings.get("published")), "peak_mb": added[way], **now}
     make_step.cache_clear()
 
 
-def keep_up(device: torch.device, size: tuple[int, int]) -> Rows:
-    """Samples per second of the loader, to be compared with the images per second of a training step."""
-    workers = (4, 14) if device.type == "cuda" else (1,)
-    for row in measure_loader("camvid", size, 8, images=32, workers=workers, repeats=3, seconds=0.3, least=3):
-        yield "loader.jsonl", row
+def started(make: Callable[[], Callable[[], Any]], device: torch.device) -> tuple[Callable[[], Any], float | None]:
+    """What `make` returns, after two calls, and the MB that it added: what it keeps, and the peak of the second call.
+
+    The first call needs memory for cuDNN's search.
+    """
+    gc.collect()
+    before = peak_mb(device, reset=True)
+    call = make()
+    call()
+    peak_mb(device, reset=True)
+    call()
+    return call, None if before is None else round(max(0.0, peak_mb(device) - before), 1)

@@ -354,9 +354,9 @@ def test_distributed_wrapper_is_unwrapped(tmp_path):
 
 
 @pytest.mark.cuda
-def test_tensors_stay_on_the_models_device():
-    model = randomized(build_model("s2fpn_lite", revision="v2", num_classes=5)).cuda().eval()
+def test_tensors_stay_on_the_models_device(device):
+    model = randomized(build_model("s2fpn_lite", revision="v2", num_classes=5)).to(device).eval()
     with AttentionRecorder(model) as recorder, torch.inference_mode():
-        model(image().cuda())
-    assert {tensor.device.type for tensor in tensors(recorder.capture)} == {"cuda"}
-    assert recorder.capture.levels[3].column_attention(0, 0).device.type == "cuda"
+        model(image().to(device))
+    assert {tensor.device.type for tensor in tensors(recorder.capture)} == {device.type}
+    assert recorder.capture.levels[3].column_attention(0, 0).device.type == device.type

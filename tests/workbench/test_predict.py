@@ -263,8 +263,8 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(model
 
 
 @pytest.mark.cuda
-def test_on_a_gpu(model, folder, tmp_path):
-    on_gpu = build_model("s2fpn_lite", num_classes=11).cuda().eval()
+def test_on_a_gpu(model, folder, tmp_path, device):
+    on_gpu = build_model("s2fpn_lite", num_classes=11).to(device).eval()
     on_gpu.load_state_dict(model.state_dict())
     a = predict(on_gpu, folder, tmp_path / "gpu", PROTOCOL, size=(64, 96)).areas
     b = predict(model, folder, tmp_path / "cpu", PROTOCOL, size=(64, 96)).areas
