@@ -28,6 +28,7 @@ except ImportError:  # Windows
     import msvcrt
 
 PROJECT = Path(__file__).resolve().parent.parent
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 LOCKED_BYTE = 2**30  # msvcrt locks bytes, and nobody else may read them: one behind the end of every file here
 
 
@@ -257,6 +258,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "cpu": _cpu_name(),
+        "instruction_set": _instruction_set(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
@@ -285,6 +287,14 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _instruction_set() -> str:
+    """What decides how fast the processor convolves, such as "avx2 avx512f avx512_vnni", and the limit that is set."""
+    info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
+    flags = info.read_text().split() if info.exists() else ()
+    found = " ".join(flag for flag in INSTRUCTION_SETS if flag in flags) or torch.backends.cpu.get_cpu_capability()
+    return f"{found}, limited to {limit}" if limit else found
 
 
 def utc_now() -> str:

@@ -194,6 +194,14 @@ def test_environment_is_json():
     assert environment["cpu"]
 
 
+def test_the_instruction_set_names_its_limit(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    free = runs.environment()["instruction_set"]
+    assert free
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert runs.environment()["instruction_set"] == f"{free}, limited to AVX2"
+
+
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     command = ["git", "-C", str(folder), *identity, *arguments]

@@ -21,8 +21,9 @@ from s2fpn_lib import runs
 from s2fpn_lib.benchmark.published import PublishedInference, eval_fps
 from s2fpn_lib.benchmark.timing import Timing, clock_of, gpu_state, time_in_turns
 from s2fpn_lib.checkpoint import find_weights, load_model, released_names
-from s2fpn_lib.data import SegmentationDataset, evenly_spaced
+from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.evaluate import evaluate
+from s2fpn_lib.inference.int8 import calibration_images
 from s2fpn_lib.inference.optimize import BACKENDS, optimize_for_inference
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import ENCODERS, S2FPN, build_model
@@ -32,7 +33,6 @@ from s2fpn_lib.model.tta import at_size
 BASELINES = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50")  # of torchvision, untrained
 PUBLISHED, NO_GRAD = "published", "published no_grad"  # the second records no graph for a backward pass
 STAGES = ("network", "end to end")
-CALIBRATION_IMAGES = 8
 SCORED = ("protocol", "split", "data", "images", "images_seen", "convention", "miou")
 CPU = torch.device("cpu")
 
@@ -157,7 +157,8 @@ def _runner(model: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
         return torch.inference_mode()(lambda batch: model(batch)["out"])
     if backend in (PUBLISHED, NO_GRAD):
         return PublishedInference(model, grad=backend == PUBLISHED)
-    return optimize_for_inference(model, x, backend, precision=precision, verbose=False)
+    # the speed does not depend on the pixels, and those of `measure_rows` are noise, on which no layer is chosen
+    return optimize_for_inference(model, x, backend, precision=precision, tolerance=1.0, verbose=False)
 
 
 def _class_ids(run: Run, preprocess: Run, images: Tensor) -> Tensor:
@@ -185,7 +186,8 @@ def session(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         index = device.index or 0
         return {"device": environment["gpus"][index], **gpu_state(index), **versions}
-    return {"device": f"{environment['cpu']}, {environment['threads']} threads", **versions}
+    device_name = f"{environment['cpu']}, {environment['threads']} threads"
+    return {"device": device_name, "instruction_set": environment["instruction_set"], **versions}
 
 
 def peak_mb(device: torch.device, *, reset: bool = False) -> float | None:
@@ -217,8 +219,10 @@ def measure_speed_and_accuracy(
 ) -> Iterator[dict[str, Any]]:
     """One row per backend and precision: the speed and the mIoU of the same callable.
 
-    A row holds its protocol and: p50_ms, p90_ms, and fps (uint8 image to class ids), spread, miou, and `changed`, the
-    share of the timed image's pixels whose class differs from the float32 network's.
+    A row holds its protocol and: p50_ms, p90_ms, and fps (uint8 image to class ids), spread, miou, `miou_cost`, the
+    mIoU that it loses against the plain network, `changed`, the share of the timed image's pixels whose class differs
+    from that network's, `own_ratio`, its speed relative to float32 of the same backend, with the lowest and highest
+    ratio of the repeats (the precisions of a backend take turns), and `float_layers`, which int8 leaves in float.
 
     Args:
         scored: the split that is scored; its first image is timed, at the protocol's size.
@@ -229,23 +233,30 @@ def measure_speed_and_accuracy(
     Raises ValueError for an unknown backend, and if `calibration` and `scored` share images.
     """
     _check("backend", backends, BACKENDS)
-    if set(scored.names) & set(calibration.names):
-        raise ValueError(f"{calibration.split} (ranges of int8) and {scored.split} (score) share images")
     device, size = next(model.parameters()).device, scored.protocol.size
-    examples = [at_size(calibration[i][0], size) for i in evenly_spaced(len(calibration), CALIBRATION_IMAGES)]
-    examples, image = torch.stack(examples).to(device), at_size(scored[0][0], size)[None].to(device)
+    examples, image = calibration_images(model, calibration, scored), at_size(scored[0][0], size)[None].to(device)
     with torch.inference_mode():
         expected = _class_ids(model, model.preprocess, image)
+    options = {"batch_size": 1, "limit": limit, "progress": False}
+    plain = evaluate(model, scored, **options).row()["miou"]
     network = {"network": model.config["name"], "revision": model.config["revision"]}
-    for method in _methods(backends, precisions):
-        fast = _runner(model, model.preprocess(examples if method[1] == "int8" else image), *method)
-        call = partial(_class_ids, fast, model.preprocess, image)
-        timing = time_in_turns({method: call}, device, **stopwatch)[method]
-        score = evaluate(fast, scored, batch_size=1, limit=limit, progress=False).row()
-        yield {
-            **{**network, "height": size[0], "width": size[1], "batch": 1},
-            **timed("end to end", method, timing, 1),
-            **{key: score[key] for key in SCORED if key in score},
-            "changed": float((call() != expected).float().mean()),
-            **session(device),
-        }
+    for backend in dict.fromkeys(backends):
+        runs, calls = {}, {}
+        for method in _methods([backend], precisions):
+            x = examples if method[1] == "int8" else model.preprocess(image)
+            runs[method] = optimize_for_inference(model, x, backend, precision=method[1], verbose=False)
+            calls[method] = partial(_class_ids, runs[method], model.preprocess, image)
+        timings = time_in_turns(calls, device, **stopwatch) if calls else {}
+        for method, timing in timings.items():
+            score = evaluate(runs[method], scored, **options).row()
+            own = timing.ratio_row(timings.get((backend, "float32")))
+            yield {
+                **{**network, "height": size[0], "width": size[1], "batch": 1},
+                **timed("end to end", method, timing, 1),
+                **{f"own_{key}": value for key, value in own.items()},
+                **{key: score[key] for key in SCORED if key in score},
+                "miou_cost": plain - score["miou"],
+                "changed": float((calls[method]() != expected).float().mean()),
+                "float_layers": ", ".join(runs[method].float_layers),
+                **session(device),
+            }

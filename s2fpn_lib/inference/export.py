@@ -1,10 +1,8 @@
-"""The network as a file for other runtimes: ONNX, in float32 or in 8-bit integers, and a torch.export program."""
+"""The network as a file for other runtimes: ONNX, and a torch.export program."""
 
 import copy
 import io
 import json
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,31 +116,3 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 's2fpn-workbench[onnx]' (the extra [onnx])") from error
-
-
-def quantize_onnx(model: bytes, examples: Iterable[Tensor]) -> bytes:
-    """The float32 ONNX `model` of one fixed input size in 8-bit integers: quantize and dequantize pairs around each
-    operator, weights per output channel. onnxruntime and OpenVINO run such a file in integer arithmetic where they can.
-
-    Args:
-        model: written by `export_onnx(..., dynamic=False)`, for inputs of one shape (B, 3, H, W).
-        examples: inputs of that shape from `model.preprocess`. Their smallest and largest activations become the
-            ranges. A handful of real images is enough; noise is not. The loss of accuracy is not bounded: evaluate the
-            result.
-    """
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Examples(CalibrationDataReader):
-        inputs = iter([{"image": example.contiguous().numpy()} for example in examples])
-
-        def get_next(self) -> dict | None:
-            return next(self.inputs, None)
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, inferred, target = (Path(folder) / f"{name}.onnx" for name in ("float", "inferred", "int8"))
-        source.write_bytes(model)
-        quant_pre_process(source, inferred, skip_symbolic_shape=True)
-        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-        quantize_static(inferred, target, Examples(), per_channel=True, **types)
-        return target.read_bytes()

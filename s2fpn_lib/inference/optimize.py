@@ -4,14 +4,18 @@ Each change is exact in real arithmetic; precisions below float32 are only used 
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from s2fpn_lib.data import SegmentationDataset
+from s2fpn_lib.evaluate import evaluate, seen_caveat
 from s2fpn_lib.inference.export import logit_difference
-from s2fpn_lib.inference.runtimes import RUNTIMES, runtime_runner
+from s2fpn_lib.inference.int8 import calibration_images
+from s2fpn_lib.inference.runtimes import RUNTIMES, RuntimeRunner
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import AMP_DTYPES
@@ -25,7 +29,9 @@ class OptimizedModel(nn.Module):
 
     Attributes: `backend` and `precision` as requested; `max_difference`, the largest |difference| between its logits
     and the original's on the example; config, num_classes, metadata, preprocess, and device (of the inputs) are the
-    original's.
+    original's. Of int8 also: `miou_cost` in percentage points (NaN if it was not measured), `statement`, which says it
+    in words, `changed`, the share of the example's pixels that get another class, `float_layers`, the names of the
+    layers that stay in float, and `speedup`, how many times as fast as float32 of the same backend.
     """
 
     def __init__(self, model: S2FPN, run: Callable[[Tensor], Tensor], backend: str, precision: str):
@@ -34,7 +40,9 @@ class OptimizedModel(nn.Module):
         self.metadata = getattr(model, "metadata", {})
         self.device = next(model.parameters()).device
         self.backend, self.precision, self._run = backend, precision, run
-        self.max_difference = float("nan")
+        self.max_difference = self.miou_cost = self.changed = self.speedup = float("nan")
+        self.float_layers: list[str] = []
+        self.statement = ""
 
     def __repr__(self) -> str:
         name = f"{self.config['name']} {self.config['revision']}"
@@ -47,24 +55,39 @@ class OptimizedModel(nn.Module):
 
 
 def optimize_for_inference(
-    model: S2FPN, example: Tensor, backend: str = "eager", *, precision: str = "float32", verbose: bool = True
+    model: S2FPN,
+    example: Tensor | SegmentationDataset,
+    backend: str = "eager",
+    *,
+    precision: str = "float32",
+    scored: SegmentationDataset | None = None,
+    limit: int | None = None,
+    tolerance: float = 0.01,
+    verbose: bool = True,
 ) -> OptimizedModel:
     """A faster callable with `model`'s logits. `model` itself is left unchanged.
 
     Args:
         model: made by `build_model`, on the device on which it shall run.
         example: (B, 3, H, W) float input from `model.preprocess`, of the size to expect; the result is checked on it.
+            Or a dataset: some evenly spaced images of it, at its protocol's size.
         backend: "eager" needs nothing; "compile" takes a minute once per input size (and a C++ compiler on a CPU);
             "onnxruntime" needs the extra [onnx], "openvino" the extra [openvino], and both run on the CPU.
         precision: "float32", on CUDA with TF32 convolutions unless torch.backends forbids them; "bf16" or "fp16" run
             convolutions in half precision; "int8" (onnxruntime, openvino) quantizes with the activation ranges of
-            `example`, which should then be a few real images. Below float32, also in TF32, the difference is not
-            bounded.
-        verbose: print the largest difference.
+            `example`, which should then be real training images. With openvino, what is not quantized runs in bfloat16
+            where the processor has it. Below float32, also in TF32, the difference of the logits is not bounded.
+        scored: for int8, a labeled dataset that shares no image with `example`, such as the val split: the mIoU that
+            int8 costs is measured on it.
+        limit: number of scored images, evenly spaced; None for all.
+        tolerance: for int8, the largest share of the example's pixels that may get another class. Layers whose
+            quantization changes more stay in float; finding them takes minutes.
+        verbose: print the largest difference, and what int8 costs.
 
-    Raises TypeError for a model that `build_model` did not make, ValueError for an unknown backend or precision or one
-    that the device lacks, ImportError if the package of the backend is missing, and RuntimeError if the float32 logits
-    differ by more than `export.PARITY` (relative to the largest logit if that is above 1).
+    Raises TypeError for a model that `build_model` did not make, ValueError for an unknown backend or precision, one
+    that the device lacks, or scored images in the example, ImportError if the package of the backend is missing, and
+    RuntimeError if the float32 logits differ by more than `export.PARITY` (relative to the largest logit if that is
+    above 1). Warns if int8 is not faster than float32 of the same backend.
     """
     if not isinstance(model, S2FPN):
         raise TypeError(f"optimize_for_inference takes a model made by build_model, got {type(model).__name__}")
@@ -75,9 +98,10 @@ def optimize_for_inference(
         raise ValueError(f"precision is {precision!r}; backend {backend!r} has {', '.join(BACKENDS[backend])}")
     if backend in RUNTIMES and device.type != "cpu":
         raise ValueError(f"backend {backend!r} runs on the CPU here, and the model is on {device}")
+    example = calibration_images(model, example, scored if precision == "int8" else None)
     network = simplify(model)
     if backend in RUNTIMES:
-        run = runtime_runner(network, example, backend, precision)
+        run = RuntimeRunner(network, example, backend, precision, tolerance)
     else:
         run = _torch_runner(network, TORCH_PRECISIONS[precision], compiled=backend == "compile")
         if device.type == "cuda":
@@ -85,10 +109,35 @@ def optimize_for_inference(
     optimized = OptimizedModel(model, run, backend, precision)
     rounded = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     options = {"source": backend, "bounded": precision == "float32" and not rounded}
-    optimized.max_difference = logit_difference(model, optimized(example), example, **options)
+    inputs = example.split(1) if precision == "int8" else (example,)  # the size of the int8 session that exists
+    optimized.max_difference = max(logit_difference(model, optimized(x), x, **options) for x in inputs)
+    if precision == "int8":
+        _state_cost(optimized, model, run, scored, limit)
     if verbose:
-        print(f"{optimized}: largest difference of a logit on {tuple(example.shape)}")
+        print(f"{optimized}: largest difference of a logit on {tuple(example.shape)}\n{optimized.statement}".strip())
     return optimized
+
+
+def _state_cost(
+    optimized: OptimizedModel, model: S2FPN, run: RuntimeRunner, scored: SegmentationDataset | None, limit: int | None
+) -> None:
+    """Fill in the attributes of an int8 network."""
+    optimized.changed, optimized.float_layers = run.changed, run.float_layers
+    integer, exact = run.milliseconds
+    optimized.speedup = exact / integer
+    cost, caveat = "its cost in mIoU is not known: give labeled images as `scored`", ""
+    if scored is not None:
+        before, after = (evaluate(m, scored, batch_size=1, limit=limit, progress=False) for m in (model, optimized))
+        optimized.miou_cost = 100 * (before.confusion.miou() - after.confusion.miou())
+        count, where = len(after.indices), f"{after.settings['protocol']} {after.settings['split']}"
+        cost = f"int8 costs {optimized.miou_cost:.1f} points of mIoU on {count} images of {where}"
+        caveat = seen_caveat(after.settings.get("images_seen", 0), count)
+    changed = f"{100 * run.changed:.2f} % of the pixels of {len(run.example)} calibration images change their class"
+    speed = f"{integer:.3g} ms per image, {optimized.speedup:.1f} times as fast as float32 ({exact:.3g} ms)"
+    kept = f"layers in float: {', '.join(run.float_layers) or 'none'}"
+    optimized.statement = "\n".join(filter(None, (cost, caveat, changed, kept, speed)))
+    if optimized.speedup <= 1:
+        warnings.warn(f"int8 does not pay off with {optimized.backend} here, use float32: {speed}", stacklevel=3)
 
 
 def _torch_runner(network: S2FPN, dtype: torch.dtype | None, *, compiled: bool) -> Callable[[Tensor], Tensor]:

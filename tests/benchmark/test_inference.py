@@ -48,6 +48,7 @@ def test_rows_name_what_was_measured(fixed_times):
         assert row["ratio_low"] == row["ratio"] == row["ratio_high"] == (1 if published else 2)
         assert (row["max_difference"] is None) == published
         assert "threads" in row["device"]
+        assert row["instruction_set"]
     assert found[4]["gmacs"] == pytest.approx(2 * found[0]["gmacs"], abs=2e-3)
 
 
@@ -126,14 +127,19 @@ def test_unknown_names_are_errors(change, message):
 def test_accuracy_rows_hold_the_score_of_the_evaluation(fixed_times):
     model = load_model("s2fpn_lite-camvid")
     val, train = (open_dataset("roadscenes", split=split, cache=False) for split in ("val", "train"))
+    quiet = {"limit": 2, "progress": False}
     quick = {"limit": 2, "repeats": 1, "seconds": 0, "least": 1}
     rows = list(measure_speed_and_accuracy(model, val, train, precisions=["float32", "bf16", "int8"], **quick))
     assert [(row["backend"], row["precision"]) for row in rows] == [("eager", "float32"), ("eager", "bf16")]
     exact, rounded = rows
-    assert exact["miou"] == pytest.approx(evaluate(model, val, limit=2, progress=False).confusion.miou(), abs=1e-4)
+    assert exact["miou"] == pytest.approx(evaluate(model, val, **quiet).confusion.miou(), abs=1e-4)
     assert exact["changed"] < 1e-4 < rounded["changed"] < 0.05
     assert exact["protocol"] == "roadscenes"
-    assert exact["fps"] == 1
+    assert exact["fps"] == exact["own_ratio"] == rounded["own_ratio"] == 1
+    assert rounded["miou_cost"] == pytest.approx(
+        evaluate(model, val, **quiet).confusion.miou() - rounded["miou"], abs=1e-4
+    )
+    assert exact["float_layers"] == ""
 
 
 def test_calibration_on_the_scored_images_is_refused():
