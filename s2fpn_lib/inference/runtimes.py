@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,8 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
         raise ImportError("openvino is missing: pip install 's2fpn-workbench[openvino]'") from error
 
     core = openvino.Core()
-    bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA")  # to older instructions; the capabilities ignore it
+    bfloat16 = not limited and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and not bfloat16:
         raise ValueError("this processor has no bfloat16 arithmetic for openvino; use precision float32 or int8")
     settings = {
