@@ -8,6 +8,7 @@ import copy
 import gc
 import io
 import itertools
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,6 @@ from s2fpn_lib.inference.export import export_onnx
 from s2fpn_lib.inference.optimize import cuda_graphs
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN, build_model
-from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
 from s2fpn_lib.train import cudnn_search
@@ -36,82 +36,50 @@ Way = tuple[str, str]  # how it is run, precision
 REFERENCE = (PUBLISHED, "tf32")
 MODES = ("reduce-overhead", "max-autotune")  # of torch.compile
 GRAPH = "CUDA graph"  # of the simplified network in channels_last
-BEST: tuple[Way, ...] = ((GRAPH, "fp16"), ("channels_last", "fp16"))
-OTHERS: tuple[Way, ...] = ((GRAPH, "bf16"), (GRAPH, "tf32"), ("channels_last", "bf16"), ("channels_last", "tf32"))
-STEPWISE: tuple[Way, ...] = ((PUBLISHED, "float32"), (NO_GRAD, "tf32"), ("plain", "tf32"), ("simplified", "tf32"))
-STEPWISE += (("plain", "float32"), (GRAPH, "float32"))
-COMPILED: tuple[Way, ...] = (("reduce-overhead", "fp16"), ("compile", "fp16"), ("reduce-overhead", "tf32"))
-TUNED: tuple[Way, ...] = (("max-autotune", "fp16"), ("max-autotune", "bf16"))
-RUNTIMES: tuple[Way, ...] = (("TensorRT", "tf32"), ("TensorRT", "fp16"), ("onnxruntime CUDA", "tf32"))
-SIZES = ((512, 1024), (360, 480), (1024, 2048))
-NETWORKS = ("s2fpn18", "s2fpn_lite", "s2fpn34", "s2fpn34m")
-COMPILED_STEPS = ("compiled", "compiled, CUDA graphs")
+SECONDS = {"compile": 30, "reduce-overhead": 30, "max-autotune": 90, "compiled": 60}  # that a way needs; others: 1
+WATCH = {"repeats": 3, "seconds": 0.1, "least": 5, "warmup": 1.0}
 
 
 def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
-    """All measurements, the most telling first.
+    """The measurements of gpu_plan.toml, in its order.
 
     On a CPU the images have a fourth of the height and width, and there are no CUDA graphs and no fp16.
     """
-    cuda = device.type == "cuda"
-    best = BEST if cuda else (*BEST, OTHERS[3])
-    sizes = [(height, width) if cuda else (height // 4, width // 4) for height, width in SIZES]
-    watch = {"repeats": 3, "seconds": 0.1, "least": 5, "warmup": 1.0}
-    found: dict[str, Task] = {}
-
-    def add(needed: float, title: str, measure: Callable[..., Rows], *arguments: Any, **options: Any) -> None:
-        found[title] = needed, partial(measure, *arguments, **options)
-
-    def speed(name: str, ways: Sequence[Way], revision: str = "v1", size: int = 0, batch: int = 1) -> None:
-        ways = [way for way in ways if cuda or (way[0] != GRAPH and way[1] != "fp16")]
-        title = "{} {} {}x{} batch {}: ".format(name, revision, *sizes[size], batch) + ", ".join(map(" ".join, ways))
-        needed = sum({"compile": 30, MODES[0]: 30, MODES[1]: 90}.get(backend, 1) for backend, _ in ways)
-        if ways:
-            add(needed, title, measure_ways, name, revision, sizes[size], batch, ways, device, **watch)
-
-    def train(name: str, *ways: str, size: int = 1, batch: int = 8) -> None:
-        title = "training {} {}x{} batch {}: published; ".format(name, *sizes[size], batch) + "; ".join(ways)
-        needed = 1 + sum(60 if way in COMPILED_STEPS else 1 for way in ways)
-        add(needed, title, measure_steps, name, sizes[size], batch, ("published", *ways), device, **watch)
-
-    for name in NETWORKS[:2]:
-        speed(name, best)
-    train("s2fpn18", "modern")
-    speed("s2fpn18", OTHERS)
-    train("s2fpn_lite", "modern")
-    for name in NETWORKS[:2]:
-        add(10, f"kernels of a training step of {name}", step_kernels, name, sizes[1], 8, device)
-    if cuda:
-        add(40, "depthwise convolutions", depthwise_ways, 16, device, **watch)
-    speed("s2fpn18", COMPILED[:1])
-    speed("s2fpn18", best, batch=8)
-    for name in NETWORKS[:2]:
-        train(name, *COMPILED_STEPS[1:])
-    product = {"backends": (PUBLISHED, "eager"), "precisions": ("float32", *AMP_DTYPES), "device": device, **watch}
-    add(5, "product", rows_of, "speed", measure_rows, NETWORKS[:2], sizes[:1], **product)
-    files = {"images": 32, "workers": (4, 14) if cuda else (1,), "repeats": 3, "seconds": 0.3, "least": 3}
-    add(5, "loader", rows_of, "loader", measure_loader, "camvid", sizes[1], 8, **files)
-    speed("s2fpn18", STEPWISE)
-    train("s2fpn18", "same loss", "modern", size=0)
-    speed("s2fpn_lite", COMPILED[:1])
-    for batch in (1, 2, 16, 32):
-        train("s2fpn18", "modern", batch=batch)
-    for name in NETWORKS[:2]:
-        train(name, "same loss", *COMPILED_STEPS[:1])
-        for ways in (RUNTIMES, COMPILED[1:], TUNED[:1]):
-            speed(name, ways)
-    # every network, size, and batch size, first each one's best ways
-    for ways, batches in (((*best, OTHERS[1]), (1, 8)), (STEPWISE, (1, 8)), (COMPILED[:1], (1,)), (TUNED, (1,))):
-        for batch, size, name, revision in itertools.product(batches, range(len(SIZES)), NETWORKS, REVISIONS):
-            speed(name, ways, revision, size, batch)
+    plan = tomllib.loads(Path(__file__).with_name("gpu_plan.toml").read_text())
+    shrink, found = 1 if device.type == "cuda" else 4, {}
+    for entry in (plan["default"] | given for given in plan["measure"]):
+        ways = [
+            w for w in plan["ways"][entry["ways"]] if shrink == 1 or not (w.startswith(GRAPH) or w.endswith("fp16"))
+        ]
+        needed = entry["needs"] + sum(SECONDS.get(way.partition(" ")[0].strip(","), 1) for way in ways)
+        places = [entry[each] for each in ("batches", "sizes", "networks", "revisions")]
+        for batch, (height, width), name, revision in itertools.product(*places) if ways else ():
+            size = height // shrink, width // shrink
+            title = f"{entry['what']} {name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(ways)}"
+            found[title] = needed, partial(measure, entry["what"], name, revision, size, batch, ways, device)
     return found
 
 
-def rows_of(file: str, measure: Callable[..., Iterator[dict[str, Any]]], *arguments: Any, **options: Any) -> Rows:
-    """The rows of another benchmark, for a file. "speed": of `optimize_for_inference`, alone and from uint8 to ids."""
+def measure(
+    what: str, name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[str], device: torch.device
+) -> Rows:
+    """The rows of one measurement of the plan."""
+    cuda = device.type == "cuda"
+    if what == "network":
+        pairs = [(backend, precision) for backend, _, precision in (way.rpartition(" ") for way in ways)]
+        return measure_ways(name, revision, size, batch, pairs, device, **WATCH)
+    if what == "training step":
+        return measure_steps(name, size, batch, ways, device, **WATCH)
+    if what == "kernels of a training step":
+        return step_kernels(name, size, batch, device)
+    if what == "depthwise convolutions":
+        return depthwise_ways(batch, device, 1 if cuda else 4, **WATCH)
     allow_tf32(True)
-    for row in measure(*arguments, **options):
-        yield f"{file}.jsonl", row
+    if what == "loader":
+        files = {"images": 32, "workers": (4, 14) if cuda else (1,), "repeats": 3, "seconds": 0.3, "least": 3}
+        return (("loader.jsonl", row) for row in measure_loader("camvid", size, batch, **files))
+    options = {"backends": ways, "precisions": ("float32", *AMP_DTYPES), "device": device, **WATCH}
+    return (("speed.jsonl", row) for row in measure_rows([name], [size], **options))
 
 
 def allow_tf32(on: bool) -> None:

@@ -177,12 +177,12 @@ def test_unknown_parts_are_errors(capsys):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_wanted_way_is_measured(device, tmp_path):
     titles = list(ways.tasks(torch.device(device), 0.0, tmp_path))
-    assert titles[0].startswith("s2fpn18 v1")
+    assert titles[0].startswith("network s2fpn18 v1")
     for size in ("512x1024", "360x480", "1024x2048") if device == "cuda" else ("128x256", "90x120", "256x512"):
         for network in ("s2fpn18", "s2fpn34", "s2fpn34m", "s2fpn_lite"):
             for revision in ("v1", "v2"):
                 for batch in (1, 8):
-                    assert [t for t in titles if t.startswith(f"{network} {revision} {size} batch {batch}: ")]
+                    assert [t for t in titles if t.startswith(f"network {network} {revision} {size} batch {batch}: ")]
     everything = " ".join(titles)
     assert ("CUDA graph fp16" in everything) == ("fp16" in everything) == (device == "cuda")
     for way in (
