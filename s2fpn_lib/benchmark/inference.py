@@ -128,12 +128,7 @@ def _measure(
     running: dict[Method, Run] = {}
     added: dict[Method, float | None] = {}
     for method in methods:
-        gc.collect()
-        before = peak_mb(device, reset=True)
-        running[method] = _runner(model, x, *method)
-        running[method](x)
-        # Linux counts pages in batches of about 100 kB, so that the difference may be slightly negative
-        added[method] = None if before is None else round(max(0.0, peak_mb(device) - before), 1)
+        running[method], added[method] = started(partial(_runner, model, x, *method), device, x)
     if "end to end" in stages:
         calls = {method: partial(_end_to_end, run, preprocess, images) for method, run in running.items()}
     else:
@@ -188,6 +183,22 @@ def session(device: torch.device) -> dict[str, Any]:
         return {"device": environment["gpus"][index], **gpu_state(index), **versions}
     device_name = f"{environment['cpu']}, {environment['threads']} threads"
     return {"device": device_name, "instruction_set": environment["instruction_set"], **versions}
+
+
+def started(make: Callable[[], Run], device: torch.device, *inputs: Tensor) -> tuple[Run, float | None]:
+    """What `make` returns, after a first call, and the MB that it added: what it keeps, and the peak of a call.
+
+    On CUDA of a second call, because the first one needs memory for cuDNN's search.
+    """
+    gc.collect()
+    before = peak_mb(device, reset=True)
+    run = make()
+    run(*inputs)
+    if device.type == "cuda":
+        peak_mb(device, reset=True)
+        run(*inputs)
+    # Linux counts pages in batches of about 100 kB, so that the difference may be slightly negative
+    return run, None if before is None else round(max(0.0, peak_mb(device) - before), 1)
 
 
 def peak_mb(device: torch.device, *, reset: bool = False) -> float | None:

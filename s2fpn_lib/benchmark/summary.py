@@ -7,7 +7,7 @@ from typing import Any
 
 from s2fpn_lib.runs import read_rows, write_atomic
 
-FILES = ("tasks", "right", "speed", "training", "loader", "train", "failed")
+FILES = ("tasks", "right", "speed", "training", "loader", "profile", "train", "failed")
 TIMES = ["p50_ms", "spread", "ratio", "ratio_low", "ratio_high"]
 PLACE = ["network", "size", "batch"]
 WORDS = {"p50_ms": "ms", "ratio": "times published", "ratio_low": "lowest", "ratio_high": "highest", "miou": "mean IoU"}
@@ -19,7 +19,8 @@ def write_page(out: Path) -> None:
     """Writes summary.html from the rows that are in `out`; files of rows may be missing."""
     import pandas as pd
 
-    log, right, speed, training, loader, train, failed = (pd.DataFrame(read_rows(out / f"{n}.jsonl")) for n in FILES)
+    frames = (pd.DataFrame(read_rows(out / f"{name}.jsonl")) for name in FILES)
+    log, right, speed, training, loader, profile, train, failed = frames
     about = log.iloc[0]
     parts = ["<h1>GPU results</h1>", ", ".join([*about["gpus"], escape(about["cpu"]), about["torch"], about["time"]])]
     if len(right):
@@ -31,20 +32,19 @@ def write_page(out: Path) -> None:
     for rows in filter(len, (speed, training)):
         rows["size"] = rows["height"].astype(str) + "x" + rows["width"].astype(str)
     if len(speed):
+        size = speed["size"][0]  # the plan starts with the most telling one
         speed = speed.assign(network=speed["network"] + " " + speed["revision"])
         speed["way"] = speed["backend"] + " " + speed["precision"]
-        inside = speed["stage"] == "network"
-        ways = speed[inside].sort_values([*PLACE, "ratio"]).drop_duplicates([*PLACE, "way"], keep="last")
-        parts.append("<h2>How fast is it?</h2>Ratios are to the published way in TF32." + chart(ways, speed["size"][0]))
+        speed = speed.sort_values([*PLACE, "stage", "ratio"]).drop_duplicates([*PLACE, "stage", "way"], keep="last")
+        ways = speed[speed["stage"] == "network"]
+        parts.append("<h2>How fast is it?</h2>Ratios are to the published way in TF32." + chart(ways, size))
         best = ways.drop_duplicates(PLACE, keep="last")
         parts.append(table("<h3>The fastest ways</h3>", best, [*PLACE, "way", *TIMES, "fps", "peak_mb"]))
-        whole = speed[~inside]
-        parts.append(table("<h3>From the uint8 image to class ids</h3>", whole, [*PLACE, "way", *TIMES, "fps"]))
-        parts.append(table("<h3>All ways</h3>", ways, [*PLACE, "way", *TIMES, "max_difference"]))
+        parts.append(table("<h3>All ways</h3>", speed, ["stage", *PLACE, "way", *TIMES, "max_difference"]))
     parts.append(table("<h2>Training step</h2>", training, [*PLACE, "way", *TIMES, "images_per_s", "peak_mb"]))
     parts.append(table("<h3>Loader</h3>", loader, ["way", "workers", "batch", "p50_ms", "samples_per_s"]))
     known = ["preset", "dataset", "model", "epochs", "steps", "seconds", "images_per_s", "miou", "images_seen"]
-    parts.append(table("<h2>Training</h2>", train, known))
+    parts += [table("<h3>Kernels of a training step</h3>", profile), table("<h2>Training</h2>", train, known)]
     parts += [f'<h3>{each}</h3><img src="{each}/predictions.png">' for each in train.get("preset", ())]
     problems = log[~log["status"].isin(["started", "done"])].reindex(columns=["part", "task", "status", "error"])
     parts.append(table("<h2>What failed or was left out</h2>", problems) + table("", failed))
@@ -57,7 +57,7 @@ def table(title: str, rows: Any, columns: list[str] | None = None) -> str:
     """`title` and the rows' `columns` (None: all) in words; nothing where there are no rows."""
     if rows.empty:
         return ""
-    rows = (rows[columns] if columns else rows).rename(columns=WORDS)
+    rows = (rows.reindex(columns=columns) if columns else rows).rename(columns=WORDS)
     return title + rows.to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}", na_rep="")
 
 

@@ -5,7 +5,6 @@ the published way as PyTorch's defaults run it on a GPU: its convolutions multip
 """
 
 import copy
-import gc
 import io
 import itertools
 import tomllib
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, measure_rows, peak_mb, session, timed
+from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, measure_rows, session, started, timed
 from s2fpn_lib.benchmark.kernels import depthwise_ways, step_kernels
 from s2fpn_lib.benchmark.published import PublishedInference
 from s2fpn_lib.benchmark.timing import time_in_turns
@@ -113,12 +112,12 @@ def measure_ways(
         expected = model(x)
     protocol = {"network": name, "revision": revision, "height": size[0], "width": size[1], "batch": batch}
     protocol |= {"parameters_m": round(cost.megaparameters, 3), "gmacs": round(batch * cost.gigamacs, 3)}
-    calls: dict[Way, Callable[[], Tensor]] = {}
-    about: dict[Way, dict[str, Any]] = {}
+    calls, about = {}, {}
     for way in (REFERENCE, *ways):
         try:
-            calls[way], added = started(lambda way=way: partial(way_of(model, x, *way), x), device)
-            about[way] = {"peak_mb": added, "max_difference": float((calls[way]() - expected).abs().max())}
+            run, added = started(partial(way_of, model, x, *way), device, x)
+            about[way] = {"peak_mb": added, "max_difference": float((run(x) - expected).abs().max())}
+            calls[way] = partial(run, x)
         except Exception as error:
             backend = {"stage": "network", "backend": way[0], "precision": way[1]}
             yield "failed.jsonl", {**protocol, **backend, "error": f"{type(error).__name__}: {error}"[:600]}
@@ -191,8 +190,7 @@ def measure_steps(
     """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
     allow_tf32(True)
     protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
-    calls: dict[str, Callable[[], Any]] = {}
-    added = {}
+    calls, added = {}, {}
     with cudnn_search(name, device):
         for way in ways:
             try:
@@ -205,17 +203,3 @@ def measure_steps(
         row = {**protocol, "way": way, **timing.row(), "images_per_s": round(batch / timing.p50, 2)}
         yield "training.jsonl", {**row, **timing.ratio_row(timings.get("published")), "peak_mb": added[way], **now}
     make_step.cache_clear()
-
-
-def started(make: Callable[[], Callable[[], Any]], device: torch.device) -> tuple[Callable[[], Any], float | None]:
-    """What `make` returns, after two calls, and the MB that it added: what it keeps, and the peak of the second call.
-
-    The first call needs memory for cuDNN's search.
-    """
-    gc.collect()
-    before = peak_mb(device, reset=True)
-    call = make()
-    call()
-    peak_mb(device, reset=True)
-    call()
-    return call, None if before is None else round(max(0.0, peak_mb(device) - before), 1)
