@@ -42,17 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="budget of all parts together")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder that holds camvid/, or its archives; else RoadScenes")
-    parser.add_argument("--parts", default=",".join(NAMES), help=f"of {', '.join(NAMES)}, separated by commas")
+    parser.add_argument("--parts", nargs="+", choices=NAMES, default=NAMES, help="what to do; default: everything")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     options = parser.parse_args(arguments)
-    parts = options.parts.split(",")
-    if unknown := [part for part in parts if part not in NAMES]:
-        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(NAMES)}")
     stop = threading.Timer(60 * options.minutes - (time.monotonic() - started), os._exit, (1,))
     stop.daemon = True
     stop.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    computing = [part for part in parts if part != "summary"]
+    computing = [part for part in options.parts if part != "summary"]
     if computing:
         log = options.out / "tasks.jsonl"
         log.unlink(missing_ok=True)  # tasks that it names are not started again
@@ -63,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         for number, part in enumerate(computing):
             left = 60 * options.minutes - RESERVE - (time.monotonic() - started)
             supervise(part, options.out, options.device, left * SHARES[part] / sum(map(SHARES.get, computing[number:])))
-            if "summary" in parts:  # after each part, in case that something ends this process
+            if "summary" in options.parts:  # after each part, in case that something ends this process
                 write_page(options.out)
     if not computing:
         write_page(options.out)

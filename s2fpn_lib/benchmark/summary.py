@@ -65,13 +65,14 @@ def chart(rows: Any, size: str) -> str:
     """Images per second of each way, one panel per network, at `size` and the smallest batch size, as SVG."""
     import matplotlib.pyplot as plt
 
-    from s2fpn_lib.viz.style import STYLE
+    from s2fpn_lib.viz.style import COLORS, STYLE
 
     rows = rows[(rows["size"] == size) & (rows["batch"] == rows["batch"].min())]
     wide, file = rows.pivot(index="way", columns="network", values="fps"), io.StringIO()
     with plt.rc_context({**STYLE, "svg.fonttype": "none", "figure.constrained_layout.use": True}):
-        options = {"subplots": True, "legend": False, "width": 0.8, "xlabel": f"images per second at {size}"}
-        for axis in wide.plot.barh(figsize=(9, 0.9 + 0.3 * wide.size), sharex=False, ylabel="", **options):
+        options = {"subplots": True, "sharex": False, "legend": False, "color": COLORS[0], "width": 0.8, "ylabel": ""}
+        size_in = (9, 0.9 + 0.3 * wide.size)
+        for axis in wide.plot.barh(figsize=size_in, xlabel=f"images per second at {size}", **options):
             axis.bar_label(axis.containers[0], fmt="%.0f", padding=4)
             axis.margins(x=0.1)
         plt.gcf().savefig(file, format="svg")

@@ -92,9 +92,8 @@ def make_step(
     config = step_config(step, name, batch, size)
     target = torch.device(device)
     folder = tempfile.TemporaryDirectory()
-    scenes = cached(
-        RoadScenes("train", size=size, count=batch if resident else max(32, batch)), Path(folder.name) / "cache"
-    )
+    scenes = RoadScenes("train", size=size, count=batch if resident else max(32, batch))
+    scenes = cached(scenes, Path(folder.name) / "cache")
     state = TrainingState(config, scenes, None, target, RunDirectory(folder.name))
     state.model.train()
     if step == "compiled, CUDA graphs":

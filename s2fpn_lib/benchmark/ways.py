@@ -162,8 +162,7 @@ def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> 
     """The exported network in onnxruntime, whose inputs and outputs stay on the device."""
     import onnxruntime
 
-    provider = {"TensorRT": "TensorrtExecutionProvider", "onnxruntime CUDA": "CUDAExecutionProvider"}.get(backend)
-    provider = provider or "CPUExecutionProvider"
+    provider = {"TensorRT": "Tensorrt", "onnxruntime CUDA": "CUDA"}.get(backend, "CPU") + "ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise ImportError(f"this onnxruntime has no {provider}")
     with evaluation_mode(network):
