@@ -31,7 +31,7 @@ from s2fpn_lib.model import build_model
 from s2fpn_lib.optim import warmup_poly
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, read_rows
 from s2fpn_lib.state import TrainingDiverged, TrainingState, default_run_dir, step_seed
-from s2fpn_lib.train import TrainConfig, train, train_step
+from s2fpn_lib.train import TrainConfig, cudnn_search, train, train_step
 
 SIZE = (64, 96)
 CLASSES, PALETTE = get_protocol("roadscenes").classes, get_protocol("roadscenes").palette
@@ -505,3 +505,19 @@ def main(run_dir: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+def test_cudnn_searches_where_it_pays_off():
+    """Not in deterministic mode, on a CPU, or with depthwise convolutions."""
+
+    def searches(model, device):
+        with cudnn_search(model, torch.device(device)):
+            return torch.backends.cudnn.benchmark
+
+    cases = [("s2fpn18", "cuda"), ("s2fpn18", "cpu"), ("s2fpn_lite2", "cuda")]
+    assert [searches(*case) for case in cases] == [True, False, False]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not searches("s2fpn18", "cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
