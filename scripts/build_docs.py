@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from string import Template
 
 import latex2mathml.converter
 import nbformat
@@ -122,7 +123,7 @@ def page(notebook: Path, paths: dict[str, str]) -> str:
     body = LOCAL.sub(r"\1", body)
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
     css = "\n".join([CSS.read_text(), light, DARK.format(dark), STYLE])
-    return PAGE.format(title=notebook.stem, css=css, body=body)
+    return Template(PAGE.read_text()).substitute(title=notebook.stem, css=css, body=body)
 
 
 def mathml(equation: re.Match[str]) -> str:
