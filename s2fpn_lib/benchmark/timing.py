@@ -19,6 +19,7 @@ import torch
 
 STABLE = 0.05  # warm-up ends when two successive medians differ by less than this share
 WARMUP_CALLS = 3  # per median; fewer where a call takes a second
+SETTLE_SECONDS = 0.05  # onnxruntime's threads wait actively for that long after a call, and would slow the next way
 WARMUP_SECONDS = 5.0  # longest warm-up after the first call
 GPU_PROPERTIES = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "persistence_mode"]
 
@@ -100,6 +101,7 @@ def time_in_turns(
     shares: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
+            time.sleep(SETTLE_SECONDS)
             shares[name].append(cpu_share(1 if device.type == "cuda" else torch.get_num_threads()))
             times: list[tuple[float, Any]] = []
             end = time.perf_counter() + seconds
