@@ -19,7 +19,7 @@ import torch
 
 STABLE = 0.05  # warm-up ends when two successive medians differ by less than this share
 WARMUP_CALLS = 3  # per median; fewer where a call takes a second
-SETTLE_SECONDS = 0.05  # onnxruntime's threads wait actively for that long after a call, and would slow the next way
+SETTLE_SECONDS = 0.05  # onnxruntime's threads wait actively after a call, and would slow the next way
 WARMUP_SECONDS = 5.0  # longest warm-up after the first call
 GPU_PROPERTIES = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "persistence_mode"]
 

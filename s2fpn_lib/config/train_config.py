@@ -122,7 +122,7 @@ class TrainConfig:
     distill_temperature: float = 1.0  # divides the logits of both networks
     # execution
     amp: str = "off"  # off, bf16, fp16; auto: the fast precision of the device
-    channels_last: bool = True  # memory layout
+    channels_last: bool = True  # memory layout; on CUDA without effect on networks with depthwise convolutions
     compile: bool = False  # the network by torch.compile
     seed: int = 0  # of initialization, order, augmentation, and dropout
     device: str = "auto"  # cpu, cuda, cuda:1; auto: cuda where there is one
