@@ -57,8 +57,8 @@ class TrainingState:
         self.total_steps = config.epochs * len(self.loader)
         state = checkpoint.load_state(run.state)
 
-        # In channels_last cuDNN 9.19 compiles kernels for each depthwise convolution: on an H100 the first step took over
-        # 14 s, in the contiguous layout 3 s
+        # In channels_last cuDNN 9.19 compiles kernels for each depthwise convolution: on an H100 the first step took
+        # over 14 s, in the contiguous layout 3 s
         channels_last = config.channels_last and not (device.type == "cuda" and ENCODERS[config.model].depthwise)
         torch.manual_seed(config.seed)
         self.model = build_model(
