@@ -4,8 +4,11 @@ Weights:  save_weights(model, path, metadata)  ->  load_model(path or released n
 States:   save_state(path, state)              ->  load_state(path), which falls back to the previous state
 """
 
+import contextlib
+import hashlib
 import io
 import json
+import mmap
 import re
 import warnings
 import zipfile
@@ -15,22 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 from s2fpn_lib.data import PROTOCOLS, Protocol, SegmentationDataset, open_dataset, register
 from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
-from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, serialized
+from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_weights, serialized
 from s2fpn_lib.model.published import published_classes, published_tensors
-from s2fpn_lib.runs import atomic_file, read_json
+from s2fpn_lib.runs import RunDirectory, atomic_file, read_json, read_rows
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
 DEFAULT = "s2fpn_lite-camvid-train"  # what the notebooks open: released weights that have not seen CamVid's val
 TORCH_SUFFIXES = (".pt", ".pth")
 PREVIOUS = "previous.pt"  # the training state before last.pt
+DIGEST = 64  # hexadecimal digits of a SHA-256
+_STATE_TAIL = re.compile(rb"step +(?P<step>\d+), sha256 (?P<digest>[0-9a-f]{64})\Z")
+STATE_TAIL = 26 + DIGEST  # bytes of the above
 # The normalization of the author's checkpoints by the number of their classes, which tells CamVid from Cityscapes
 PUBLISHED_NORMALIZATIONS = {11: "camvid-mean", 19: "cityscapes-mean"}
 
@@ -72,13 +77,14 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     if path.suffix in TORCH_SUFFIXES:
         return {}
     with _named(path), safetensors.safe_open(path, framework="pt") as file:
-        stored = (file.metadata() or {}).get(METADATA_KEY)
-    if stored is None:
+        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    if not metadata:
         raise CheckpointError(
             f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
             "yourself and load the tensors with safetensors.torch.load_file"
         )
-    return json.loads(stored)
+    metadata.pop("sha256", None)
+    return metadata
 
 
 def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", **config: Any) -> nn.Module:
@@ -108,7 +114,7 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
         raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
     metadata = read_metadata(path)
     with _named(path):
-        tensors = safetensors.torch.load_file(path)
+        tensors, _ = read_weights(path)
     if definition := metadata.get("protocol_definition"):
         register(Protocol.from_dict(definition))
     elif protocol := PROTOCOLS.get(metadata.get("protocol")):  # files of earlier versions lack definition and history
@@ -162,7 +168,7 @@ def initialize(model: S2FPN, path_or_name: str | Path) -> list[str]:
     path, own = find_weights(path_or_name), model.state_dict()
     with _named(path):
         published = path.suffix in TORCH_SUFFIXES
-        loaded = published_tensors(model, path) if published else safetensors.torch.load_file(path)
+        loaded = published_tensors(model, path) if published else read_weights(path)[0]
     kept, wrong = own.keys() - loaded.keys(), []
     for name in sorted(own.keys() & loaded.keys()):
         found, needed = loaded[name].shape, own[name].shape
@@ -183,7 +189,7 @@ def _named(path: Path) -> Iterator[None]:
     """Errors in reading a file as CheckpointErrors that name it."""
     try:
         yield
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
     except KeyError as error:
         raise CheckpointError(f"{path}: {error.args[0]}. Give its model and revision") from error
@@ -259,32 +265,76 @@ def find_weights(path_or_name: str | Path) -> Path:
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a training state (nested dicts and lists of tensors and plain values); the last one becomes `previous.pt`.
 
+    The file is what `torch.save` writes. Its zip comment holds the step and the SHA-256 of all bytes before the digest.
     Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
     with _writing(path, PREVIOUS) as file:
         torch.save(state, file)
+        comment = b"step %12d, sha256 " % state["step"]
+        file.seek(-2, io.SEEK_END)  # the length of the zip archive's comment
+        file.write((len(comment) + DIGEST).to_bytes(2, "little") + comment)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").hexdigest().encode())
 
 
-def load_state(path: str | Path) -> dict[str, Any] | None:
-    """The newest readable training state, or None if there has never been one.
+def load_state(path: str | Path, run: str = "", *, recover: bool = False) -> dict[str, Any] | None:
+    """The newest intact training state, or None if there has never been one.
 
-    If `path` is missing or damaged, a warning names it and `previous.pt` is returned, from which training repeats some
-    steps. Only tensors and plain values are unpickled. Raises CheckpointError if there are states and none is readable.
+    A state is intact if its digest is right, and if it belongs to `run`. Without one at `path`, a warning says why and
+    how many steps are repeated, and `previous.pt` is returned. Only tensors and plain values are unpickled.
+
+    run: `RunDirectory.identity` of the run; empty: any. recover: rename `previous.pt` to `path` where it is returned,
+    because the next `save_state` would replace it by what is at `path`, which becomes `damaged.pt`.
+
+    Raises CheckpointError if there are states and none is intact.
     """
     path, damage = Path(path), []
     for candidate in filter(Path.exists, (path, path.with_name(PREVIOUS))):
         try:
-            with zipfile.ZipFile(candidate) as archive:  # torch.load does not check the CRCs that torch.save writes
-                if broken := archive.testzip():
-                    raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
-            state = torch.load(candidate, map_location="cpu", weights_only=True)
+            state = _read_state(candidate)
+            if run and state.get("run", run) != run:
+                raise ValueError("it belongs to a run with another configuration or other data")
         except Exception as error:
-            damage.append(f"training state {candidate} is damaged ({type(error).__name__}: {error})")
+            damage.append(f"training state {candidate} is damaged or foreign ({type(error).__name__}: {error})")
             continue
         if candidate != path:
             reason = damage[0] if damage else f"{path} is missing"
-            warnings.warn(f"{reason}; continuing from the state before it, {candidate.name}", stacklevel=2)
+            place = f"continuing from the state before it, {candidate.name} at step {state['step']}"
+            repeated = _repeated(path, state["step"])
+            warnings.warn(f"{reason}; {place}: {repeated} are repeated", stacklevel=2)
+            if recover:
+                if path.exists():
+                    path.replace(path.with_name("damaged.pt"))
+                candidate.replace(path)
         return state
     if damage:
-        raise CheckpointError("; ".join(damage) + ": delete the run directory to start again")
+        raise CheckpointError("; ".join(damage) + ": restore one of them, or delete the run directory to start again")
     return None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The training state in a file whose digest is right. Raises an error of any type for another file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if found := _STATE_TAIL.search(data, max(0, len(data) - STATE_TAIL)):
+            with memoryview(data) as view, view[:-DIGEST] as signed:
+                right = hashlib.sha256(signed).hexdigest().encode() == found["digest"]
+        else:  # of an earlier version, without a comment
+            right = data[-22:-18] == b"PK\5\6" and zipfile.ZipFile(file).testzip() is None
+    if not right:
+        raise ValueError("its checksum is wrong")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not {"model", "step"} <= state.keys():
+        raise ValueError("it is no training state")
+    return state
+
+
+def _repeated(path: Path, step: int) -> str:
+    """The number of steps from `step` to the state at `path`, which cannot be used, as far as it is known."""
+    with contextlib.suppress(OSError):
+        if found := _STATE_TAIL.search(path.read_bytes()[-STATE_TAIL:]):
+            return f"{int(found['step']) - step} steps"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        rows = read_rows(RunDirectory(path.parent).metrics)  # states inside an epoch have no row
+        if (steps := max(row["step"] for row in rows) - step) > 0:
+            return f"at least {steps} steps"
+    return "the steps after it"

@@ -59,7 +59,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.BufferedWriter]:
+def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.BufferedRandom]:
     """A binary file that replaces `path` completely or, on any error (disk full, interrupt), not at all.
 
     It is written under a temporary name in the same folder, synced to the disk, and renamed. previous: name under which
@@ -69,7 +69,7 @@ def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.Buffered
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@
 It is imported here for a transfer only.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from typing import Any, Self
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
 METADATA_KEY = "s2fpn"
@@ -27,13 +28,37 @@ DESCRIBED = {"config", "protocol", "protocol_definition", "training", "pretraini
 def serialized(model: nn.Module, metadata: Mapping[str, Any], *, half: bool = False) -> bytes:
     """A safetensors file with the weights of `model` and, in its header, the JSON of {"config": ..., **metadata}.
 
-    half: floating-point tensors in float16.
+    half: floating-point tensors in float16. The JSON also holds the `digest` of both as "sha256".
     """
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    document = json.dumps({**metadata, "config": model.config}, sort_keys=True)
-    return safetensors.torch.save(tensors, {METADATA_KEY: document})
+    document = json.loads(json.dumps({**metadata, "config": model.config}))  # as it will be read
+    document["sha256"] = digest(tensors, document)
+    return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(document, sort_keys=True)})
+
+
+def digest(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
+    """SHA-256 of tensors (names, types, shapes, and values) and of the JSON object that describes them."""
+    found = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file and the JSON object in its header, {} where it has none.
+
+    Raises SafetensorError or ValueError if the file is damaged. Files of earlier versions hold no digest.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        document = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dict
+    expected = document.pop("sha256", None)
+    if expected and expected != digest(tensors, document):
+        raise ValueError("its content does not have the checksum in its header")
+    return tensors, document
 
 
 class HubMixin:
@@ -112,12 +137,11 @@ class HubMixin:
                 raise FileNotFoundError(f"{folder} has no {name}: give a folder that save_pretrained wrote")
         try:
             document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            with safetensors.safe_open(folder / WEIGHTS, framework="pt") as file:
-                header = (file.metadata() or {}).get(METADATA_KEY)
-            if header and json.loads(header) != document:
+            tensors, header = read_weights(folder / WEIGHTS)
+            if header and header != document:
                 raise ValueError(f"{CONFIG} differs from the header of {WEIGHTS}")
             model = build_model(**document["config"])
-            model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+            model.load_state_dict(tensors)
         except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RuntimeError(f"{folder} holds no network of this library, or a damaged one: {error}") from error
         model.metadata = document
