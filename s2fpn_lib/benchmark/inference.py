@@ -156,10 +156,6 @@ def _runner(model: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
     return optimize_for_inference(model, x, backend, precision=precision, tolerance=1.0, verbose=False)
 
 
-def _class_ids(run: Run, preprocess: Run, images: Tensor) -> Tensor:
-    return class_ids(run(preprocess(images))).cpu()
-
-
 def _end_to_end(run: Run, preprocess: Run, images: Tensor) -> float:
     """From uint8 images to their class ids on the CPU; returns the seconds that the network took."""
     x = preprocess(images)
@@ -246,17 +242,18 @@ def measure_speed_and_accuracy(
     _check("backend", backends, BACKENDS)
     device, size = next(model.parameters()).device, scored.protocol.size
     examples, image = calibration_images(model, calibration, scored), at_size(scored[0][0], size)[None].to(device)
+    x = model.preprocess(image)
     with torch.inference_mode():
-        expected = _class_ids(model, model.preprocess, image)
+        expected = class_ids(model(x))
     options = {"batch_size": 1, "limit": limit, "progress": False}
     plain = evaluate(model, scored, **options).row()["miou"]
     network = {"network": model.config["name"], "revision": model.config["revision"]}
     for backend in dict.fromkeys(backends):
         runs, calls = {}, {}
         for method in _methods([backend], precisions):
-            x = examples if method[1] == "int8" else model.preprocess(image)
-            runs[method] = optimize_for_inference(model, x, backend, precision=method[1], verbose=False)
-            calls[method] = partial(_class_ids, runs[method], model.preprocess, image)
+            example = examples if method[1] == "int8" else x
+            runs[method] = optimize_for_inference(model, example, backend, precision=method[1], verbose=False)
+            calls[method] = partial(_end_to_end, runs[method], model.preprocess, image)
         timings = time_in_turns(calls, device, **stopwatch) if calls else {}
         for method, timing in timings.items():
             score = evaluate(runs[method], scored, **options).row()
@@ -267,7 +264,7 @@ def measure_speed_and_accuracy(
                 **{f"own_{key}": value for key, value in own.items()},
                 **{key: score[key] for key in SCORED if key in score},
                 "miou_cost": plain - score["miou"],
-                "changed": float((calls[method]() != expected).float().mean()),
+                "changed": float((class_ids(runs[method](x)) != expected).float().mean()),
                 "float_layers": ", ".join(runs[method].float_layers),
                 **session(device),
             }

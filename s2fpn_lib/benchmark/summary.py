@@ -7,7 +7,7 @@ from typing import Any
 
 from s2fpn_lib.runs import read_rows, write_atomic
 
-FILES = ("tasks", "right", "speed", "training", "loader", "profile", "train", "failed")
+FILES = ("tasks", "right", "speed", "training", "loader", "train", "failed")
 TIMES = ["p50_ms", "spread", "ratio", "ratio_low", "ratio_high"]
 PLACE = ["network", "size", "batch"]
 WORDS = {"p50_ms": "ms", "ratio": "times published", "ratio_low": "lowest", "ratio_high": "highest", "miou": "mean IoU"}
@@ -20,7 +20,7 @@ def write_page(out: Path) -> None:
     import pandas as pd
 
     frames = (pd.DataFrame(read_rows(out / f"{name}.jsonl")) for name in FILES)
-    log, right, speed, training, loader, profile, train, failed = frames
+    log, right, speed, training, loader, train, failed = frames
     about = log.iloc[0]
     parts = ["<h1>GPU results</h1>", ", ".join([*about["gpus"], escape(about["cpu"]), about["torch"], about["time"]])]
     if len(right):
@@ -44,7 +44,7 @@ def write_page(out: Path) -> None:
     parts.append(table("<h2>Training step</h2>", training, [*PLACE, "way", *TIMES, "images_per_s", "peak_mb"]))
     parts.append(table("<h3>Loader</h3>", loader, ["way", "workers", "batch", "p50_ms", "samples_per_s"]))
     known = ["preset", "dataset", "model", "epochs", "steps", "seconds", "images_per_s", "miou", "images_seen"]
-    parts += [table("<h3>Kernels of a training step</h3>", profile), table("<h2>Training</h2>", train, known)]
+    parts.append(table("<h2>Training</h2>", train, known))
     parts += [f'<h3>{each}</h3><img src="{each}/predictions.png">' for each in train.get("preset", ())]
     problems = log[~log["status"].isin(["started", "done"])].reindex(columns=["part", "task", "status", "error"])
     parts.append(table("<h2>What failed or was left out</h2>", problems) + table("", failed))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, measure_rows, session, started, timed
-from s2fpn_lib.benchmark.kernels import depthwise_ways, step_kernels
 from s2fpn_lib.benchmark.published import PublishedInference
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.benchmark.training import make_step, measure_loader
@@ -63,19 +62,14 @@ def measure(
     what: str, name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[str], device: torch.device
 ) -> Rows:
     """The rows of one measurement of the plan."""
-    cuda = device.type == "cuda"
     if what == "network":
         pairs = [(backend, precision) for backend, _, precision in (way.rpartition(" ") for way in ways)]
         return measure_ways(name, revision, size, batch, pairs, device, **WATCH)
     if what == "training step":
         return measure_steps(name, size, batch, ways, device, **WATCH)
-    if what == "kernels of a training step":
-        return step_kernels(name, size, batch, device)
-    if what == "depthwise convolutions":
-        return depthwise_ways(batch, device, 1 if cuda else 4, **WATCH)
     allow_tf32(True)
     if what == "loader":
-        files = {"images": 32, "workers": (4, 14) if cuda else (1,), "repeats": 3, "seconds": 0.3, "least": 3}
+        files = {"images": 32, "workers": (4, 14) if device.type == "cuda" else (1,), "repeats": 3, "seconds": 0.3, "least": 3}
         return (("loader.jsonl", row) for row in measure_loader("camvid", size, batch, **files))
     options = {"backends": ways, "precisions": ("float32", *AMP_DTYPES), "device": device, **WATCH}
     return (("speed.jsonl", row) for row in measure_rows([name], [size], **options))
@@ -139,10 +133,8 @@ def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
         network = copy.deepcopy(model) if backend == "plain" else simplify(model)
         layout = torch.contiguous_format if backend in ("plain", "simplified") else torch.channels_last
         network.to(dtype, memory_format=layout)
-        if backend == "compile":
-            network = torch.compile(network, dynamic=False)
-        elif backend in MODES:
-            network = torch.compile(network, dynamic=False, mode=backend)
+        if backend in ("compile", *MODES):
+            network = torch.compile(network, dynamic=False, mode=backend if backend in MODES else None)
 
         def run(x: Tensor) -> Tensor:
             return network(x.to(dtype, memory_format=layout)).float()

@@ -4,17 +4,17 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from s2fpn_lib.runs import atomic_file
 
-# The palette of Okabe and Ito (jfly.uni-koeln.de/color) without yellow, which is too faint on white
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
+COLORS = tuple(STYLE["axes.prop_cycle"].by_key()["color"])
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, MUTED, RULE = "#1f2933", "#66727f", "#dde3e9"
+INK, MUTED = STYLE["text.color"], STYLE["axes.edgecolor"]
 GOOD, BAD = COLORS[0], COLORS[1]
 
 # One meaning per color, in every notebook and in the inspector
@@ -25,31 +25,6 @@ CONTRIBUTION_CMAP = "BrBG"  # teal: speaks for the class, brown: speaks against 
 CONFIDENCE_CMAP = "cividis"  # probability of the predicted class
 SHARE_CMAP = "Blues"  # other shares and weights between 0 and 1
 HIGHLIGHT = (255, 221, 0)  # outlines of what a picture is about
-
-STYLE: dict[str, Any] = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
-    "figure.dpi": 110,
-    "figure.facecolor": "white",
-    "font.size": 11,  # readable at half size on a figure about 9 inches wide
-    "axes.titlesize": 12,
-    "pdf.fonttype": 42,  # TrueType, which publishers accept; the default is Type 3, which they reject
-    "ps.fonttype": 42,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": plt.cycler(color=COLORS),
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "image.interpolation": "nearest",
-}
 
 
 @contextmanager
