@@ -69,7 +69,8 @@ def measure(
         return measure_steps(name, size, batch, ways, device, **WATCH)
     allow_tf32(True)
     if what == "loader":
-        files = {"images": 32, "workers": (4, 14) if device.type == "cuda" else (1,), "repeats": 3, "seconds": 0.3, "least": 3}
+        workers = (4, 14) if device.type == "cuda" else (1,)
+        files = {"images": 32, "workers": workers, "repeats": 3, "seconds": 0.3, "least": 3}
         return (("loader.jsonl", row) for row in measure_loader("camvid", size, batch, **files))
     options = {"backends": ways, "precisions": ("float32", *AMP_DTYPES), "device": device, **WATCH}
     return (("speed.jsonl", row) for row in measure_rows([name], [size], **options))

@@ -8,12 +8,10 @@ this module declares its own, so they are matched by position and checked by sha
 import importlib
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from s2fpn_lib.model.published import read_tensors
 
@@ -74,31 +72,15 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Te
     """`F.conv2d` of (B, C, H, W) with (C, 1, k, k), one filter per channel; same values and gradient, faster backward.
 
     torch lacks a fast bfloat16 gradient of depthwise convolutions on the CPU: under autocast the backward pass of a
-    strided layer takes ten to twenty times as long as in float32. The gradient is therefore computed in float32.
+    strided layer takes ten to twenty times as long as in float32. Both passes therefore compute in float32, with
+    operands and result rounded as autocast does it.
     """
+    layer = {"stride": stride, "padding": padding, "groups": weight.shape[0]}
     if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        return _Float32Gradient.apply(x.to(dtype), weight.to(dtype), stride, padding)
-    return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
-
-
-class _Float32Gradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        operands = gradient.float(), x.float(), weight.float()
-        stride, padding, dilation, output_padding = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], [0, 0]
-        layer = None, stride, padding, dilation, False, output_padding, weight.shape[0]
-        wanted = [*ctx.needs_input_grad[:2], False]  # x, weight, and no bias
-        grads = torch.ops.aten.convolution_backward(*operands, *layer, wanted)
-        return *(None if grad is None else grad.to(x.dtype) for grad in grads[:2]), None, None
+        with torch.autocast("cpu", enabled=False):
+            return F.conv2d(x.to(dtype).float(), weight.to(dtype).float(), **layer).to(dtype)
+    return F.conv2d(x, weight, **layer)
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

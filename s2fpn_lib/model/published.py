@@ -1,5 +1,6 @@
 """Weights that others published: files read without running their code, and the author's checkpoint layout."""
 
+import csv
 import pickle
 import re
 from collections.abc import Mapping
@@ -13,32 +14,8 @@ from torch import Tensor, nn
 # The name of the network in the published command lines, and its name here.
 PUBLISHED_MODELS = {"SSFPN": "s2fpn18"}
 
-# Regular expression on our name -> published name. All that match are applied, from top to bottom.
-_RENAMES = (
-    (r"^encoder\.conv1\.", "conv1_x."),
-    (r"^encoder\.bn1\.", "bn1."),
-    *((rf"^encoder\.layer{i}\.", f"conv{i + 1}_x.") for i in (1, 2, 3, 4)),
-    *((rf"^project\.{i}\.", f"down{i + 2}.") for i in (0, 1, 2, 3)),
-    *((rf"^auxiliary\.{i}\.", f"apf{i + 1}.classifier.") for i in (0, 1, 2, 3)),
-    (r"\.classifier\.2\.", ".classifier.2.conv."),
-    (r"\.frb\.", ".FRB."),
-    (r"\.crb\.reduce\.", ".ca.conv_pool.0.conv."),
-    (r"\.crb\.expand\.", ".ca.conv_pool.2.conv."),
-    (r"\.out\.", ".apf."),
-    (r"\.ssam\.(.*)(fuse|fuse_out)\.", r".ssam.\1\2.conv."),
-    (r"\.ssam\.attention\.", ".sa.tr.0.attn."),
-    (r"\.ssam\.mlp\.", ".sa.tr.0.mlp."),
-    (r"\.ssam\.", ".sa."),
-    (r"\.shared\.", ".conv_sh."),
-    (r"\.bn_max\.", ".bn_sh1."),
-    (r"\.(bn_avg|bn_query)\.", ".bn_sh2."),
-    (r"\.value\.", ".conv_v."),
-    (r"\.augment\.", ".augmment_conv."),
-    (r"\.dilated2\.", ".dconv1."),
-    (r"\.dilated4\.", ".dconv2."),
-    (r"^(gfu\d)\.(conv2|s2\.0)\.", r"\1.\2.conv."),
-    (r"^(gfu\d)\.conv2\.", r"\1.conv2.0."),
-)
+# (regular expression on our name, published name): all that match are applied, from top to bottom.
+_RENAMES = list(csv.reader(Path(__file__).with_name("published_names.csv").read_text().splitlines()[1:]))
 _HEAD = {"v1": "classifier.fc.conv.", "v2": "seghead.fc.conv."}
 # Entries that the published code stores and never uses, besides batch norms and slopes of plain convolutions.
 _ALWAYS_UNUSED = re.compile(r".*\.conv_res\.(weight|bias)|.*\.conv_sh\.bias|down[2-5]\..*")
