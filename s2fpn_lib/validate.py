@@ -1,13 +1,18 @@
-"""Checks of values that a person wrote: conversion to a declared type, and the known name nearest to a mistyped one."""
+"""Checks of values that a person wrote: YAML files, declared types, the known name nearest to a mistyped one."""
 
 import contextlib
 import difflib
+import math
 import re
 import types
 import typing
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+MOST_YAML = 250_000  # bytes of a file, and values in it with every alias written out: some seconds of reading
 # PyYAML follows YAML 1.1, in which 3e-4 is text: a float needs a point and a signed exponent (3.0e-4).
 _FLOAT_AS_TEXT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
 
@@ -16,6 +21,49 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion of the known name nearest to `name`, with a leading space; empty if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unprintable(text: str) -> bool:
+    """Whether a text holds control characters, line breaks, or marks that reverse the direction of what follows."""
+    reversing = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+    return any(each in reversing or unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in text)
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file of plain values. Raises FileNotFoundError, and ValueError for what is no such file:
+    other tags, a repeated key (of which YAML silently takes the last), or more than `MOST_YAML` bytes or values.
+    """
+    import yaml  # the core works without it
+
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        with path.open("rb") as file:
+            content = file.read(MOST_YAML + 1)
+        if len(content) > MOST_YAML:
+            raise ValueError(f"it has more than {MOST_YAML} bytes")
+        text = content.decode("utf-8-sig")
+        _count(yaml.compose(text, yaml.SafeLoader), {})
+        return yaml.safe_load(text)
+    except FileNotFoundError:
+        raise
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def _count(node: Any, known: dict[int, float]) -> float:
+    """Number of values in a YAML node; ValueError for a repeated key, or for aliases that make them too many."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # an alias inside of what it stands for
+        items = node.value if isinstance(getattr(node, "value", None), list) else []
+        keys = Counter(str(item[0].value) for item in items if isinstance(item, tuple))
+        if repeated := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(f"{', '.join(repeated)} occurs more than once, line {node.start_mark.line + 1}")
+        parts = (part for item in items for part in (item if isinstance(item, tuple) else [item]))
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    if known[id(node)] > MOST_YAML:
+        raise ValueError(f"its aliases (*name) repeat values without end, or more than {MOST_YAML} times")
+    return known[id(node)]
 
 
 def as_declared(value: Any, annotation: Any) -> Any:
@@ -34,7 +82,8 @@ def as_declared(value: Any, annotation: Any) -> Any:
     try:
         return _converted(value, annotation)
     except _Mismatch:
-        raise TypeError(f"{value!r} ({type(value).__name__}); expected {_describe(annotation)}") from None
+        shown = f"{value!r:.200}"
+        raise TypeError(f"{shown} ({type(value).__name__}); expected {_describe(annotation)}") from None
 
 
 class _Mismatch(Exception):

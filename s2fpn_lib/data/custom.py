@@ -25,7 +25,7 @@ from s2fpn_lib.data.files import FileDataset, Sample
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, register
 from s2fpn_lib.model import NORMALIZATIONS
-from s2fpn_lib.validate import as_declared, did_you_mean
+from s2fpn_lib.validate import as_declared, did_you_mean, read_yaml
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 IGNORE_ID = 255  # of the training ids, unless the description gives one
@@ -124,17 +124,13 @@ def is_description(name: str) -> bool:
 
 def read_description(path: str | Path) -> Description:
     """The description in a YAML file; DatasetNotFound if there is none, DatasetError if it describes no dataset."""
-    import yaml  # the core works without it
-
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
-        given = yaml.safe_load(text)
-        _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader))
+        given = read_yaml(path)
     except FileNotFoundError:
         raise DatasetNotFound(f"{path}: there is no such file; docs/own-data.md shows how to write one") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
     declared = get_type_hints(Description)
     try:
         if not isinstance(given, dict):
@@ -148,19 +144,11 @@ def read_description(path: str | Path) -> Description:
                 raise ValueError(f"{name} is {error} (put text such as yes, no, or 12 in quotes)") from None
         if missing := [each for each in ("name", "classes", "size", "splits") if each not in given]:
             raise ValueError(f"{', '.join(missing)} missing")
-        return Description(**given)
+        described = Description(**given)
+        described.protocol(path)  # raises for names and sizes that no protocol has
+        return described
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
-
-
-def _refuse_repeated_keys(node: Any) -> None:
-    """Raises ValueError for a mapping with a repeated key, of which YAML silently takes the last."""
-    pairs = node.value if isinstance(getattr(node, "value", None), list) else []
-    keys = [pair[0].value for pair in pairs if isinstance(pair, tuple)]
-    if repeated := [str(key) for key, count in Counter(map(str, keys)).items() if count > 1]:
-        raise ValueError(f"{', '.join(repeated)} occurs more than once, line {node.start_mark.line + 1}")
-    for pair in pairs:
-        _refuse_repeated_keys(pair[1] if isinstance(pair, tuple) else pair)
 
 
 class CustomDataset(FileDataset):

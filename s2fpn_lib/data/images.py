@@ -1,5 +1,6 @@
 """Reading image and label files, for datasets, prediction, and the inspector alike."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from PIL import Image, ImageOps
 
 # A color this close to a known one, in each channel, is that color after lossy compression or palette reduction
 NEAR = 16
+# Not all that Pillow reads: for EPS it runs Ghostscript, whatever the file's suffix
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 _PACK = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # (R, G, B) -> 24-bit code
 
 
@@ -19,7 +22,9 @@ def read_image(path: str | Path) -> np.ndarray:
     """RGB pixels of an image file, (H, W, 3) uint8, in the orientation that its EXIF data states.
 
     16-bit grayscale is scaled from 0..65535 to 0..255, transparency is dropped, and a file with several frames gives
-    its first one. Raises ImageError if the file is missing, damaged, or holds floating-point pixels.
+    its first one. Raises ImageError if the file is missing, damaged, no regular file, or holds floating-point pixels,
+    and, before any pixel is decoded, if it claims more than `PIL.Image.MAX_IMAGE_PIXELS`: 89 million, so that 10000 x
+    8000 pixels are read.
     """
     image = _open(path)
     if image.mode.startswith("I"):  # grayscale with 16 or 32 bits
@@ -126,14 +131,37 @@ def _unknown_colors(
 
 def _open(path: str | Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        if isinstance(path, str | Path) and not Path(path).is_file():  # opening a named pipe would wait for a writer
+            raise FileNotFoundError(_what_is_there(Path(path)))
+        Image.init()  # fills `Image.OPEN`; Pillow 10 has no AVIF
+        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # only a warning there
+                raise ImageError(_too_large(path, f"{image.width} x {image.height}"))
             # Pillow stretches gray of 2 and 4 bits to 0..255, which is right for an image and not for ids
             packing = image.tile[0][3] if image.tile else ""
             image.info["stretch"] = {"L;2": 85, "L;4": 17}.get(packing if isinstance(packing, str) else "", 1)
             if image.mode == "F":
                 raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
             return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise ImageError(f"{path}: file is missing") from None
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # "Image size (10000000000 pixels) exceeds ..."
+        raise ImageError(_too_large(path, "".join(re.findall(r"\d+ pixels", str(error))[:1]))) from None
     except Exception as error:  # Pillow's readers raise errors of any type for damaged files
         raise ImageError(f"{path}: cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _what_is_there(path: Path) -> str:
+    """What an error says of a path that is no file."""
+    if path.exists():
+        return f"is a {'folder' if path.is_dir() else 'pipe or device'}, not a file"
+    return "is a link to a missing file, or to itself" if path.is_symlink() else "file is missing"
+
+
+def _too_large(path: str | Path, size: str) -> str:
+    return (
+        f"{path}: claims {size}, more than the {Image.MAX_IMAGE_PIXELS} pixels that are read; cut it into tiles, or, "
+        "where the file can be trusted and the memory suffices, raise PIL.Image.MAX_IMAGE_PIXELS"
+    )

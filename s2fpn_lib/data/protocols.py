@@ -1,5 +1,6 @@
 """Evaluation protocols. A mIoU is meaningful only with its protocol: every dataset and every result row names one."""
 
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -8,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from s2fpn_lib.model import NORMALIZATIONS
-from s2fpn_lib.validate import as_declared, did_you_mean
+from s2fpn_lib.validate import as_declared, did_you_mean, unprintable
+
+MOST_CHARACTERS = 100  # of a class's name
+MOST_PIXELS = 100_000_000  # of the size at which predictions are scored
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,21 @@ class Protocol:
     def __post_init__(self) -> None:
         if 0 <= self.ignore_id < len(self.classes):
             raise ValueError(f"{self.name}: ignore_id {self.ignore_id} is also the id of a class")
+        for name in (self.name, self.dataset):
+            if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,150}", name):
+                raise ValueError(f"{name[:80]!r} names no protocol or dataset: use up to 150 letters, digits, and _.+-")
+        for name in self.classes:
+            if not 1 <= len(name) <= MOST_CHARACTERS or unprintable(name):
+                rule = f"1 to {MOST_CHARACTERS} characters, without control characters"
+                raise ValueError(f"the class {name[:80]!r} of {self.name}: give names of {rule}")
+        counts = len(self.classes), len(self.palette)
+        if not 1 <= counts[0] <= 253 or counts[0] != counts[1]:
+            raise ValueError(f"{self.name}: {counts[0]} classes and {counts[1]} colors; give 1 to 253 of each")
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MOST_PIXELS:
+            raise ValueError(f"{self.name}: its size is not between 1 and {MOST_PIXELS} pixels")
+        values = (self.ignore_id, *self.ignore_color, *self.mean_published, *sum(self.palette, ()))
+        if not all(0 <= value <= 255 for value in values):
+            raise ValueError(f"{self.name}: ids and colors run from 0 to 255")
 
     @property
     def num_classes(self) -> int:
@@ -44,9 +63,9 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Protocol":
-        """The protocol of `to_dict`; TypeError where a field is missing or of another type."""
+        """The protocol of `to_dict`; TypeError where a field is missing or of another type, ValueError for a value."""
         declared = typing.get_type_hints(cls)
-        return cls(**{name: as_declared(value, declared[name]) for name, value in fields.items()})
+        return cls(**{name: as_declared(value, declared.get(name, Any)) for name, value in dict(fields).items()})
 
 
 def _read(path: Path) -> dict[str, Protocol]:
@@ -65,7 +84,16 @@ _own: dict[str, Protocol] = {}
 
 
 def register(protocol: Protocol) -> Protocol:
-    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it."""
+    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it.
+
+    Raises ValueError if that name is known with other classes, ids, or another size: a file could rename the classes of
+    others.
+    """
+    known = {**PROTOCOLS, **_own}.get(protocol.name, protocol)
+    for field in ("dataset", "size", "classes", "ignore_id"):
+        if getattr(known, field) != getattr(protocol, field):
+            differ = f"{field} {getattr(protocol, field)} instead of {getattr(known, field)}"
+            raise ValueError(f"the protocol {protocol.name} is known with other values ({differ[:300]})")
     if protocol.name not in PROTOCOLS:
         _own[protocol.name] = protocol
     return protocol

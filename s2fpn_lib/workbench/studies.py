@@ -29,7 +29,7 @@ from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset, open_dataset
 from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
-from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.validate import did_you_mean, read_yaml
 
 # The fields of a study file and their defaults. A field whose default is None must be given.
 TRAINING: dict[str, Any] = {
@@ -144,9 +144,9 @@ def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
     overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}.
     """
     try:
-        given = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not valid YAML: {error}") from error
+        given = read_yaml(path)
+    except ValueError as error:
+        raise StudyError(str(error)) from error
     if not isinstance(given, dict):
         raise StudyError(f"{path} has no fields; a study has {', '.join(TRAINING)}")
     known, make_jobs = (MEASURING, _measuring_jobs) if "parameters" in given else (TRAINING, _training_jobs)

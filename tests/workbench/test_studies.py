@@ -189,7 +189,7 @@ def test_a_wrong_study_is_refused_by_its_name(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "is not valid YAML"), ("- a", "has no fields"), ("", "has no fields")]
+    ("text", "message"), [("a: [", "cannot be read as YAML"), ("- a", "has no fields"), ("", "has no fields")]
 )
 def test_a_file_that_is_no_study(tmp_path, text, message):
     path = tmp_path / "odd.yaml"
