@@ -26,7 +26,7 @@ from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
 from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_weights, serialized
 from s2fpn_lib.model.published import published_classes, published_tensors
-from s2fpn_lib.runs import RunDirectory, atomic_file, read_json, read_rows
+from s2fpn_lib.runs import RunDirectory, WriteError, atomic_file, naming, read_json, read_rows
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
@@ -58,14 +58,12 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 
 @contextmanager
 def _writing(path: str | Path, previous: str = "") -> Iterator[io.BufferedWriter]:
-    """`atomic_file` whose errors say what to do."""
+    """`atomic_file` with CheckpointErrors."""
     try:
-        with atomic_file(path, previous=previous) as file:
+        with naming(Path(path)), atomic_file(path, previous=previous) as file:
             yield file
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a failed write as RuntimeError
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        advice = "Earlier files are intact: make room on that disk and run again"
-        raise CheckpointError(f"could not write {path} ({cause}). {advice}") from error
+    except WriteError as error:
+        raise CheckpointError(error.strerror) from error
 
 
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:

@@ -18,15 +18,16 @@ LAYERS = [
     ("viz",),
     ("inference",),
     ("train",),
+    ("replay",),
     ("state",),
     ("config",),
     ("optim",),
     ("evaluate",),
     ("losses", "checkpoint"),
     ("data",),
-    ("metrics", "runs", "distributed"),
+    ("metrics", "distributed"),
     ("model",),
-    ("progress", "validate"),
+    ("runs", "progress", "validate"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MOST_ENTRIES = 24

@@ -153,9 +153,14 @@ def test_locks_and_rows_work_without_fcntl(tmp_path, monkeypatch):
     windows = Msvcrt()
     monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "msvcrt", windows)
-    monkeypatch.setitem(sys.modules, "runs", None)
-    first, second = (load_file(Path(runs.__file__)) for _ in range(2))  # as in two processes
-    assert first.fcntl is None
+    monkeypatch.setitem(sys.modules, "__init__", None)
+    monkeypatch.setattr(runs, "files", runs.files)  # to be restored
+    loaded = []
+    for _ in range(2):  # as in two processes
+        monkeypatch.delitem(sys.modules, "s2fpn_lib.runs.files", raising=False)
+        loaded.append(load_file(Path(runs.__file__)))
+    first, second = loaded
+    assert runs.files.fcntl is None
     with first.RunDirectory(tmp_path).lock():
         with pytest.raises(second.RunLocked, match=f"process {os.getpid()}"), second.RunDirectory(tmp_path).lock():
             pass

@@ -5,7 +5,6 @@ last.safetensors, and, once the run is finished, result.json.
 """
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,22 @@ from typing import Any
 import torch
 import torchvision
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+from s2fpn_lib.runs.files import (  # noqa: F401, names that others import from here
+    WriteError,
+    append_row,
+    atomic_file,
+    locked,
+    naming,
+    read_json,
+    read_rows,
+    remove_leftovers,
+    require_writable,
+    write_atomic,
+    write_json,
+)
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-LOCKED_BYTE = 2**30  # msvcrt locks bytes, and nobody else may read them: one behind the end of every file here
 
 
 class ConfigChanged(ValueError):
@@ -46,9 +52,12 @@ def results_root() -> Path:
 
 
 def results_folder(results: str | Path, name: str) -> Path:
-    """Folder `name` under `results` (empty: `results_root()`), created if missing."""
+    """Folder `name` under `results` (empty: `results_root()`), created if missing; WriteError if it is not writable."""
     folder = Path(results or results_root()).expanduser() / name
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
+    remove_leftovers(folder)
     return folder
 
 
@@ -56,102 +65,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """12 hex digits of the SHA-256 of a configuration's JSON with sorted keys."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.BufferedRandom]:
-    """A binary file that replaces `path` completely or, on any error (disk full, interrupt), not at all.
-
-    It is written under a temporary name in the same folder, synced to the disk, and renamed. previous: name under which
-    the replaced file is kept; empty: it is not kept.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous and path.exists():
-            path.replace(path.with_name(previous))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if fcntl is None:  # Windows opens no folders
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the rename durable
-    finally:
-        os.close(folder)
-
-
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Replaces `path` by `data` (text as UTF-8), completely or not at all."""
-    with atomic_file(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Replaces `path` by indented JSON, completely or not at all."""
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises a ValueError that names the file if it is damaged."""
-    try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or delete its folder to start again") from error
-
-
-def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Appends one row to a JSON Lines file that processes may share; an unfinished last line is removed first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file, _locked(file, wait=True):
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(file: io.IOBase, *, wait: bool) -> Iterator[None]:
-    """Locks an open file against other processes; where one holds it, waits or raises OSError.
-
-    The operating system removes the lock when this process dies. With fcntl it lasts until the file is closed: with
-    `wait` a lock of the open file (threads exclude each other, too), else one of the process, which no fork inherits.
-    """
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX) if wait else fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-        return
-    os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
-    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-    try:
-        yield
-    finally:
-        file.flush()
-        os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file, oldest first, without an unfinished last line; ValueError for a damaged one."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    complete = path.read_bytes().rpartition(b"\n")[0]
-    rows = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON ({error}); repair or delete that line") from error
-    return rows
 
 
 class RunDirectory:
@@ -174,13 +87,15 @@ class RunDirectory:
         The lock belongs to the process: the kernel releases it however the process ends, and forked loader workers do
         not keep it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         path = (self.path / "lock").resolve()
         if path in _held_here:  # a POSIX lock does not exclude its own process, and would be lost by opening the file
             raise RunLocked(f"{self.path} is already in use by this process")
-        with path.open("a+") as file, ExitStack() as held:
+        with naming(self.path / "lock"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = path.open("a+")
+        with opened as file, ExitStack() as held:
             try:
-                held.enter_context(_locked(file, wait=False))
+                held.enter_context(locked(file, wait=False))
             except OSError as error:
                 file.seek(0)
                 raise RunLocked(
@@ -190,10 +105,9 @@ class RunDirectory:
             _held_here.add(path)
             held.callback(_held_here.discard, path)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {utc_now()}\n")
-            file.flush()
-            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
-                leftover.unlink()
+            with suppress(OSError):  # the lock itself needs no room on the disk
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {utc_now()}\n".encode())
+            remove_leftovers(self.path)
             yield
 
     def claim(
@@ -226,6 +140,10 @@ class RunDirectory:
                 f"{self.path} holds a run on other data (digests: {differences}): files were changed, or the folder of "
                 "the dataset is another one. Choose another run_dir, delete that one, or restore the files"
             )
+
+    def identity(self) -> str:
+        """Hash of the recipe and the data that config.json holds; empty without one."""
+        return config_hash(read_json(self.config)) if self.config.exists() else ""
 
     def record_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes environment.json and moves the records of earlier starts into its list `earlier_starts`."""
