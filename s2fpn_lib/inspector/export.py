@@ -23,8 +23,7 @@ import numpy as np
 
 from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.inspector import views
-from s2fpn_lib.inspector.numbers import LevelReadout, pin_readouts, readout, revision_note
-from s2fpn_lib.inspector.scales import SCALES, level_scale
+from s2fpn_lib.inspector.numbers import SCALES, LevelReadout, level_scale, pin_readouts, readout, revision_note
 from s2fpn_lib.inspector.state import Inspection, State, available_views
 from s2fpn_lib.runs import atomic_file, config_hash, environment, write_atomic, write_json
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, html_image, jpeg

@@ -11,8 +11,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image, ImageDraw
 
-from s2fpn_lib.inspector.numbers import pin_readouts, readout, revision_note
-from s2fpn_lib.inspector.scales import SCALES, Scale, level_scale, level_values, view_values
+from s2fpn_lib.inspector.numbers import (
+    SCALES,
+    Scale,
+    level_scale,
+    level_values,
+    pin_readouts,
+    readout,
+    revision_note,
+    view_values,
+)
 from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, Inspection, State, available_views
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, INK, styled
