@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 
@@ -104,6 +105,15 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in a process. The processes wait here for each other; a GPU is not waited for."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(flag, dtype=torch.uint8)  # on the CPU, for gloo
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
 
 
 def require_equal(what: str, value: Any, advice: str) -> None:
@@ -195,15 +205,18 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
     `if __name__ == "__main__":`. When one process fails, the others are stopped; when this process ends, they end, too.
     Each gets an equal share of this process's CPU threads.
 
-    nodes: number of machines; `launch` is called on each of them, see `node_rank`. backend: "nccl" for CUDA (one GPU
-    per process), "gloo" for the CPU. Returns what `function` returned in this node's first process. Raises WorkerFailed
-    if a process raised an error or was killed.
+    A signal that ends this process goes to the others first, which have half a minute to end, see `StopSignals`.
+
+    nodes: number of machines; `launch` is called on each of them, see `node_rank`. backend: "cpu:gloo,cuda:nccl" for
+    CUDA (one GPU per process), "gloo" for the CPU. Returns what `function` returned in this node's first process.
+    Raises WorkerFailed if a process raised an error or was killed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     first_node = node_rank(nodes) == 0
+    returned, received, deterministic = {}, None, torch.are_deterministic_algorithms_enabled()
     endpoint = "localhost:0" if nodes == 1 else "{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
     with tempfile.TemporaryDirectory(prefix="s2fpn-launch-") as logs, _restored_signal_handlers():
         size = {"min_nodes": nodes, "max_nodes": nodes, "nproc_per_node": devices}
@@ -212,26 +225,29 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
         specs = DefaultLogsSpecs(log_dir=logs)
         config = LaunchConfig(**size, **place, run_id="s2fpn", max_restarts=0, logs_specs=specs)
         try:
-            returned = elastic_launch(config, _run_worker)(function, args, backend, devices)
+            returned = elastic_launch(config, _run_worker)(function, args, backend, devices, deterministic)
         except ChildFailedError as error:
             number, failure = error.get_first_failure()
             message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
             raise WorkerFailed(f"process {number} of {devices * nodes} failed: {message}") from error
         except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from error
-            raise
+            received = error.sigval
+    if received:
+        signal.raise_signal(received)  # for the handlers of this process
     return returned[min(returned)]
 
 
-def _run_worker(function: Callable[..., Any], args: tuple[Any, ...], backend: str, devices: int) -> Any:
+def _run_worker(
+    function: Callable[..., Any], args: tuple[Any, ...], backend: str, devices: int, deterministic: bool
+) -> Any:
     """What each new process does: it joins the others, then runs the function."""
     if sys.platform.startswith("linux"):
         # A process whose launcher was killed must not write into a run that has been resumed meanwhile
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    torch.use_deterministic_algorithms(deterministic)
     dist.init_process_group(backend)
-    if backend == "nccl":
+    if "nccl" in backend:
         torch.cuda.set_device(local_rank())
     value = function(*args)
     dist.destroy_process_group()  # not after an error: the other processes may be stuck in a collective
@@ -241,10 +257,72 @@ def _run_worker(function: Callable[..., Any], args: tuple[Any, ...], backend: st
 @contextlib.contextmanager
 def _restored_signal_handlers() -> Iterator[None]:
     """Restores the signal handlers that the elastic launcher replaces, which a notebook's kernel needs."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    before = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGQUIT)}
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):  # only the main thread has handlers
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def ignore_stop_signals(_: int) -> None:
+    """Lets a worker of a loader ignore the signals that a terminal sends to all processes: its process ends it."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+class StopRequested(BaseException):
+    """A signal asked the process to stop, at a place where it can; see `StopSignals`."""
+
+
+class StopSignals:
+    """Holds back SIGINT, SIGTERM, and SIGHUP while a block runs, so that it can end where nothing is lost.
+
+    The signal is delivered when the block ends. A second SIGINT raises KeyboardInterrupt at once; it has no effect in
+    one of several processes, which get SIGINT from the terminal and from their launcher. An ignored signal stays
+    ignored. Outside the main thread, which alone has handlers, nothing is held back.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+        self._before = {
+            each: handler for each, handler in self._before.items() if handler not in (None, signal.SIG_IGN)
+        }
+        with contextlib.suppress(ValueError):
+            for each in self._before:
+                signal.signal(each, self._hold)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ValueError):
+            for each, handler in self._before.items():
+                signal.signal(each, handler)
+        if self.received:
+            signal.raise_signal(self.received)
+
+    def _hold(self, number: int, _: Any) -> None:
+        if self.received == number == signal.SIGINT and world_size() == 1:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number)
+        if self._at_once:
+            raise StopRequested
+
+    def check(self) -> None:
+        """Raises StopRequested in all processes if one of them has received a signal."""
+        if any_process(self.received is not None):
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A part of the block that may be left anywhere: a signal raises StopRequested there."""
+        self.check()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False

@@ -55,7 +55,7 @@ class TrainingState:
             **config.only("seed", "workers"),
         )
         self.total_steps = config.epochs * len(self.loader)
-        state = checkpoint.load_state(run.state)
+        state = checkpoint.load_state(run.state, run.identity())
 
         # In channels_last cuDNN 9.19 compiles kernels for each depthwise convolution: on an H100 the first step took
         # over 14 s, in the contiguous layout 3 s
@@ -116,6 +116,7 @@ class TrainingState:
 
         self.step, self.seconds = 0, 0.0  # finished optimizer steps; time in training and validation, over all starts
         self.best: float | None = None  # best validation mIoU so far
+        self.row: dict[str, Any] | None = None  # of an epoch that is trained, but not yet validated and recorded
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # first step with a NaN or infinite loss
         self.reset_epoch()
         if state:
@@ -149,9 +150,13 @@ class TrainingState:
         raise self._diverged(step, "the loss is not finite", advice)
 
     def _diverged(self, step: int, what: str, advice: str) -> TrainingDiverged:
+        return TrainingDiverged(self.report(step, what, advice))
+
+    def report(self, step: int, what: str, advice: str) -> str:
+        """What an error says about a step."""
         epoch, batch = divmod(step, len(self.loader))
         kept = f"{self.run.state} keeps the last good state" if self.run.state.exists() else "no state had been saved"
-        return TrainingDiverged(
+        return (
             f"step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(self.loader)}): {what}; samples: "
             f"{', '.join(self.loader.batch_names(epoch, batch))}. {kept}; {advice}"
         )
@@ -173,7 +178,8 @@ class TrainingState:
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""
         parts = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
-        others = {name: getattr(self, name) for name in ("step", "best", "seconds", "origin")}
+        others = {name: getattr(self, name) for name in ("step", "best", "seconds", "origin", "row")}
+        others["run"] = self.run.identity()
         return {**parts, **others, "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -181,6 +187,7 @@ class TrainingState:
             if part is not None:
                 part.load_state_dict(state[name])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.row = state.get("row")
         loss_sum, self.data_seconds, self.step_seconds = state["this_epoch"]
         self.loss_sum.copy_(loss_sum)
 
@@ -189,6 +196,30 @@ class TrainingState:
         if rank() == 0:
             position = {"val_miou": val_miou, "epoch": self.epoch, "step": self.step}
             checkpoint.save_weights(self.averaged, path, self.provenance | position)
+
+    def write_summary(self) -> dict[str, Any]:
+        """Writes last.safetensors and result.json of a finished run; returns the contents of the latter."""
+        last_row = runs.read_rows(self.run.metrics)[-1]
+        self.save_weights(self.run.last, last_row["val_miou"])
+        best = self.config.checkpoint_rule == "best-val"
+        summary = {
+            "checkpoint": (self.run.best if best else self.run.last).name,
+            "checkpoint_rule": self.config.checkpoint_rule,
+            "val_miou": self.best if best else last_row["val_miou"],
+            "val_images_seen": self.val_images_seen,
+            "stopped_by": "epochs" if self.epoch == self.config.epochs else "max_minutes",
+            "epochs": self.epoch,
+            "steps": self.step,
+            "seconds": self.seconds,
+            "max_minutes": self.config.max_minutes,
+            "images_per_s": last_row["images_per_s"],
+            **self.provenance,
+            "data": self.data,
+            **self.config.only("model", "revision"),
+            **self.execution,
+        }
+        runs.write_json(self.run.result, summary)
+        return runs.read_json(self.run.result)
 
 
 def open_splits(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:

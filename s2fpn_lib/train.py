@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from s2fpn_lib import checkpoint, distributed, runs
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.data.transforms import class_mix
-from s2fpn_lib.distributed import choose_device, from_first, rank
+from s2fpn_lib.distributed import StopRequested, StopSignals, choose_device, from_first, rank
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import ENCODERS
 from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.progress import is_interactive, progress_bar
+from s2fpn_lib.replay import computed_twice
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState, data_digests, default_run_dir, open_splits, step_seed
 
@@ -37,12 +39,10 @@ STEPS_BETWEEN_CHECKS = 50  # of the loss on CUDA, where each check synchronizes 
 Row = dict[str, Any]
 
 
-def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
-    """One optimizer step on uint8 images (B, 3, h, w) and labels (B, h, w); on CUDA without a host sync."""
+def compute_gradients(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
+    """Sets the gradients of the loss of a batch, as `train_step` takes it, on the device; returns the loss."""
     config = state.config
     torch.manual_seed(step_seed(config.seed, state.step, rank()))
-    images = images.to(state.device, non_blocking=True)
-    labels = labels.to(state.device, non_blocking=True)
     if config.class_mix:
         images, labels = class_mix(images, labels, config.class_mix, state.protocol.ignore_id)
     with torch.autocast(state.device.type, AMP_DTYPES.get(state.amp), enabled=state.amp is not None):
@@ -54,9 +54,19 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
     if state.teacher:
         distillation = distillation_loss(outputs[0], teacher_logits, config.distill_temperature)
         loss = loss + config.distill_weight * distillation
-
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
+    return loss.detach()
+
+
+def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
+    """One optimizer step on uint8 images (B, 3, h, w) and labels (B, h, w); on CUDA without a host sync."""
+    config = state.config
+    batch = [each.to(state.device, non_blocking=True) for each in (images, labels)]
+    if config.replay_check and state.step % config.replay_check == 0:
+        loss = computed_twice(state, partial(compute_gradients, state, *batch))
+    else:
+        loss = compute_gradients(state, *batch)
     if config.clip:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
@@ -67,7 +77,7 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
     if state.ema:
         state.ema.update(state.step)
 
-    loss = distributed.mean_over_processes(loss.detach())
+    loss = distributed.mean_over_processes(loss)
     state.loss_sum += loss
     state.first_bad = torch.where((state.first_bad < 0) & ~loss.isfinite(), state.step, state.first_bad)
     state.step += 1
@@ -110,14 +120,15 @@ def train_epoch(state: TrainingState, after_step: Callable[[], None]) -> Row:
     return row
 
 
-def validate(state: TrainingState) -> float:
+def validate(state: TrainingState, stop: StopSignals) -> float:
     """mIoU on the validation split; saves the weights as best.safetensors where it is the best so far."""
     start = time.perf_counter()
     options = {"batch_size": state.config.batch_size, "limit": state.config.eval_images or None, "amp": state.amp}
-    miou = evaluate(state.averaged, state.val_set, distributed=True, progress=False, **options).confusion.miou()
+    with stop.at_once():
+        miou = evaluate(state.averaged, state.val_set, distributed=True, progress=False, **options).confusion.miou()
     if state.best is None or miou > state.best:
-        state.best = miou
         state.save_weights(state.run.best, miou)
+        state.best = miou
     state.seconds += time.perf_counter() - start
     return miou
 
@@ -172,12 +183,17 @@ def train(
         DatasetError: files of a split are broken; the message names all of them, and nothing has been written.
         ConfigChanged: run_dir holds a run with another recipe or on other data.
         RunLocked: another process trains in run_dir.
+        WriteError: a file or folder of the run cannot be written. The same call continues once it can.
         TrainingDiverged, CheckpointError, WorkerFailed: the loss is NaN or infinite, a state could not be written, or
             one of several processes failed. The last good state stays, and the same call continues from there.
         ValueError: the device is not supported, there are fewer than requested, or the nodes do not know where to meet.
     """
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
+    if config.replay_check and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        advice = "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and call torch.use_deterministic_algorithms(True)"
+        raise ValueError(f"equal steps differ on a GPU outside deterministic mode. For replay_check, {advice}")
     first_node = distributed.node_rank(config.nodes) == 0
+    runs.require_writable(run_dir or results or runs.results_root())  # before the audit of the data, which takes time
     train_set, val_set = open_splits(config)
     if config.dataset == "auto":
         config = config.replace(dataset=train_set.name)  # "auto" would mean something else once CamVid is installed
@@ -195,11 +211,12 @@ def train(
         arguments = (config, train_set, val_set, run, on_epoch, progress)
         if summary:
             print(f"{run.path} is already finished; returning it")
-        elif config.processes == 1:
-            summary = _run(*arguments)
         else:
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            summary = distributed.launch(_run, *arguments, devices=config.devices, nodes=config.nodes, backend=backend)
+            if first_node:
+                checkpoint.load_state(run.state, run.identity(), recover=True)
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            start = partial(distributed.launch, devices=config.devices, nodes=config.nodes, backend=backend)
+            summary = start(_run, *arguments) if config.processes > 1 else _run(*arguments)
         model = checkpoint.load_model(run.path)
         return TrainResult(run.path, config, model, runs.read_rows(run.metrics), summary)
 
@@ -228,15 +245,24 @@ def _run(
         distributed.keep_freed_memory()
     with cudnn_search(config.model, device):
         state = TrainingState(config, train_set, val_set, device, run)
-        _train_epochs(state, on_epoch, progress)
-        return from_first(_write_summary(state) if rank() == 0 else None)
+        with StopSignals() as stop:
+            if not (finished := _train_epochs(state, on_epoch, progress, stop)):
+                del state.loader  # and its processes, before the signal that stopped the training ends this one
+        if not finished:  # another process got the signal, or the caller's handler of it has returned
+            raise KeyboardInterrupt("the training was stopped")
+        return from_first(state.write_summary() if rank() == 0 else None)
 
 
-def _train_epochs(state: TrainingState, on_epoch: Callable[[Row, nn.Module], None] | None, progress: bool) -> None:
-    """Trains until the last epoch, or the last one that fits into the time budget of the first process."""
+def _train_epochs(
+    state: TrainingState, on_epoch: Callable[[Row, nn.Module], None] | None, progress: bool, stop: StopSignals
+) -> bool:
+    """Trains until the last epoch, or the last one that fits into the time budget of the first process.
+
+    Returns False if a signal stopped it; the state is saved then.
+    """
     config, run, first = state.config, state.run, rank() == 0
     if first:
-        run.drop_metrics_after(state.epoch)
+        run.drop_metrics_after(state.epoch - bool(state.row))
         run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
@@ -254,58 +280,52 @@ def _train_epochs(state: TrainingState, on_epoch: Callable[[Row, nn.Module], Non
         inside_epoch = state.step % len(state.loader) != 0
         if inside_epoch and 0 < 60 * config.checkpoint_minutes < state.seconds - last_saved:
             save()
+        if inside_epoch:  # at its end, `finish_epoch` comes first
+            stop.check()
 
     def no_time_left() -> bool:
         return from_first(longest > 0 and state.seconds + longest > budget)
 
-    with bar:
+    def finish_epoch() -> bool:
+        """Validates, records, and saves the epoch that has been trained; returns whether it is the last one."""
+        nonlocal longest
+        row, trained = state.row, state.seconds
+        longest = max(longest, row["seconds"])
         last = state.epoch == config.epochs or no_time_left()
-        if last and config.val_split and state.best is None:  # interrupted before its first validation
-            validate(state)
-        while not last:
-            row = train_epoch(state, after_step)
-            trained = state.seconds
-            longest = max(longest, row["seconds"])
-            last = state.epoch == config.epochs or no_time_left()
-            if config.val_split and (last or state.epoch % config.eval_every == 0):
-                row["val_miou"] = validate(state)
-            row["seconds"] += state.seconds - trained
-            longest = max(longest, row["seconds"])
-            last = last or no_time_left()
-            if first:
-                runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows its state does not know
-            if last or state.epoch % config.checkpoint_every == 0:
+        if config.val_split and (last or state.epoch % config.eval_every == 0):
+            row["val_miou"] = validate(state, stop)
+        row["seconds"] += state.seconds - trained
+        longest = max(longest, row["seconds"])
+        last = last or no_time_left()
+        if first:
+            runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows its state does not know
+        state.row = None
+        if last or state.epoch % config.checkpoint_every == 0:
+            save()
+        if first:
+            bar.write(_epoch_line(row, state))
+            if on_epoch:
+                on_epoch(row, state.averaged)
+        return last
+
+    with bar:
+        try:
+            last = finish_epoch() if state.row else state.epoch == config.epochs or no_time_left()
+            if last and config.val_split and state.best is None:  # interrupted before its first validation
+                validate(state, stop)
+            while not last:
+                stop.check()
+                state.row = train_epoch(state, after_step)
+                last = finish_epoch()
+        except StopRequested:
+            if state.seconds > last_saved or not run.state.exists():
                 save()
             if first:
-                bar.write(_epoch_line(row, state))
-                if on_epoch:
-                    on_epoch(row, state.averaged)
-
-
-def _write_summary(state: TrainingState) -> Row:
-    """Writes last.safetensors and result.json; returns the contents of the latter."""
-    config, run = state.config, state.run
-    last_row = runs.read_rows(run.metrics)[-1]
-    state.save_weights(run.last, last_row["val_miou"])
-    best = config.checkpoint_rule == "best-val"
-    summary = {
-        "checkpoint": (run.best if best else run.last).name,
-        "checkpoint_rule": config.checkpoint_rule,
-        "val_miou": state.best if best else last_row["val_miou"],
-        "val_images_seen": state.val_images_seen,
-        "stopped_by": "epochs" if state.epoch == config.epochs else "max_minutes",
-        "epochs": state.epoch,
-        "steps": state.step,
-        "seconds": state.seconds,
-        "max_minutes": config.max_minutes,
-        "images_per_s": last_row["images_per_s"],
-        **state.provenance,
-        "data": state.data,
-        **config.only("model", "revision"),
-        **state.execution,
-    }
-    runs.write_json(run.result, summary)
-    return runs.read_json(run.result)
+                name = stop.received.name if stop.received else "a signal to another process"
+                place = f"stopped by {name} after step {state.step} of {state.total_steps}"
+                bar.write(f"{place}: {run.state} holds the state, and the same call continues there")
+            return False
+    return True
 
 
 def _epoch_line(row: Row, state: TrainingState) -> str:

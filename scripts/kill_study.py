@@ -49,9 +49,9 @@ class Log:
         self.file.flush()
 
 
-def start(results: Path, seeds: int, output: Path) -> subprocess.Popen:
+def start(results: Path, seeds: int, output: Path, cores: int = 2) -> subprocess.Popen:
     """Starts the study `tiny` in a process group of its own and appends its output to `output`."""
-    command = [SNAKEMAKE, "tiny", "--cores", "2", "--config", f"seeds={list(range(seeds))}"]
+    command = [SNAKEMAKE, "tiny", "--cores", str(cores), "--config", f"seeds={list(range(seeds))}"]
     with output.open("a") as file:
         return subprocess.Popen(
             command,

@@ -31,7 +31,7 @@ PUBLISHED_OPTIONS = {
 }
 # Fields that a resumed run may change: they do not change what it computes (init_changes only permits what others say)
 OPERATIONAL = ("data_root", "device", "devices", "nodes", "workers", "max_minutes", "checkpoint_every")
-OPERATIONAL += ("checkpoint_minutes", "init_changes")
+OPERATIONAL += ("checkpoint_minutes", "replay_check", "init_changes")
 NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not
 # Earlier names, under which fields are still stored in config.json and hashed, so that earlier runs resume
 RENAMED_FIELDS = {"colour_cast": "color_cast"}
@@ -50,7 +50,11 @@ CHOICES = {
 LIMITS = (
     ("lr epochs batch_size eval_every checkpoint_every devices nodes", lambda v: v > 0, "above 0"),
     ("encoder_lr weight_decay clip poly_power warmup workers seed aux_weight", lambda v: v >= 0, "0 or more"),
-    ("lovasz_weight distill_weight max_minutes checkpoint_minutes eval_images", lambda v: v >= 0, "0 or more"),
+    (
+        "lovasz_weight distill_weight max_minutes checkpoint_minutes replay_check eval_images",
+        lambda v: v >= 0,
+        "0 or more",
+    ),
     ("lr encoder_lr weight_decay clip", math.isfinite, "a finite number"),
     ("distill_temperature", lambda v: 0 < v < math.inf, "a finite number above 0"),
     ("momentum", lambda v: 0 <= v < 1, "at least 0 and below 1, such as 0.9"),
@@ -134,6 +138,7 @@ class TrainConfig:
     eval_images: int = 0  # evenly spaced images of the validation split; 0: all
     checkpoint_every: int = 1  # epochs between training states; the last epoch always gets one
     checkpoint_minutes: float = 10.0  # between training states inside a long epoch; 0: only after epochs
+    replay_check: int = 0  # every so many steps, compute a step twice and compare the bits, see `replay`; 0: never
     checkpoint_rule: str = "best-val"  # or last: the weights that the run returns
     stored: InitVar[bool] = False  # the network is complete as given; `init_from` is not asked and may be gone
 

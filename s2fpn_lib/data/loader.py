@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from s2fpn_lib.data.dataset import SegmentationDataset
 from s2fpn_lib.data.statistics import rare_pixels
 from s2fpn_lib.data.transforms import Augment, apply, draw
+from s2fpn_lib.distributed import ignore_stop_signals
 
 Key = tuple[int, int, int]  # epoch, position in the epoch's order, index of the sample at that position
 
@@ -70,6 +71,7 @@ class TrainLoader(DataLoader):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # else each epoch would draw a number from the global generator
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torchvision
 
-from s2fpn_lib.runs.files import (  # noqa: F401, names that others import from here
+from s2fpn_lib.runs.files import (
     WriteError,
     append_row,
     atomic_file,
