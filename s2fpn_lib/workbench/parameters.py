@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from IPython import get_ipython
 from IPython.display import display
 
+from s2fpn_lib.runs import require_writable, results_root
 from s2fpn_lib.validate import as_declared, did_you_mean
 
 INJECTED_HEADING = "# Parameters"  # first line of the cell that papermill inserts below the parameters cell
@@ -69,7 +70,8 @@ def checked_parameters() -> dict[str, Any]:
     displays those that were changed, folded over a table of all.
 
     Raises ParameterError if papermill injected a name that is not declared (the message names the nearest declared
-    one), a value has another type than declared, or no notebook is running.
+    one), a value has another type than declared, or no notebook is running, and WriteError if the folder of the
+    parameter `results` is not writable.
     """
     shell = get_ipython()
     if shell is None:
@@ -97,6 +99,8 @@ def checked_parameters() -> dict[str, Any]:
         changed = values[name] != as_declared(ast.literal_eval(default), kind)
         rows.append(_row("td", name, repr(values[name]), default, comment, bold=changed))
         changes += [f"{name} = {values[name]!r}"] if changed else []
+    if "results" in values:
+        require_writable(values["results"] or results_root())  # not after an hour of training
     shell.user_ns.update(values)
     table = "\n".join(["<table>", f"<thead>{rows[0]}</thead>", "<tbody>", *rows[1:], "</tbody>", "</table>"])
     summary = html.escape(f"parameters: {', '.join(changes) or 'all at their defaults'}", quote=False)
