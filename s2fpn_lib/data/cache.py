@@ -1,4 +1,4 @@
-"""Decode once: a memory-mapped uint8 cache with one file per sample, named by the content of its sources.
+"""Decode once: a uint8 cache with one file per sample, named by the content of its sources.
 
 The cache folder holds one folder per dataset and split::
 
@@ -6,12 +6,14 @@ The cache folder holds one folder per dataset and split::
     <protocol>-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
 
 Files are written atomically, so processes may build the same cache at once, and an interrupted build continues. A
-changed source file leads to another ``<content>``; files out of use are removed.
+changed source file leads to another ``<content>``; files out of use are removed. Files are read, not mapped into
+memory: a mapped file that another process cuts short kills the process that reads it.
 """
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -24,15 +26,20 @@ from pathlib import Path
 
 import numpy as np
 
-from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset, Subset
+from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset, Subset, fingerprint
 from s2fpn_lib.data.files import FileDataset
-from s2fpn_lib.runs import atomic_file, write_atomic
+from s2fpn_lib.runs import atomic_file, remove_leftovers, write_atomic
 
-FORMAT = "2"  # to be raised whenever decoding changes
-_HEADER = 4 + 256  # int64: checksum of the rest of the header, checksum of the pixels, height, width, label counts
+FORMAT = "3"  # to be raised whenever decoding changes
+# int64: checksum of the file's name and the rest of the header, checksum of the pixels, height, width, label counts
+_HEADER = 4 + 256
 # A file that changes twice within one tick of the file system's clock keeps its times. As in Git's index, an entry is
 # trusted only if the file was already this old when it was read.
 _CLOCK_TICK_NS = 2_000_000_000
+
+
+_CHANGED = "the data changed while in use; restore the file, or start again with the changed data"
+_Sample = tuple[tuple[int, int], np.ndarray, int, np.ndarray]  # size, label counts (256,), checksum, and flat pixels
 
 
 class CacheSpaceError(OSError):
@@ -47,8 +54,9 @@ def cache_root() -> Path:
 def cached(dataset: SegmentationDataset, root: Path | None = None) -> SegmentationDataset:
     """``dataset`` read through the cache in ``root`` (default :func:`cache_root`), which is created when missing.
 
-    ``dataset`` is a :class:`FileDataset`, or its ``cache_key()`` identifies its content. It is returned itself, with a
-    warning, where the folder is not writable or a file cannot be decoded. Raises CacheSpaceError if the disk is full.
+    ``dataset`` is a :class:`FileDataset`, or its ``cache_key()`` identifies its content. Where the folder is not
+    writable or a file cannot be decoded, a warning says so, and a :class:`DecodedDataset` is returned. Raises
+    CacheSpaceError if the disk is full.
     """
     root = root or cache_root()
     prefix = f"{dataset.protocol.name}-{dataset.split}"  # the protocol decides how labels are decoded
@@ -64,28 +72,47 @@ def cached(dataset: SegmentationDataset, root: Path | None = None) -> Segmentati
             folder = root / f"{prefix}-{_digest([FORMAT, dataset.cache_key()])}"
             digests, names = [{}] * len(dataset), dataset.names
         files = [folder / f"{name}.bin" for name in names]
-        _write_missing(dataset, files)
+        _write_missing(dataset, files, digests)
         return CachedDataset(dataset, files, digests)
     except CacheSpaceError:
         raise
     except DatasetError as error:
         reason = f"the data has errors, see s2fpn_lib.data.check_dataset ({error})"
     except OSError as error:
-        reason = f"{root} cannot be used ({error.strerror or error}); set S2FPN_CACHE to a writable folder"
+        cause = os.strerror(error.errno) if error.errno else error
+        reason = f"{root} cannot be used ({cause}); set S2FPN_CACHE to a writable folder"
     warnings.warn(f"No cache for {dataset.name} {dataset.split}: {reason}. Decoding on every access.", stacklevel=3)
-    return dataset
+    return DecodedDataset(dataset)
+
+
+class DecodedDataset(Subset):
+    """All samples of ``source``, decoded on each access; DatasetError if the pixels are not those of the first one."""
+
+    def __init__(self, source: SegmentationDataset) -> None:
+        super().__init__([(source, index) for index in range(len(source))], source.split, like=source)
+        self._first: dict[int, tuple[int, int, int]] = {}
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = super().arrays(index)
+        found = fingerprint(image, label)
+        if self._first.setdefault(index, found) != found:
+            raise DatasetError(f"{self.label_source(index)} or its image: {_CHANGED}")
+        return image, label
+
+    label_summary, fingerprint = SegmentationDataset.label_summary, SegmentationDataset.fingerprint
 
 
 class CachedDataset(Subset):
-    """All samples of ``source``, read from one cache file per sample, whose checksum is verified on the first read.
+    """All samples of ``source``, read from one cache file per sample.
 
-    A missing or damaged file is written again; DatasetError if a source file no longer has the SHA-256 in ``digests``.
+    The checksum of a file is verified when it is first read and whenever it has been written to since. A missing or
+    damaged file is written again; DatasetError if a source file no longer has the SHA-256 in ``digests``.
     """
 
     def __init__(self, source: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:
         super().__init__([(source, index) for index in range(len(source))], source.split, like=source)
         self.files, self.digests = files, digests
-        self._verified = np.zeros(len(files), dtype=bool)
+        self._verified: list[tuple[int, ...]] = [()] * len(files)  # what `_state` gave for the file then
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         (height, width), _, _, pixels = self._sample(index)
@@ -93,60 +120,93 @@ class CachedDataset(Subset):
         return pixels[: area * 3].reshape(height, width, 3), pixels[area * 3 :].reshape(height, width)
 
     def label_summary(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
-        return self._sample(index, verify=False)[:2]
+        return self._sample(index, whole=False)[:2]
 
     def fingerprint(self, index: int) -> tuple[int, int, int]:
         if not self.digests[index]:  # no files: the source knows its content
             return super().fingerprint(index)
-        size, _, checksum, _ = self._sample(index, verify=False)
+        size, _, checksum, _ = self._sample(index, whole=False)
         return *size, checksum
 
-    def _sample(self, index: int, verify: bool = True) -> tuple[tuple[int, int], np.ndarray, int, np.ndarray]:
-        """Size, label counts (256,), checksum of the pixels, and flat pixels; ``verify=False`` checks only the header
-        and the file's size."""
-        verify = verify and not self._verified[index]
+    def _sample(self, index: int, whole: bool = True) -> _Sample:
+        """A sample, or with ``whole=False`` what its header says, without pixels."""
+        file = self.files[index]
         try:
-            sample = _read(self.files[index], verify)
+            with file.open("rb", buffering=0) as opened:
+                before = _state(opened)
+                content = np.fromfile(opened, np.uint8, -1 if whole else _HEADER * 8)
+                verified = _state(opened) == self._verified[index]  # no write before the last byte was read
+            sample = _parsed(content, file, before[0], verify=whole and not verified)
         except (OSError, ValueError) as error:
-            for path, digest in self.digests[index].items():
-                if not path.is_file() or _entry(path)["sha256"] != digest:
-                    advice = "restore the file, or start again with the changed data"
-                    raise DatasetError(f"{path}: the data changed while in use; {advice}") from None
-            warnings.warn(f"{self.files[index]}: the cache is damaged ({error}); building it again.", stacklevel=4)
-            _write(*self.items[index], self.files[index])
-            sample = _read(self.files[index], verify)
-        self._verified[index] |= verify
+            _require_unchanged(self.digests[index])
+            warnings.warn(f"{file}: the cache is damaged ({error}); building it again.", stacklevel=4)
+            content = _encoded(*self.items[index], file, self.digests[index])
+            try:
+                _write(content, file)
+            except OSError as failure:
+                warnings.warn(f"{failure.strerror}. Until then, the sample is decoded.", stacklevel=4)
+            return _parsed(content, file, content.size, verify=False)
+        if whole:
+            self._verified[index] = before
         return sample
 
 
-def _read(file: Path, verify: bool) -> tuple[tuple[int, int], np.ndarray, int, np.ndarray]:
-    # a plain array over the mapping, as slicing a memmap is slower; copy-on-write, as torch wants writable arrays
-    content = np.memmap(file, dtype=np.uint8, mode="c").view(np.ndarray)
+def _state(opened: io.FileIO) -> tuple[int, ...]:
+    """The size of an open file, and what also changes when it is replaced or written to."""
+    stat = os.fstat(opened.fileno())
+    return stat.st_size, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _parsed(content: np.ndarray, file: Path, size: int, *, verify: bool) -> _Sample:
+    """A sample of a cache file of ``size`` bytes; without a check of the pixels, ``content`` may be its header alone.
+
+    Raises ValueError if it is damaged, or the content of another file.
+    """
     header, pixels = content[: _HEADER * 8], content[_HEADER * 8 :]
-    if len(header) < _HEADER * 8 or zlib.crc32(header[8:]) != header[:8].view(np.int64):
+    if len(header) < _HEADER * 8 or _header_checksum(header, file) != header[:8].view(np.int64):
         raise ValueError("the header does not match its checksum")
     values = header.view(np.int64)
     checksum, height, width = values[1:4].tolist()
-    if pixels.size != height * width * 4 or (verify and zlib.crc32(pixels) != checksum):
+    if size != _HEADER * 8 + height * width * 4 or (verify and zlib.crc32(pixels) != checksum):
         raise ValueError("the pixels do not match their checksum")
     return (height, width), values[4:], checksum, pixels
 
 
-def _write(dataset: SegmentationDataset, index: int, file: Path) -> None:
+def _header_checksum(header: np.ndarray, file: Path) -> int:
+    return zlib.crc32(header[8:], zlib.crc32(f"{file.parent.name}/{file.name}".encode()))
+
+
+def _encoded(dataset: SegmentationDataset, index: int, file: Path, digests: dict[Path, str]) -> np.ndarray:
+    """The content of a sample's cache file, uint8; DatasetError if a source changed before it was decoded."""
     image, label = dataset.arrays(index)
+    _require_unchanged(digests)
     pixels = np.concatenate([image.reshape(-1), label.reshape(-1)])  # (H, W, 3), (H, W) -> flat
     counts = np.bincount(label.reshape(-1), minlength=256)
     header = np.array([0, zlib.crc32(pixels), *label.shape, *counts], dtype=np.int64)
-    header[0] = zlib.crc32(header[1:])
+    header[0] = _header_checksum(header.view(np.uint8), file)
+    return np.concatenate([header.view(np.uint8), pixels])
+
+
+def _require_unchanged(digests: dict[Path, str]) -> None:
+    for path, digest in digests.items():
+        if not path.is_file() or _entry(path)["sha256"] != digest:
+            raise DatasetError(f"{path}: {_CHANGED}")
+
+
+def _write(content: np.ndarray, file: Path) -> None:
     with atomic_file(file) as output:
-        output.write(header)
-        output.write(pixels)
+        output.write(content)
 
 
-def _write_missing(dataset: SegmentationDataset, files: list[Path]) -> None:
+def _write_missing(dataset: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:
     """Decode and write the samples that have no file yet, and remove files that belong to no sample."""
     folder = files[0].parent
+    remove_leftovers(folder)
     missing = {file: index for index, file in enumerate(files) if not file.exists()}
+
+    def build(file: Path) -> None:
+        _write(_encoded(dataset, missing[file], file, digests[missing[file]]), file)
+
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         needed = len(missing) * dataset.arrays(next(iter(missing.values())))[1].size * 4
@@ -161,7 +221,7 @@ def _write_missing(dataset: SegmentationDataset, files: list[Path]) -> None:
             raise no_room
         try:
             with ThreadPoolExecutor() as pool:  # decoding releases the global interpreter lock
-                list(pool.map(lambda file: _write(dataset, missing[file], file), missing))
+                list(pool.map(build, missing))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -175,15 +235,16 @@ def _write_missing(dataset: SegmentationDataset, files: list[Path]) -> None:
 def _file_digests(paths: list[Path], index_file: Path) -> dict[Path, str]:
     """The SHA-256 of each file; a file whose size and times are in ``index_file`` is not read."""
     try:
-        known = dict(json.loads(index_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        stored = json.loads(index_file.read_text(encoding="utf-8"))
+        known = stored["files"] if stored["checksum"] == _digest([json.dumps(stored["files"])]) else {}
+    except (OSError, ValueError, TypeError, KeyError):
         known = {}  # every file is read again
     with ThreadPoolExecutor() as pool:  # hashing and reading release the global interpreter lock
         entries = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
     index = dict(zip(map(str, paths), entries, strict=True))
     if index != known:
         with contextlib.suppress(OSError):  # without an index, the next start reads every file again
-            write_atomic(index_file, json.dumps(index))
+            write_atomic(index_file, json.dumps({"checksum": _digest([json.dumps(index)]), "files": index}))
     return {path: entry["sha256"] for path, entry in zip(paths, entries, strict=True)}
 
 

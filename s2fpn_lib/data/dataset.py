@@ -53,8 +53,7 @@ class SegmentationDataset:
 
     def fingerprint(self, index: int) -> tuple[int, int, int]:
         """Height, width, and CRC-32 of the pixels of image and label, in this order."""
-        image, label = self.arrays(index)
-        return *label.shape, zlib.crc32(np.ascontiguousarray(label), zlib.crc32(np.ascontiguousarray(image)))
+        return fingerprint(*self.arrays(index))
 
     def digest(self) -> str:
         """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample."""
@@ -107,6 +106,11 @@ class Subset(SegmentationDataset):
 
     def class_problems(self, occurring: Collection[int]) -> list[str]:
         return self.items[0][0].class_problems(occurring) if self.items else []
+
+
+def fingerprint(image: np.ndarray, label: np.ndarray) -> tuple[int, int, int]:
+    """Height, width, and CRC-32 of the pixels of an image (H, W, 3) and a label (H, W)."""
+    return *label.shape, zlib.crc32(np.ascontiguousarray(label), zlib.crc32(np.ascontiguousarray(image)))
 
 
 def evenly_spaced(length: int, limit: int | None) -> list[int]:
