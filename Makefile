@@ -1,6 +1,7 @@
 # make run    creates .venv, runs the main notebooks, and ends with the path of the report
 # make test   lints and runs every test, including the notebooks
-# make check  lints and runs the fast tests of the core, in three minutes on two cores
+# make check  lints, audits, and runs the fast tests of the core, in three minutes on two cores
+# make audit  looks up the installed packages in PyPI's database of known vulnerabilities; fails if there is one
 # make lab    opens the notebooks in JupyterLab
 # make doctor checks the packages, and shows the versions, the GPU's driver, and the notebook kernels
 # make docs   executes every notebook on RoadScenes and writes readable copies to docs/notebooks/, in about 15 minutes
@@ -15,7 +16,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 # Command-line variables NAME=value, except those of make itself and of the environment
-PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=% GPU=%,$(MAKEOVERRIDES))
+PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=% GPU=% AUDIT=%,$(MAKEOVERRIDES))
 # Extra words for pytest: make test PYTEST="-k metrics"
 PYTEST ?=
 PYTEST_2 := $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0
@@ -26,11 +27,13 @@ CHECKED := $(addprefix tests/,model data workbench/test_parameters.py workbench/
 LAB ?=
 # Options of s2fpn_lib.benchmark.gpu
 GPU ?=
+# Options of pip-audit, for another database: make audit AUDIT="--vulnerability-service osv"
+AUDIT ?=
 
 # Silences a warning of the debugger at the start of each kernel
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: run test check lint lab doctor docs gpu clean
+.PHONY: run test check lint audit lab doctor docs gpu clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED)
@@ -43,11 +46,17 @@ lint: $(INSTALLED)
 test: lint
 	$(PYTEST_2) $(PYTEST)
 
-check: lint
+check: lint audit
 	$(PYTEST_2) -m "not slow" $(CHECKED) $(PYTEST)
 
+# Without a connection to the database it says so and passes
+audit: $(INSTALLED)
+	$(PY) scripts/audit.py $(AUDIT)
+
+# Reachable from this machine alone whatever the user's settings of Jupyter say, unless LAB has another --ip. The token is
+# the one that Jupyter draws at each start; a token given here would be visible in the list of processes
 lab: $(INSTALLED)
-	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB)
+	$(PY) -m jupyter lab $(if $(filter --ip% --ServerApp.ip%,$(LAB)),,--ServerApp.ip=localhost) --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 doctor: $(INSTALLED)
 	-$(PY) -m pip check

@@ -88,7 +88,8 @@ def checked_parameters() -> dict[str, Any]:
     for name, (annotation, default, comment) in declared.items():
         if name not in shell.user_ns:
             raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
-        value, kind = shell.user_ns[name], eval(annotation, {**vars(typing), **shell.user_ns})
+        value = shell.user_ns[name]
+        kind = eval(annotation, {**vars(typing), **shell.user_ns})  # noqa: S307 of a cell that has already run
         try:
             values[name] = as_declared(value, kind)
         except TypeError:
