@@ -166,5 +166,4 @@ def _show_strip(
     upright = level.strip_axis == "height"  # one entry per column
     strip = values[None, :] if upright else values[:, None]
     _show(axis, strip, cmap=cmap, norm=norm, alpha=0.6)
-    drawn = _show(axis, strip, cmap=cmap, norm=norm, extent=(0, 1, 1, 1 - BAND) if upright else (0, BAND, 1, 0))
-    return drawn
+    return _show(axis, strip, cmap=cmap, norm=norm, extent=(0, 1, 1, 1 - BAND) if upright else (0, BAND, 1, 0))

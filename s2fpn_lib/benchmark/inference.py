@@ -23,8 +23,7 @@ from s2fpn_lib.benchmark.timing import Timing, clock_of, gpu_state, time_in_turn
 from s2fpn_lib.checkpoint import find_weights, load_model, released_names
 from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.evaluate import evaluate
-from s2fpn_lib.inference.int8 import calibration_images
-from s2fpn_lib.inference.optimize import BACKENDS, optimize_for_inference
+from s2fpn_lib.inference.optimize import BACKENDS, calibration_images, optimize_for_inference
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import ENCODERS, S2FPN, build_model
 from s2fpn_lib.model.complexity import measure_complexity

@@ -137,19 +137,14 @@ def cpu_share(threads: int) -> float:
 def _warm_up(call: Call, clock: Stopwatch, longest: float) -> None:
     """Calls until two successive medians agree, when caches, clocks, and allocators are stable."""
     clock(call)  # the first call compiles, allocates, and loads pages
-    end = time.perf_counter() + longest
-    before = now = _median(call, clock)
-    while time.perf_counter() < end:
-        before, now = now, _median(call, clock)
-        if abs(now - before) <= STABLE * before:
+    end, medians = time.perf_counter() + longest, []
+    while len(medians) < 2 or abs(medians[-1] - medians[-2]) > STABLE * medians[-2]:
+        if medians and time.perf_counter() >= end:
             return
-
-
-def _median(call: Call, clock: Stopwatch) -> float:
-    times = [clock(call)[0]]
-    while len(times) < WARMUP_CALLS and sum(times) < 1:
-        times.append(clock(call)[0])
-    return statistics.median(times)
+        times = [clock(call)[0]]
+        while len(times) < WARMUP_CALLS and sum(times) < 1:
+            times.append(clock(call)[0])
+        medians.append(statistics.median(times))
 
 
 def clock_of(device: torch.device) -> Stopwatch:

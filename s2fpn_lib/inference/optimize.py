@@ -11,17 +11,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.data import SegmentationDataset
+from s2fpn_lib.data import SegmentationDataset, evenly_spaced
 from s2fpn_lib.evaluate import evaluate, seen_caveat
 from s2fpn_lib.inference.export import logit_difference
-from s2fpn_lib.inference.int8 import calibration_images
 from s2fpn_lib.inference.runtimes import RUNTIMES, RuntimeRunner
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.modes import AMP_DTYPES
+from s2fpn_lib.model.tta import at_size
 
 TORCH_PRECISIONS = {"float32": None, **AMP_DTYPES}
 BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions
+CALIBRATION_IMAGES = 8
 
 
 class OptimizedModel(nn.Module):
@@ -116,6 +117,26 @@ def optimize_for_inference(
     if verbose:
         print(f"{optimized}: largest difference of a logit on {tuple(example.shape)}\n{optimized.statement}".strip())
     return optimized
+
+
+def calibration_images(
+    model: S2FPN, example: Tensor | SegmentationDataset, scored: SegmentationDataset | None
+) -> Tensor:
+    """The inputs (B, 3, H, W) whose activations give the ranges: `example`, or evenly spaced images of a dataset.
+
+    Raises ValueError if one of them is an image of `scored`: by name for a dataset, otherwise by its pixels.
+    """
+    if isinstance(example, SegmentationDataset):
+        if scored is not None and (both := set(example.names) & set(scored.names)):
+            both = f"{min(both)} and {len(both) - 1} more"
+            raise ValueError(f"{example.split} (ranges of int8) and {scored.split} (score) share images: {both}")
+        indices, size = evenly_spaced(len(example), CALIBRATION_IMAGES), example.protocol.size
+        return model.preprocess(torch.stack([at_size(example[i][0], size) for i in indices]))
+    for index in range(len(scored) if scored is not None else 0):
+        image = model.preprocess(at_size(scored[index][0], example.shape[-2:])[None])
+        if (example == image).flatten(1).all(1).any():
+            raise ValueError(f"{scored.names[index]} of {scored.split} is scored and gives the ranges of int8")
+    return example
 
 
 def _state_cost(

@@ -1,11 +1,19 @@
-"""The runtimes that run an exported network on the CPU: onnxruntime and OpenVINO, one session per input size."""
+"""The runtimes that run an exported network on the CPU, onnxruntime and OpenVINO: one session per input size, and int8.
 
+8-bit integers take their ranges from calibration images, and layers stay in float where integers cost accuracy.
+"""
+
+import copy
 import ctypes
 import io
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from s2fpn_lib.inference.export import export_onnx, onnx_session
-from s2fpn_lib.inference.int8 import Quantizer, accurate_part
 from s2fpn_lib.metrics import class_ids
+from s2fpn_lib.progress import progress_bar
 
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
+MAX_TRIALS = 48  # of the search for layers that stay in float
 
 
 class RuntimeRunner:
@@ -81,6 +90,81 @@ def _batches(examples: Tensor, shape: torch.Size) -> list[Tensor]:
     images = F.interpolate(examples, shape[-2:], mode="bilinear")
     count, batch = len(images), shape[0]
     return list(images[torch.arange(-(-count // batch) * batch) % count].split(batch))
+
+
+class Quantizer:
+    """A float32 ONNX model of one fixed input size, to be written in 8-bit integers: weights per output channel.
+
+    onnxruntime and OpenVINO run such a file in integer arithmetic where they can. `layers` maps the name of each node
+    that can be quantized to the name of its layer.
+
+    Args:
+        model: written by `export_onnx(..., dynamic=False)`.
+        examples: inputs of its shape from `model.preprocess`. Their smallest and largest activations become the ranges.
+        runtime: which one shall run the file; it decides what is quantized besides convolutions.
+    """
+
+    def __init__(self, model: bytes, examples: Iterable[Tensor], runtime: str) -> None:
+        import onnx
+        from onnxruntime.quantization.calibrate import create_calibrator
+        from onnxruntime.quantization.registry import QDQRegistry
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        inputs = ({"image": example.contiguous().numpy()} for example in examples)
+        # OpenVINO fuses the rounding of a convolution's input into the operator before it. onnxruntime computes in
+        # integers only between rounded inputs and outputs. Each is slower with the other's file.
+        self.op_types = ["Conv"] if runtime == "openvino" else list(QDQRegistry)
+        self.options = {"OpTypesToExcludeOutputQuantization": ["Conv"]} if runtime == "openvino" else {}
+        with tempfile.TemporaryDirectory() as folder:
+            source, inferred, augmented = (Path(folder) / f"{name}.onnx" for name in ("float", "inferred", "ranges"))
+            source.write_bytes(model)
+            quant_pre_process(source, inferred, skip_symbolic_shape=True)
+            calibrator = create_calibrator(inferred, self.op_types, augmented)
+            calibrator.collect_data(SimpleNamespace(get_next=lambda: next(inputs, None)))
+            self.ranges, self.model = calibrator.compute_data(), onnx.load(inferred)
+        weights = {node.name: node.input[1] for node in self.model.graph.node if node.op_type == "Conv"}
+        names = [node.name for node in self.model.graph.node if node.op_type in self.op_types]
+        self.layers = {name: weights.get(name, name).removesuffix(".weight") for name in names}
+
+    def write(self, nodes: Collection[str]) -> bytes:
+        """The file in which these nodes are quantized; all others stay in float."""
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+
+        types, kept = (QuantType.QInt8, QuantType.QUInt8), [name for name in self.layers if name not in nodes]
+        arguments = (True, False, *types, self.ranges, [], kept, self.op_types, self.options)
+        quantizer = QDQQuantizer(copy.deepcopy(self.model), *arguments)
+        quantizer.quantize_model()
+        return quantizer.model.model.SerializeToString()
+
+
+def accurate_part(layers: Sequence[str], changed: Callable[[Sequence[str]], float], tolerance: float) -> list[str]:
+    """The layers that can be quantized together so that `changed(them)` is at most `tolerance`.
+
+    Where all together exceed it, they are halved until those are found that exceed it alone. While the others together
+    still exceed it, the same is done with half of the tolerance, and so on. Parts that have not been examined after
+    `MAX_TRIALS` calls count as harmful.
+    """
+    trials: dict[tuple[str, ...], float] = {}
+
+    def harmful(part: list[str], allowed: float) -> list[str]:
+        if harm(part) <= allowed:
+            return []
+        half = len(part) // 2
+        return harmful(part[:half], allowed) + harmful(part[half:], allowed) if half else part
+
+    with progress_bar(MAX_TRIALS, desc="layers of int8", unit="trial") as bar:
+
+        def harm(part: list[str]) -> float:
+            if tuple(part) not in trials and len(trials) < MAX_TRIALS:
+                trials[tuple(part)] = changed(part)
+                bar.update(1)
+            return trials.get(tuple(part), math.inf)
+
+        quantized, allowed = list(layers), tolerance
+        while quantized and harm(quantized) > tolerance:
+            found = harmful(quantized, allowed)
+            quantized, allowed = [layer for layer in quantized if layer not in found], allowed / 2
+    return quantized
 
 
 def _onnxruntime(model: bytes) -> Callable[[Tensor], Tensor]:

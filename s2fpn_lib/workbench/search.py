@@ -133,8 +133,19 @@ class Search:
         trial.set_user_attr("folder", folder.name)
         values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
         print(f"trial {trial.number}: {values}", flush=True)
+        reported = set()
+
+        def report(row: Mapping[str, Any], model: nn.Module) -> None:
+            """Reports each validation to Optuna, which may prune the run before its last epoch."""
+            for each in read_rows(RunDirectory(folder).metrics):  # a continued run has rows of an earlier trial
+                if each["val_miou"] is not None and each["epoch"] not in reported:
+                    trial.report(each["val_miou"], each["epoch"])
+                    reported.add(each["epoch"])
+            if row["val_miou"] is not None and row["epoch"] < config.epochs and trial.should_prune():
+                raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")
+
         try:
-            result = train(config, run_dir=folder, on_epoch=_Reporter(trial, folder, config.epochs), progress=False)
+            result = train(config, run_dir=folder, on_epoch=report, progress=False)
         except optuna.TrialPruned as stop:
             self.study.tell(trial, state=TrialState.PRUNED)
             print(f"trial {trial.number} pruned: {stop}", flush=True)
@@ -181,18 +192,3 @@ class Search:
     def best(self) -> TrainConfig:
         """The configuration of the best complete trial. Raises ValueError if there is none yet."""
         return self.trial_config(self.study.best_trial.params)
-
-
-class _Reporter:
-    """`on_epoch` of a trial: reports each validation to Optuna, which may prune the run before its last epoch."""
-
-    def __init__(self, trial: Trial, folder: Path, epochs: int):
-        self.trial, self.epochs, self.metrics, self.last = trial, epochs, RunDirectory(folder).metrics, 0
-
-    def __call__(self, row: Mapping[str, Any], model: nn.Module) -> None:
-        for each in read_rows(self.metrics):  # a continued run has rows that this trial did not report
-            if each["val_miou"] is not None and each["epoch"] > self.last:
-                self.trial.report(each["val_miou"], each["epoch"])
-                self.last = each["epoch"]
-        if row["val_miou"] is not None and row["epoch"] < self.epochs and self.trial.should_prune():
-            raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")

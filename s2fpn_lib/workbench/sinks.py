@@ -13,7 +13,6 @@ import os
 import time
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -186,7 +185,7 @@ class RunLogger:
     def __enter__(self) -> "RunLogger":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         trained = error is None or self._open or isinstance(error, WorkerFailed)  # else another process has the run
         rows = read_rows(RunDirectory(self.run_dir).metrics) if self.names and trained else []
         if rows and node_rank(self.config.nodes) == 0:

@@ -9,9 +9,9 @@ from torch import nn
 from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.evaluate import evaluate
-from s2fpn_lib.inference import int8, optimize, optimize_for_inference
-from s2fpn_lib.inference.int8 import accurate_part, calibration_images
-from s2fpn_lib.inference.runtimes import RuntimeRunner
+from s2fpn_lib.inference import optimize, optimize_for_inference, runtimes
+from s2fpn_lib.inference.optimize import calibration_images
+from s2fpn_lib.inference.runtimes import RuntimeRunner, accurate_part
 
 LAYERS = [f"layer{i}" for i in range(20)]
 
@@ -46,7 +46,7 @@ def test_small_losses_that_add_up_leave_the_worst_layers_in_float():
 
 
 def test_the_search_is_bounded(monkeypatch):
-    monkeypatch.setattr(int8, "MAX_TRIALS", 5)
+    monkeypatch.setattr(runtimes, "MAX_TRIALS", 5)
     calls = []
     assert accurate_part(LAYERS, lambda part: calls.append(part) or 1.0, 0.01) == []
     assert len(calls) == 5
