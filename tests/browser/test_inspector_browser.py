@@ -12,19 +12,23 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 import torch
 from ipywidgets import Widget
@@ -38,8 +42,9 @@ from s2fpn_lib.inspector.export import export_html
 from s2fpn_lib.inspector.numbers import Readout
 from s2fpn_lib.inspector.state import Inspection, NamedModel, Picture
 from s2fpn_lib.inspector.widget import Inspector
+from s2fpn_lib.runs import PROJECT
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "31_inspector.ipynb"
+NOTEBOOK = PROJECT / "notebooks" / "31_inspector.ipynb"
 RELEASED, INDEX = "s2fpn_lite-camvid-train", 1  # what the notebook shows first
 SECOND = "s2fpn_lite-camvid"
 PROTOCOL = get_protocol("camvid-segnet-360x480")
@@ -59,9 +64,28 @@ def inspection():
     return inspected(RELEASED, INDEX)
 
 
+class Lab(NamedTuple):
+    """A running JupyterLab: its process, its port, its token, and the URL of the notebook in it."""
+
+    process: subprocess.Popen
+    port: int
+    token: str
+    url: str
+
+
+def make_lab(options: str = "") -> list[str]:
+    """The words of the command with which `make lab LAB=options` starts JupyterLab."""
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "lab", f"LAB={options}"]
+    printed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return shlex.split(printed)
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the notebook in a JupyterLab with its own port, token, and folders, which ends with its kernels."""
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab as `make lab` starts it, with its own port, token, and folders, which ends with its kernels.
+
+    The user's settings of Jupyter there would open the server to all machines.
+    """
     folder = tmp_path_factory.mktemp("lab")
     work = folder / "work"
     work.mkdir()
@@ -74,6 +98,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         path = folder / "settings" / "@jupyterlab" / extension / f"{file}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(settings))
+    (folder / "config").mkdir()
+    (folder / "config" / "jupyter_server_config.py").write_text('c.ServerApp.ip = "0.0.0.0"\n')
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,16 +110,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "S2FPN_RESULTS": "results", "S2FPN_DATA": "no-data",
     }  # fmt: skip
     options = [
-        "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={work}", "--ServerApp.allow_root=True",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={work}",
+        "--ServerApp.allow_root=True", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures as pictures
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options],
-            env={**inherited, **{name: str(folder / value) for name, value in variables.items()}},
+            [sys.executable, *make_lab(shlex.join(options))[1:]],
+            env={
+                **inherited,
+                **{name: str(folder / value) for name, value in variables.items()},
+                "JUPYTER_TOKEN": token,
+            },
             cwd=work,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -101,7 +130,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, log)
-        yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}?token={token}"
+        yield Lab(server, port, token, f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}?token={token}")
     finally:
         server.terminate()  # also ends its kernels
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -180,9 +209,33 @@ def says(page: Page, *found: Readout) -> None:
     expect(page.locator(".s2fpn-live")).to_have_text(" ".join(each.sentence() for each in found), timeout=ANSWER)
 
 
+def test_make_lab_listens_on_this_machine_alone_and_wants_its_token(lab):
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(lab.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == lab.port
+    ]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
+    address = f"http://127.0.0.1:{lab.port}/api/contents"
+    for wrong in ("", "?token=", "?token=wrong"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(address + wrong, timeout=20)
+    with urllib.request.urlopen(f"{address}?token={lab.token}", timeout=20) as answer:
+        assert NOTEBOOK.name in {entry["name"] for entry in json.load(answer)["content"]}
+
+
+def test_make_lab_sets_no_token_and_takes_another_address_only_from_its_user():
+    assert "--ServerApp.ip=localhost" in make_lab()
+    assert [word for word in make_lab() if "token" in word or "password" in word] == []
+    for options in ("--ip 0.0.0.0", "--ServerApp.ip=0.0.0.0"):
+        assert "--ServerApp.ip=localhost" not in make_lab(options)
+    assert make_lab("--no-browser --port 8890")[-3:] == ["--no-browser", "--port", "8890"]
+
+
 def test_notebook_in_jupyterlab(page, lab, inspection, capsys):
     page.set_viewport_size({"width": 1440, "height": 900})
-    canvas = run_all(page, lab)
+    canvas = run_all(page, lab.url)
     size = inspection.size
     opening = State(y=int(0.58 * size[0]), x=int(0.35 * size[1]))
     says(page, readout(opening, inspection))
