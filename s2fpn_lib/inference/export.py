@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.runs import write_atomic
 
 OPSET = 18
 PARITY = 1e-3  # of float32 logits, relative to the largest
@@ -18,7 +19,7 @@ PARITY = 1e-3  # of float32 logits, relative to the largest
 def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor, *, dynamic: bool = True) -> None:
     """Write an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits` (B, K, H, W).
 
-    The metadata of the file hold, as JSON, the mean and std that `preprocess` uses (R, G, B on the 0..255 scale).
+    It is written atomically. Its metadata hold, as JSON, the mean and std that `preprocess` uses (R, G, B on 0..255).
 
     Args:
         network: `simplify.simplify(model)`, or a model itself.
@@ -34,10 +35,8 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
     _pad_in_convolutions(program.model)
     for name in ("mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(network, name).flatten().tolist())
-    if isinstance(target, io.BytesIO):
-        target.write(program.model_proto.SerializeToString())
-    else:
-        program.save(target)
+    data = program.model_proto.SerializeToString()
+    target.write(data) if isinstance(target, io.BytesIO) else write_atomic(target, data)
 
 
 def _pad_in_convolutions(model: Any) -> None:
@@ -79,12 +78,15 @@ def logit_difference(model: nn.Module, logits: Tensor, x: Tensor, *, source: str
 def export_program(network: nn.Module, path: str | Path, example: Tensor) -> None:
     """Write a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library.
 
-    It takes any batch, and heights and widths from 65 pixels; of the example only type and device matter.
+    It is written atomically. The program takes any batch, and heights and widths from 65 pixels; of the example only
+    type and device matter.
     """
     # channels_last weights would tie the program to relations between height and width
     plain = copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)
     traced, shapes = variable_input(example)
-    torch.export.save(torch.export.export(plain, (traced,), dynamic_shapes=shapes), path)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(plain, (traced,), dynamic_shapes=shapes), file)
+    write_atomic(path, file.getvalue())
 
 
 def variable_input(example: Tensor) -> tuple[Tensor, tuple[dict[int, Any]]]:

@@ -17,11 +17,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from s2fpn_lib.runs import write_atomic
+from s2fpn_lib.validate import as_declared
+
 # One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
 METADATA_KEY = "s2fpn"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 UNKNOWN = "not recorded"
+_TEXTS = ("protocol", "dataset", "train_split", "val_split", "pretraining", "checkpoint_rule", "recipe", "git_sha")
+RECORDED = dict.fromkeys(_TEXTS, str | None) | dict.fromkeys(("seed", "epoch", "step"), int | None)
+RECORDED |= dict.fromkeys(("config", "protocol_definition"), dict[str, Any])
+RECORDED |= {"training": list[dict[str, str | list[str] | None]], "val_miou": float | None}
 DESCRIBED = {"config", "protocol", "protocol_definition", "training", "pretraining", "val_miou", "val_split"}
 
 
@@ -47,13 +54,41 @@ def digest(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
+def read_document(text: str) -> dict[str, Any]:
+    """The JSON object that describes a checkpoint; ValueError for another text, or a field of another type."""
+    try:
+        document = as_declared(json.loads(text), dict[str, Any])
+        for name in RECORDED.keys() & document.keys():
+            document[name] = as_declared(document[name], RECORDED[name])
+        for each in document.get("training", ()):
+            if isinstance(each["dataset"], list) or isinstance(each["split"], list):
+                raise TypeError("training names no dataset and split")
+    except (RecursionError, TypeError, KeyError) as error:
+        raise ValueError(f"a wrong field in its description: {error}") from error
+    return document
+
+
+def rebuilt(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a checkpoint's description with its tensors. Raises KeyError, TypeError, ValueError, or
+    RuntimeError where they do not fit; takes the memory of the tensors, whatever the description says.
+    """
+    from s2fpn_lib.model.s2fpn import build_model
+
+    config = document["config"]
+    if "encoder_weights" in config or config.get("num_classes") != len(tensors.get("head.weight", ())):
+        raise ValueError("its description does not name its number of classes, or names a file")
+    model = build_model(**config)
+    model.load_state_dict(tensors)
+    return model
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file and the JSON object in its header, {} where it has none.
 
     Raises SafetensorError or ValueError if the file is damaged. Files of earlier versions hold no digest.
     """
     with safetensors.safe_open(path, framework="pt") as file:
-        document = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        document = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dict
     expected = document.pop("sha256", None)
     if expected and expected != digest(tensors, document):
@@ -89,6 +124,7 @@ class HubMixin:
             ValueError: the network is not the one that its `config` describes, such as a simplified one.
             FileExistsError: the folder holds another config.json or README.md, such as a run's.
             ImportError: an upload without the extra [hub]; nothing is written then.
+            WriteError: a file cannot be written; the same call completes the folder once it can.
         """
         from s2fpn_lib.model.s2fpn import build_model
 
@@ -103,10 +139,9 @@ class HubMixin:
         named = len(folder.parts) == 2 and not folder.is_absolute()
         repo_id = repo_id or (folder.as_posix() if named else folder.resolve().name)
         document = {**self.metadata, "config": self.config}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WEIGHTS).write_bytes(serialized(self, document))
-        (folder / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(self._card(repo_id, license), encoding="utf-8")
+        write_atomic(folder / WEIGHTS, serialized(self, document))
+        write_atomic(folder / CONFIG, json.dumps(document, indent=2, sort_keys=True) + "\n")
+        write_atomic(folder / CARD, self._card(repo_id, license))
         if hub:
             api = hub.HfApi()
             created = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -127,8 +162,6 @@ class HubMixin:
             ImportError: a repository without the extra [hub].
             RuntimeError: the weights are damaged, or do not fit config.json.
         """
-        from s2fpn_lib.model.s2fpn import build_model
-
         folder = Path(folder_or_repo).expanduser()
         if not folder.is_dir():
             folder = _downloaded(str(folder_or_repo), revision)
@@ -136,12 +169,11 @@ class HubMixin:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}: give a folder that save_pretrained wrote")
         try:
-            document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            document = read_document((folder / CONFIG).read_text(encoding="utf-8"))
             tensors, header = read_weights(folder / WEIGHTS)
             if header and header != document:
                 raise ValueError(f"{CONFIG} differs from the header of {WEIGHTS}")
-            model = build_model(**document["config"])
-            model.load_state_dict(tensors)
+            model = rebuilt(document, tensors)
         except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RuntimeError(f"{folder} holds no network of this library, or a damaged one: {error}") from error
         model.metadata = document

@@ -15,7 +15,7 @@ from s2fpn_lib.model import ENCODERS, build_model
 from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION
-from s2fpn_lib.runs import read_json, read_rows
+from s2fpn_lib.runs import read_json, read_rows, written_order
 from s2fpn_lib.workbench.provenance import describe_switches, recipe_hashes
 
 PLACE = ("device", "height", "width", "batch", "stage")  # speeds can only be compared if they agree in these
@@ -51,7 +51,7 @@ def collect_evaluations(root: str | Path) -> dict[str, Evaluation]:
 
 def _find(root: str | Path, name: str) -> dict[str, Path]:
     """{folder under `root`: path} of the files with this name, the most recently written last."""
-    paths = sorted(Path(root).rglob(name), key=lambda path: (path.stat().st_mtime_ns, path))
+    paths = sorted(Path(root).rglob(name), key=lambda path: (written_order(path), path))
     return {path.parent.relative_to(root).as_posix(): path for path in paths}
 
 

@@ -32,6 +32,7 @@ from s2fpn_lib.runs.files import (
     require_writable,
     write_atomic,
     write_json,
+    written_order,
 )
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ except ImportError:  # Windows
 _NO_ROOM = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on that disk and run again")
 _NO_ENTRY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 _OTHER_FOLDER = "make the folder writable or give another one; S2FPN_RESULTS names the folder of all results"
+CLOCK_TOLERANCE = 60 * 10**9  # ns by which the clock of a file server may be ahead
 LOCKED_BYTE = 2**30  # msvcrt locks bytes, and nobody else may read them: one behind the end of every file here
 
 
@@ -35,8 +37,8 @@ def naming(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        cause = error if isinstance(error, OSError) and error.errno in errno.errorcode else error.__context__
-        if not isinstance(cause, OSError) or (cause.filename and path.parent not in Path(cause.filename).parents):
+        cause = error if getattr(error, "errno", None) in errno.errorcode else error.__context__
+        if getattr(cause, "errno", None) not in errno.errorcode or not _concerns(path, cause.filename):
             raise
         advice = _OTHER_FOLDER if cause.errno in _NO_ENTRY else _NO_ROOM.get(cause.errno, "run again")
         reason = f"could not write {path} ({cause.strerror}). Earlier files are intact: {advice}"
@@ -49,6 +51,12 @@ def require_writable(folder: str | Path) -> None:
     folder = Path(folder).expanduser()
     with naming(folder):
         tempfile.TemporaryFile(dir=next(filter(Path.exists, (folder, *folder.absolute().parents)))).close()
+
+
+def _concerns(path: Path, name: str | None) -> bool:
+    """Whether the file that an error names, if any, has to do with writing `path`, and is not one that is read then."""
+    temporary = name and Path(name).name.startswith((f".{path.name}.", tempfile.gettempprefix()))
+    return not name or temporary or Path(name) in (path, *path.parents)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -131,6 +139,13 @@ def _read(path: str | Path) -> bytes:
     if Path(path).exists() and not Path(path).is_file():
         raise ValueError("it is no regular file")
     return Path(path).read_bytes()
+
+
+def written_order(path: Path) -> tuple[bool, int]:
+    """A key that sorts files by the time of their last change, the latest last. A time in the future is not trusted:
+    the clock has been set back since, so such a file comes before all others."""
+    changed = path.stat().st_mtime_ns
+    return changed <= time.time_ns() + CLOCK_TOLERANCE, changed
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:

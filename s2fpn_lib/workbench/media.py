@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from s2fpn_lib.data.images import ImageError, read_image
 from s2fpn_lib.runs import atomic_file
@@ -133,10 +134,13 @@ def video_rate(path: Path) -> Fraction:
         return container.streams.video[0].average_rate or Fraction(25)
 
 
-def write_png(path: str | Path, pixels: np.ndarray) -> None:
-    """Writes an (H, W) or (H, W, 3) uint8 array, atomically."""
+def write_png(path: str | Path, pixels: np.ndarray, **texts: str) -> None:
+    """Writes an (H, W) or (H, W, 3) uint8 array, atomically. texts: entries of the file's text chunks."""
+    chunks = PngInfo()
+    for key, text in texts.items():
+        chunks.add_text(key, text)
     with atomic_file(path) as file:
-        Image.fromarray(pixels).save(file, "PNG")
+        Image.fromarray(pixels).save(file, "PNG", pnginfo=chunks)
 
 
 def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> None:

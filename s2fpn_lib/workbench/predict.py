@@ -9,7 +9,7 @@ Cityscapes `label_ids/NAME.png` (the benchmark's format); for a video the same o
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from s2fpn_lib.data import PROTOCOLS, Protocol
@@ -29,7 +30,7 @@ from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.s2fpn import MIN_SIZE
 from s2fpn_lib.model.tta import at_size, predict_logits
 from s2fpn_lib.progress import progress_bar
-from s2fpn_lib.runs import read_json, write_atomic, write_json
+from s2fpn_lib.runs import read_json, remove_leftovers, write_atomic, write_json
 from s2fpn_lib.viz.images import colorize, overlay
 from s2fpn_lib.workbench.media import (
     MediaError,
@@ -45,6 +46,7 @@ from s2fpn_lib.workbench.media import (
 # Rows of the image whose scores at its own size are in memory at a time
 ROWS_AT_ONCE = 256
 SHOWN = 20  # reasons in an error
+SOURCE = "source-sha256"  # text in train_ids/NAME.png: of the file that it was made from
 
 
 class PredictionReport(NamedTuple):
@@ -78,7 +80,7 @@ def predict(
             "own" leaves it as it is; (height, width) resizes to that.
         every: of a video, predict every n-th frame.
         limit: stop after this number of images and frames; 0 or None: no limit.
-        overwrite: predict again what `out` already holds. A source that is newer than its result always is.
+        overwrite: predict again what `out` already holds. A source whose content has changed always is.
         views: scales, flip, window, overlap, amp of `predict_logits`.
 
     Raises FileNotFoundError for the source; ValueError for invalid options, a model with other classes, or an `out`
@@ -93,8 +95,8 @@ def predict(
     kinds = ["colour", "overlay", "train_ids", *(["label_ids"] if protocol.dataset == "cityscapes" else [])]
     rows: list[dict[str, Any]] = []
     skipped = [(str(path), reason) for path, reason in left_out]
-    before = {} if overwrite else _recorded(out)
-    predicted = 0
+    predicted, digests = 0, _Digests()
+    remove_leftovers(out)
     try:
         with progress_bar(len(names), unit="image") as bar, closing(_images(names, every, skipped)) as images:
             for path, name, load in images:
@@ -105,8 +107,7 @@ def predict(
                     skipped += [(str(each), f"{part}beyond limit = {limit}") for each, part in rest.items()]
                     break
                 files = {kind: out / kind / f"{name}.png" for kind in kinds}
-                same = before.get(name, path.resolve()) == path.resolve()
-                ids = _finished(files, path) if same and not overwrite else None
+                ids = None if overwrite else _finished(files, digests[path])
                 if ids is None:
                     try:
                         image = torch.from_numpy(load()).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
@@ -117,9 +118,11 @@ def predict(
                     ids = ids_at_size(predict_logits(model, seen[None], **views), image.shape[-2:])
                     write_png(files["colour"], colorize(ids, protocol))
                     write_png(files["overlay"], overlay(image, ids, protocol, opacity))
-                    write_png(files["train_ids"], ids.numpy())
                     if "label_ids" in files:
                         write_png(files["label_ids"], to_label_ids(ids.numpy()))
+                    if is_video(path):  # of other frames
+                        (out / "overlay" / f"{names[path]}.mp4").unlink(missing_ok=True)
+                    write_png(files["train_ids"], ids.numpy(), **{SOURCE: digests[path]})
                     predicted += 1
                 percent = 100 * np.bincount(ids.flatten(), minlength=protocol.num_classes) / ids.numel()
                 shares = dict(zip(protocol.classes, percent, strict=True))
@@ -129,7 +132,7 @@ def predict(
         for video in filter(is_video, names):
             frames = [out / "overlay" / f"{row['picture']}.png" for row in rows if row["source"] == str(video)]
             target = out / "overlay" / f"{names[video]}.mp4"
-            if not frames or _newer(target, frames):
+            if not frames or target.exists():
                 continue
             try:
                 write_video(target, frames, video_rate(video) / every)
@@ -200,28 +203,24 @@ def _problem(path: Path, error: ImageError) -> tuple[str, str]:
     return str(path), str(error).removeprefix(f"{path}: ")
 
 
-def _newer(file: Path, sources: Iterable[Path]) -> bool:
-    """Whether the file exists and is as new as its sources."""
-    return file.exists() and file.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
+class _Digests(dict[Path, str]):
+    """The SHA-256 of each file, read when it is first asked for. Times would mislead where the clock was set back."""
+
+    def __missing__(self, path: Path) -> str:
+        with path.open("rb") as file:
+            self[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self[path]
 
 
-def _finished(files: dict[str, Path], source: Path) -> Tensor | None:
-    """The ids (H, W) of an image whose files are complete and newer than their source; None otherwise."""
-    if not all(_newer(file, [source]) for file in files.values()):
-        return None
+def _finished(files: dict[str, Path], source: str) -> Tensor | None:
+    """The ids (H, W) of an image whose files are complete and made from this source; None otherwise."""
     try:
-        return torch.from_numpy(read_ids(files["train_ids"]))
-    except ImageError:  # damaged on the disk
+        with Image.open(files["train_ids"]) as picture:
+            known = picture.info.get(SOURCE)
+        complete = known == source and all(map(Path.exists, files.values()))
+        return torch.from_numpy(read_ids(files["train_ids"])) if complete else None
+    except (OSError, ValueError, SyntaxError):  # missing, or damaged on the disk
         return None
-
-
-def _recorded(out: Path) -> dict[str, Path]:
-    """The file of each result that an earlier call recorded in `out`. Another file may have had the same name."""
-    try:
-        areas = pd.read_csv(out / "areas.csv", usecols=["picture", "source"], dtype=str, keep_default_na=False)
-    except (FileNotFoundError, ValueError):  # no earlier call, or a damaged table
-        return {}
-    return {name: Path(source).resolve() for name, source in areas.itertuples(index=False)}
 
 
 def _fingerprint(model: S2FPN) -> str:

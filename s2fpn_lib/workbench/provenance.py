@@ -8,11 +8,11 @@ from typing import Any
 
 from s2fpn_lib.checkpoint import find_weights, read_metadata
 from s2fpn_lib.config import RENAMED_FIELDS
-from s2fpn_lib.data import Protocol, get_protocol, register
+from s2fpn_lib.data import Protocol, get_protocol
 from s2fpn_lib.data.custom import is_description
 from s2fpn_lib.model import Switches
 from s2fpn_lib.model.hub import WEIGHTS
-from s2fpn_lib.runs import config_hash, read_json, results_root
+from s2fpn_lib.runs import config_hash, read_json, results_root, written_order
 
 # What checkpoints record about their training, in the order in which tables show it.
 RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
@@ -26,14 +26,14 @@ def newest_run(root: str | Path | None = None) -> Path | None:
     root = Path(root or results_root())
     runs = [path.parent for path in root.rglob("result.json") if "studies" not in path.relative_to(root).parts]
     finished = [run for run in runs if (run / "config.json").exists() and any(run.glob("*.safetensors"))]
-    return max(finished, key=lambda run: (run / "result.json").stat().st_mtime, default=None)
+    return max(finished, key=lambda run: written_order(run / "result.json"), default=None)
 
 
 def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
     """Classes and colors that a checkpoint predicts; None for a published .pth, which does not record them."""
     metadata = read_metadata(path_or_name)
     if own := metadata.get("protocol_definition"):
-        return register(Protocol.from_dict(own))
+        return Protocol.from_dict(own)
     return get_protocol(metadata["protocol"]) if "protocol" in metadata else None
 
 
