@@ -7,8 +7,8 @@ States:   save_state(path, state)              ->  load_state(path), which falls
 import contextlib
 import hashlib
 import io
-import json
 import mmap
+import pickle
 import re
 import warnings
 import zipfile
@@ -24,8 +24,8 @@ from torch import nn
 from s2fpn_lib.data import PROTOCOLS, Protocol, SegmentationDataset, open_dataset, register
 from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
-from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_weights, serialized
-from s2fpn_lib.model.published import published_classes, published_tensors
+from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_document, read_weights, rebuilt, serialized
+from s2fpn_lib.model.published import load_plain, published_classes, published_tensors
 from s2fpn_lib.runs import RunDirectory, WriteError, atomic_file, naming, read_json, read_rows
 from s2fpn_lib.validate import did_you_mean
 
@@ -69,27 +69,31 @@ def _writing(path: str | Path, previous: str = "") -> Iterator[io.BufferedWriter
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     """{"config": ..., **metadata} of a checkpoint, without reading the weights; {} for the author's layout.
 
-    path_or_name: as in `load_model`. Raises CheckpointError if there is no such file, or it is damaged.
+    path_or_name: as in `load_model`. The protocol of the user's own dataset becomes known to `get_protocol`. Raises
+    CheckpointError if there is no such file, or it is damaged.
     """
     path = find_weights(path_or_name)
     if path.suffix in TORCH_SUFFIXES:
         return {}
     with _named(path), safetensors.safe_open(path, framework="pt") as file:
-        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    if not metadata:
+        metadata = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    if "config" not in metadata:
         raise CheckpointError(
             f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
             "yourself and load the tensors with safetensors.torch.load_file"
         )
     metadata.pop("sha256", None)
+    if definition := metadata.get("protocol_definition"):
+        with _named(path):
+            if register(Protocol.from_dict(definition)).num_classes != metadata["config"]["num_classes"]:
+                raise ValueError("its protocol has another number of classes than its network")
     return metadata
 
 
 def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", **config: Any) -> nn.Module:
     """The model of a checkpoint, with its weights, in evaluation mode.
 
-    Its attribute `metadata` is that of `read_metadata`. The protocol of the user's own dataset becomes known to
-    `get_protocol`.
+    Its attribute `metadata` is that of `read_metadata`.
 
     Args:
         path_or_name: a .safetensors file of this workbench; a run directory (its chosen checkpoint) or a folder of
@@ -107,23 +111,23 @@ def load_model(path_or_name: str | Path, *, device: str | torch.device = "cpu", 
                 f"{path} is in the author's layout, which does not name its model: give its name, for example "
                 f"load_model({str(path)!r}, {example}), or in a notebook the parameters model and dataset"
             )
-        return load_published(build_model(**config), path).to(device).eval()
+        model = build_model(**config)
+        with _named(path):
+            return load_published(model, path).to(device).eval()
     if config:
         raise TypeError(f"{path} records its own model; drop the arguments {', '.join(config)}")
     metadata = read_metadata(path)
     with _named(path):
         tensors, _ = read_weights(path)
-    if definition := metadata.get("protocol_definition"):
-        register(Protocol.from_dict(definition))
-    elif protocol := PROTOCOLS.get(metadata.get("protocol")):  # files of earlier versions lack definition and history
+    try:
+        model = rebuilt(metadata, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the weights in {path} do not fit the model: {error}") from error
+    protocol = PROTOCOLS.get(metadata.get("protocol"))
+    if protocol and "protocol_definition" not in metadata:  # files of earlier versions lack definition and history
         metadata["protocol_definition"] = protocol.to_dict()
     if history := training_history(metadata):
         metadata["training"] = history
-    model = build_model(**metadata["config"])
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} do not fit the model: {error}") from error
     model.metadata = metadata
     return model.to(device).eval()
 
@@ -187,12 +191,12 @@ def _named(path: Path) -> Iterator[None]:
     """Errors in reading a file as CheckpointErrors that name it."""
     try:
         yield
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
+    except (safetensors.SafetensorError, TypeError, ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or does not fit ({error}): copy or train it again") from error
     except KeyError as error:
         raise CheckpointError(f"{path}: {error.args[0]}. Give its model and revision") from error
-    except RuntimeError as error:  # names the file itself
-        raise CheckpointError(str(error)) from error
+    except RuntimeError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def training_history(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -243,10 +247,13 @@ def find_weights(path_or_name: str | Path) -> Path:
         return path
     if path.is_dir():
         result, names = path / "result.json", ("best.safetensors", "last.safetensors", WEIGHTS)
-        chosen = read_json(result).get("checkpoint") if result.exists() else None
+        with _named(result):
+            chosen = read_json(result).get("checkpoint") if result.exists() else None
+            if chosen and (not isinstance(chosen, str) or Path(chosen).name != chosen):
+                raise ValueError(f"checkpoint is {chosen!r}, which is no name of a file in the folder")
         if chosen:
             names = (chosen, "last.safetensors")
-        found = next((path / name for name in names if (path / name).exists()), None)
+        found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
             raise CheckpointError(f"{path} holds no {' or '.join(names)}: is it a run directory?")
         if chosen and found.name != chosen:
@@ -287,13 +294,14 @@ def load_state(path: str | Path, run: str = "", *, recover: bool = False) -> dic
     Raises CheckpointError if there are states and none is intact.
     """
     path, damage = Path(path), []
-    for candidate in filter(Path.exists, (path, path.with_name(PREVIOUS))):
+    for candidate in filter(Path.is_file, (path, path.with_name(PREVIOUS))):
         try:
             state = _read_state(candidate)
             if run and state.get("run", run) != run:
                 raise ValueError("it belongs to a run with another configuration or other data")
         except Exception as error:
-            damage.append(f"training state {candidate} is damaged or foreign ({type(error).__name__}: {error})")
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            damage.append(f"training state {candidate} is damaged or foreign ({reason})")
             continue
         if candidate != path:
             reason = damage[0] if damage else f"{path} is missing"
@@ -320,7 +328,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             right = data[-22:-18] == b"PK\5\6" and zipfile.ZipFile(file).testzip() is None
     if not right:
         raise ValueError("its checksum is wrong")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_plain(path)
     if not isinstance(state, dict) or not {"model", "step"} <= state.keys():
         raise ValueError("it is no training state")
     return state

@@ -2,13 +2,14 @@
 
     python scripts/kill_runs.py --log results/reliability/kills.txt
 
-A small network is trained, and evaluated afterwards, with 0 and with 2 loader workers and in two gloo processes. SIGKILL
-comes at each of seven points: while the run starts, in the middle of an epoch, when half of a training state is written,
-between the two renames that make it the newest, at the edge of an epoch, during validation, and during the write of the
-evaluation. Every other kill hits only one of the two gloo processes. Then a study of two notebooks is killed between
-them (`scripts/kill_study.py` has the study). After each kill the newest state must be intact, and no step may be lost
-that a state had held. In the end the weights, the optimizer, the averaged weights, the rows of the metrics, the result,
-and the evaluation must equal those of an uninterrupted run. The exit status is 0 if all of this holds.
+A small network is trained, and evaluated afterwards, with 0 and with 2 loader workers and in two gloo processes.
+SIGKILL comes at each of seven points: while the run starts, in the middle of an epoch, when half of a training state is
+written, between the two renames that make it the newest, at the edge of an epoch, during validation, and during the
+write of the evaluation. Every other kill hits only one of the two gloo processes. Then a study of two notebooks is
+killed between them (`scripts/kill_study.py` has the study). After each kill the newest state must be intact, and no
+step may be lost that a state had held. In the end the weights, the optimizer, the averaged weights, the rows of the
+metrics, the result, and the evaluation must equal those of an uninterrupted run. The exit status is 0 if all of this
+holds.
 """
 
 import argparse
@@ -285,12 +286,12 @@ def main() -> int:
     return 1 if faults else 0
 
 
-# Also in the processes of a distributed training, which import this file
-state_module.open_dataset = lambda name, root=None, split="train": Scenes(split)
-runs.code_version = lambda: {"git_sha": "0" * 40, "dirty": False}  # a commit meanwhile would be in the metadata
-if os.environ.get(VARIABLE):
-    killing_point, _, killing_number = os.environ[VARIABLE].partition(":")
-    for patch in arm(killing_point, int(killing_number)):
-        patch.start()
+if VARIABLE in os.environ:  # in `child`, and in the processes of its distributed training, which import this file
+    state_module.open_dataset = lambda name, root=None, split="train": Scenes(split)
+    runs.code_version = lambda: {"git_sha": "0" * 40, "dirty": False}  # a commit meanwhile would be in the metadata
+    if os.environ[VARIABLE]:
+        killing_point, _, killing_number = os.environ[VARIABLE].partition(":")
+        for patch in arm(killing_point, int(killing_number)):
+            patch.start()
 if __name__ == "__main__":
     sys.exit(main())

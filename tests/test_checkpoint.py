@@ -8,6 +8,7 @@ import re
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -27,7 +28,9 @@ from s2fpn_lib.checkpoint import (
 )
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
+from s2fpn_lib.model.hub import read_weights
 from s2fpn_lib.model.published import published_name
+from s2fpn_lib.runs import append_row
 
 
 @pytest.fixture(scope="module")
@@ -245,26 +248,135 @@ def test_states_round_trip_and_the_previous_one_is_kept(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
-def truncate(data: bytes) -> bytes:
-    return data[: len(data) // 2]
+def two_states(folder: Path) -> tuple[Path, bytes]:
+    """Small states of steps 1 and 12; the path and the bytes of the newer one."""
+    for step in (1, 12):
+        save_state(folder / "last.pt", {"model": {"weight": torch.full((3, 5), float(step))}, "step": step})
+    return folder / "last.pt", (folder / "last.pt").read_bytes()
 
 
-def flip_a_bit(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+@pytest.mark.filterwarnings("ignore:training state")
+def test_a_flip_of_any_byte_of_a_state_is_noticed(tmp_path):
+    """Headers, pickled structure, tensors, padding, checksums, directory, and the digest itself."""
+    path, whole = two_states(tmp_path)
+    assert torch.load(path, weights_only=True)["step"] == 12
+    assert len(whole) < 5000
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        assert load_state(path)["step"] == 1, f"byte {place} of {len(whole)}"
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda _: b""])
-def test_a_damaged_state_falls_back_to_the_previous_one(tmp_path, damage):
-    path = tmp_path / "last.pt"
-    save_state(path, state(1))
-    save_state(path, state(2))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"last\.pt is damaged .* continuing from .* previous\.pt"):
+@pytest.mark.filterwarnings("ignore:training state")
+def test_a_state_that_ends_early_or_late_is_noticed(tmp_path):
+    path, whole = two_states(tmp_path)
+    for length in (0, 1, 30, 100, len(whole) // 2, len(whole) - 100, len(whole) - 64, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert load_state(path)["step"] == 1, f"{length} bytes of {len(whole)}"
+    for end in (b"\0", b"PK", bytes(512), whole):
+        path.write_bytes(whole + end)
         assert load_state(path)["step"] == 1
-    (tmp_path / "previous.pt").write_bytes(b"rubbish")
-    with pytest.raises(CheckpointError, match=r"last\.pt is damaged .*previous\.pt is damaged"):
+
+
+def foreign_files(folder: Path) -> list[bytes]:
+    """Weights, numbers, and rubbish under the name of a state."""
+    torch.save({"weight": torch.zeros(2)}, folder / "weights.pth")
+    torch.save([1, 2], folder / "list.pt")
+    torch.save(torch.nn.Linear(2, 2), folder / "pickled.pt")
+    np.savez(folder / "arrays.npz", a=np.zeros(3))
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, folder / "weights.safetensors")
+    names = ("weights.pth", "list.pt", "pickled.pt", "arrays.npz", "weights.safetensors")
+    return [*((folder / name).read_bytes() for name in names), b"rubbish", bytes(3000), b"PK\5\6" + bytes(18)]
+
+
+def test_a_foreign_file_is_no_state(tmp_path):
+    path, _ = two_states(tmp_path)
+    for content in foreign_files(tmp_path):
+        path.write_bytes(content)
+        expected = r"last\.pt is damaged or foreign .*continuing from the state before it, previous\.pt at step 1: "
+        with pytest.warns(UserWarning, match=expected) as told:
+            assert load_state(path)["step"] == 1
+        assert len(told) == 1
+        assert "\n" not in str(told[0].message)
+
+
+def test_the_repeated_steps_are_stated_as_far_as_they_are_known(tmp_path):
+    path, whole = two_states(tmp_path)
+    path.write_bytes(whole[:300] + b"?" + whole[301:])
+    with pytest.warns(UserWarning, match="at step 1: 11 steps are repeated"):  # the tail is whole
         load_state(path)
+    path.write_bytes(whole[:-30])
+    with pytest.warns(UserWarning, match="at step 1: the steps after it are repeated"):
+        load_state(path)
+    append_row(tmp_path / "metrics.jsonl", {"epoch": 2, "step": 10})
+    with pytest.warns(UserWarning, match="at step 1: at least 9 steps are repeated"):
+        load_state(path)
+
+
+def test_without_an_intact_state_there_is_an_error(tmp_path):
+    path, whole = two_states(tmp_path)
+    path.write_bytes(whole[:-1])
+    (tmp_path / "previous.pt").write_bytes(b"rubbish")
+    expected = r"last\.pt is damaged .*previous\.pt is damaged .*restore one of them, or delete the run directory"
+    with pytest.raises(CheckpointError, match=expected):
+        load_state(path)
+
+
+@pytest.mark.filterwarnings("ignore:training state")
+def test_recovery_keeps_the_intact_state_out_of_the_way_of_the_next_one(tmp_path):
+    path, whole = two_states(tmp_path)
+    path.write_bytes(whole[:-1])
+    load_state(path, recover=True)
+    assert load_state(path)["step"] == 1
+    assert (tmp_path / "damaged.pt").read_bytes() == whole[:-1]
+    save_state(path, state(20))
+    assert load_state(tmp_path / "previous.pt")["step"] == 1
+
+
+def test_states_of_earlier_versions_are_read_and_checked(tmp_path):
+    path, _ = two_states(tmp_path)
+    torch.save(state(30), path)  # without a digest
+    assert load_state(path, "any run")["step"] == 30
+    whole = path.read_bytes()
+    path.write_bytes(whole[:9000] + b"????" + whole[9004:])
+    with pytest.warns(UserWarning, match="its checksum is wrong"):
+        assert load_state(path)["step"] == 1
+
+
+class Tiny(torch.nn.Linear):
+    config = {"name": "tiny", "size": [3, 5]}
+
+
+def test_a_flip_of_any_byte_of_weights_is_noticed(tmp_path):
+    path, model = tmp_path / "model.safetensors", Tiny(5, 3)
+    save_weights(model, path, {"val_miou": 0.123, "classes": {1: "road", 10: "sky", 2: "car"}})
+    whole = path.read_bytes()
+    tensors, document = read_weights(path)
+    assert document == {"val_miou": 0.123, "classes": {"1": "road", "10": "sky", "2": "car"}, "config": Tiny.config}
+    assert torch.equal(tensors["weight"], model.weight)
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            found, _ = read_weights(path)
+        except (safetensors.SafetensorError, ValueError):
+            continue
+        unnoticed.append(place)
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    # Only the names of the header's entry and of the digest's field are not covered: without them, the file is one of an
+    # earlier version, or one that `load_model` refuses
+    uncovered = [whole.index(b'"s2fpn"'), whole.index(b"sha256") - 2]
+    assert {*unnoticed} <= {place + offset for place in uncovered for offset in range(10)}
+
+
+def test_a_damaged_value_of_weights_is_an_error(model, tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_weights(model, path, {})
+    whole = bytearray(path.read_bytes())
+    whole[-1000] ^= 16
+    path.write_bytes(whole)
+    for read in (load_model, lambda path: initialize(model, path)):
+        with pytest.raises(CheckpointError, match=r"best\.safetensors is damaged .*checksum"):
+            read(path)
 
 
 def test_a_crash_between_the_two_renames_loses_nothing(tmp_path):

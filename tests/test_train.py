@@ -1,17 +1,10 @@
-"""Training end to end on a few drawn scenes: exact resume after SIGKILL, errors, divergence, full disks, learning.
-
-`python tests/test_train.py RUN_DIR` trains the interruptible run, for the kill test.
-"""
+"""Training end to end on a few drawn scenes: exact resume, signals, errors, divergence, full disks, learning."""
 
 import json
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -21,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from s2fpn_lib import checkpoint, runs
+from s2fpn_lib import evaluate as evaluate_module
 from s2fpn_lib import state as state_module
 from s2fpn_lib import train as train_module
 from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
@@ -29,6 +23,7 @@ from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.model import build_model
 from s2fpn_lib.optim import warmup_poly
+from s2fpn_lib.replay import ReplayMismatch
 from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, read_rows
 from s2fpn_lib.state import TrainingDiverged, TrainingState, default_run_dir, step_seed
 from s2fpn_lib.train import TrainConfig, cudnn_search, train, train_step
@@ -136,36 +131,6 @@ def test_a_finished_run_is_returned_unchanged(finished):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_path):
-    run = RunDirectory(tmp_path / "killed")
-    seed = random.randrange(10**6)
-    moments = random.Random(seed)
-    steps = []
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, __file__, str(run.path)], stdout=subprocess.DEVNULL, cwd=Path(__file__).parent.parent
-        )
-        started, seen = time.monotonic(), run.state.stat().st_mtime if run.state.exists() else 0
-        while process.poll() is None and time.monotonic() - started < 100:
-            if run.state.exists() and run.state.stat().st_mtime > seen:
-                break
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1.2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        state = load_state(run.state)  # the one before it, where the kill fell between two renames
-        assert state, f"seed {seed}: the subprocess never saved a state"
-        steps.append(state["step"])
-    result = train(interruptible(), run_dir=run.path)
-    for name in ("last.safetensors", "best.safetensors"):
-        whole, killed = (folder / name for folder in (finished.run_dir, run.path))
-        assert whole.read_bytes() == killed.read_bytes(), f"{name} differs; killed at steps {steps}, seed {seed}"
-    keys = ("epoch", "step", "lr", "loss", "val_miou")
-    assert [[row[key] for key in keys] for row in result.history] == [
-        [row[key] for key in keys] for row in finished.history
-    ]
-
-
 class Interrupt(Exception):
     pass
 
@@ -196,10 +161,115 @@ def test_a_damaged_state_costs_steps_but_not_the_result(finished, tmp_path):
     with interrupt_after(13), pytest.raises(Interrupt):
         train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
     state = tmp_path / "last.pt"
-    state.write_bytes(state.read_bytes()[:5000])
-    with pytest.warns(UserWarning, match="continuing from the state before it"):
+    damaged = state.read_bytes()[:5000]
+    state.write_bytes(damaged)
+    with pytest.warns(
+        UserWarning, match=r"continuing from .*previous\.pt at step 5: at least 5 steps are repeated"
+    ) as told:
         train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
+    assert len(told) == 1
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
+    assert (tmp_path / "damaged.pt").read_bytes() == damaged
+
+
+def test_a_state_of_another_run_is_not_taken_over(finished, tmp_path):
+    with interrupt_after(13), pytest.raises(Interrupt):
+        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path / "run")
+    train(tiny(seed=1, epochs=1), run_dir=tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "last.pt", tmp_path / "run" / "last.pt")
+    with pytest.warns(
+        UserWarning, match=r"belongs to a run with another configuration .* at step 5: 0 steps are repeated"
+    ):
+        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path / "run")
+    ours, theirs = (folder / "last.safetensors" for folder in (tmp_path / "run", finished.run_dir))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+class Terminated(Exception):
+    pass
+
+
+@pytest.fixture
+def terminated():
+    """SIGTERM and SIGHUP raise an exception, as the handlers of a program may."""
+
+    def handler(number, _):
+        raise Terminated(signal.Signals(number).name)
+
+    before = {each: signal.signal(each, handler) for each in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def signals_in_step(step, *signals):
+    """Sends signals to this process in the middle of a step."""
+    original = train_module.compute_gradients
+
+    def interrupted(state, images, labels):
+        loss = original(state, images, labels)
+        for each in signals if state.step == step else ():
+            signal.raise_signal(each)
+        return loss
+
+    return mock.patch.object(train_module, "compute_gradients", interrupted)
+
+
+@pytest.mark.parametrize("step", [2, 4])  # inside an epoch, and at its end
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)]
+)
+def test_a_signal_ends_the_run_after_its_step(finished, tmp_path, terminated, capsys, number, error, step):
+    config = interruptible().replace(checkpoint_minutes=0.0)
+    with signals_in_step(step, number), pytest.raises(error):
+        train(config, run_dir=tmp_path)
+    state = load_state(tmp_path / "last.pt")
+    assert state["step"] == step + 1
+    said = capsys.readouterr().out
+    assert f"stopped by {number.name} after step {step + 1} of 15: {tmp_path / 'last.pt'} holds the state" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(config, run_dir=tmp_path)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished.run_dir / name).read_bytes()
+    rows = [
+        [row[key] for key in ("epoch", "step", "loss", "val_miou")] for row in read_rows(tmp_path / "metrics.jsonl")
+    ]
+    assert rows == [[row[key] for key in ("epoch", "step", "loss", "val_miou")] for row in finished.history]
+
+
+def test_a_signal_during_validation_does_not_cost_the_epoch(finished, tmp_path):
+    config = interruptible().replace(checkpoint_minutes=0.0)
+    original, images = evaluate_module.predict_logits, []
+
+    def interrupted(*args, **kwargs):
+        images.append(1)
+        if len(images) == 2:  # of the second epoch: each validates one image
+            signal.raise_signal(signal.SIGINT)
+        return original(*args, **kwargs)
+
+    with mock.patch.object(evaluate_module, "predict_logits", interrupted), pytest.raises(KeyboardInterrupt):
+        train(config, run_dir=tmp_path)
+    assert load_state(tmp_path / "last.pt")["step"] == 10
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+    result = train(config, run_dir=tmp_path)
+    assert json.loads((tmp_path / "environment.json").read_text())["resumed_at_step"] == 10
+    assert [row["val_miou"] for row in result.history] == [row["val_miou"] for row in finished.history]
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished.run_dir / name).read_bytes()
+
+
+def test_a_second_interrupt_does_not_wait_and_an_ignored_signal_stays_ignored(tmp_path, terminated):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hang_up, interrupt = signals_in_step(3, signal.SIGHUP), signals_in_step(7, signal.SIGINT, signal.SIGINT)
+    with hang_up, interrupt, pytest.raises(KeyboardInterrupt):
+        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
+    assert load_state(tmp_path / "last.pt")["step"] == 5  # of the epoch: the eighth step is not finished
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_outside_the_main_thread_nothing_is_held_back(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, tiny(epochs=1), run_dir=tmp_path).result().summary["steps"] == 5
 
 
 @pytest.mark.parametrize("damaged", ["train", "val"])
@@ -270,6 +340,27 @@ def test_a_nan_loss_stops_with_step_and_samples_named_and_keeps_the_last_good_st
     assert all(value.isfinite().all() for value in state["model"].values())
     expected = few_scenes("roadscenes").names
     assert sum(name in message for name in expected) == 2  # the batch's two samples
+
+
+def test_a_step_with_two_results_stops_and_the_run_goes_on_from_the_last_state(finished, tmp_path):
+    original, calls = train_module.compute_gradients, []
+
+    def faulty(state, images, labels):
+        loss = original(state, images, labels)
+        calls.append(state.step)
+        if state.step == 8 and calls.count(8) == 2:
+            state.model.head.weight.grad.view(-1)[3] += 1e-3
+        return loss
+
+    config = tiny(checkpoint_minutes=0.0, replay_check=2)
+    expected = r"step 8 \(epoch 2, batch 4 of 5\).* first the gradient of head\.weight"
+    wrong = mock.patch.object(train_module, "compute_gradients", faulty)
+    with wrong, pytest.raises(ReplayMismatch, match=expected):
+        train(config, run_dir=tmp_path)
+    assert calls == [0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8]
+    assert load_state(tmp_path / "last.pt")["step"] == 5
+    train(config, run_dir=tmp_path)
+    assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
 
 
 def test_weights_that_overflow_without_a_nan_loss_are_never_saved(tmp_path):
@@ -495,16 +586,6 @@ def test_it_learns(tmp_path):
     assert losses[-1] < 0.85 * losses[0]
     validated = [row["epoch"] for row in result.history if row["val_miou"] is not None]
     assert validated == [5, 8]
-
-
-def main(run_dir: str) -> None:
-    scenes, commit = few_scenes_and_one_commit()
-    with scenes, commit:
-        train(interruptible(), run_dir=run_dir)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
 
 
 def test_cudnn_searches_where_it_pays_off():
