@@ -11,16 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image, ImageDraw
 
-from s2fpn_lib.inspector.numbers import (
-    SCALES,
-    Scale,
-    level_scale,
-    level_values,
-    pin_readouts,
-    readout,
-    revision_note,
-    view_values,
-)
+from s2fpn_lib.inspector import numbers
+from s2fpn_lib.inspector.numbers import SCALES, Scale
 from s2fpn_lib.inspector.state import LABEL_VIEWS, OTHER, Inspection, State, available_views
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, colorize, legend_patches
 from s2fpn_lib.viz.style import BAD, INK, styled
@@ -61,8 +53,8 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
     if level.gates is not None:
         rows = level.strip_axis == "width"
         length = picture.shape[0 if rows else 1]
-        values = level_values(inspection, index, state.y, state.x)
-        colors = level_scale(inspection).paint(values)[np.arange(length) * len(values) // length]
+        values = numbers.level_values(inspection, index, state.y, state.x)
+        colors = numbers.level_scale(inspection).paint(values)[np.arange(length) * len(values) // length]
         spread = colors[:, None] if rows else colors[None]
         picture = (1 - LEVEL_OPACITY) * picture + LEVEL_OPACITY * spread
     return _with_cross(picture.astype(np.uint8), state.y // s, state.x // s, CROSSHAIR, arm=20, thick=1)
@@ -111,7 +103,7 @@ def _layer(state: State, inspection: Inspection, other: Inspection | None) -> tu
         shown = inspection.drawn(inspection.picture.label)
     drawn = (shown < protocol.num_classes).numpy() & ~np.isin(shown.numpy(), list(state.hidden))
     if view in SCALES:
-        values = view_values(state, inspection, other)
+        values = numbers.view_values(state, inspection, other)
         return SCALES[view].paint(values), values >= state.threshold if view == "class probability" else drawn
     if view == "errors":
         return np.where((ids != shown).numpy()[..., None], ERROR_COLOR, GRAY), drawn
@@ -133,7 +125,7 @@ def _with_cross(picture: np.ndarray, y: int, x: int, color: tuple[int, ...], arm
 
 def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: Inspection | None) -> None:
     """Draws the picture, the readout, and the levels of one inspection."""
-    found, protocol, scale = readout(state, inspection), inspection.protocol, level_scale(inspection)
+    found, protocol, scale = numbers.readout(state, inspection), inspection.protocol, numbers.level_scale(inspection)
     names = [level.name for level in found.levels]
     rows = [[*["main"] * 2, *["bars"] * 2], [*["main"] * 2, *["text"] * 2], names]
     axes = block.subplot_mosaic(rows, height_ratios=[0.15, 0.35, 0.25])
@@ -150,10 +142,12 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     axes["bars"].bar_label(bars, [f"{p:.1%}" for p in shares.values()], padding=3)
     axes["bars"].set_yticks(range(len(shares)), [name if len(name) <= 16 else f"{name[:15]}…" for name in shares])
     axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction:.24}")
-    pins = [f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pin_readouts(state, inspection)]
+    pins = [
+        f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in numbers.pin_readouts(state, inspection)
+    ]
     texts = [
         f"True class: {found.truth_words()}. Entropy {found.entropy:.2f} bits, margin {found.margin:.2f}.",
-        revision_note(inspection),
+        numbers.revision_note(inspection),
         pins and f"Pinned (row, column): {'; '.join(pins)}",
     ]
     axes["text"].set_axis_off()

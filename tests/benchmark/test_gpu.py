@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from s2fpn_lib import train
-from s2fpn_lib.benchmark import gpu, summary, timed_training, ways
+from s2fpn_lib.benchmark import gpu, timed_training, ways
 from s2fpn_lib.benchmark.timing import Timing
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
@@ -219,7 +219,7 @@ def test_ways_have_the_logits_of_the_network(monkeypatch, tmp_path):
     gpu.append_row(tmp_path / "tasks.jsonl", ENVIRONMENT)
     for file, row in rows:
         gpu.append_row(tmp_path / file, row)
-    summary.write_page(tmp_path)
+    gpu.write_page(tmp_path)
     text = (tmp_path / "summary.html").read_text()
     assert text.count("<svg") == 1
     assert "images per second at 64x96" in text
@@ -308,7 +308,7 @@ def test_the_page_shows_what_failed(tmp_path):
         ("failed", {"network": "s2fpn18", "backend": "TensorRT", "error": "not installed"}),
     ):
         gpu.append_row(tmp_path / f"{file}.jsonl", row)
-    summary.write_page(tmp_path)
+    gpu.write_page(tmp_path)
     text = (tmp_path / "summary.html").read_text()
     assert "1 of 2 checks passed" in text
     assert "s2fpn34" in text
