@@ -16,7 +16,7 @@ from typing import Any
 
 import papermill
 
-from s2fpn_lib.runs import PROJECT, results_root
+from s2fpn_lib.runs import PROJECT, results_folder, results_root
 from s2fpn_lib.validate import did_you_mean
 from s2fpn_lib.workbench.provenance import newest_run
 from s2fpn_lib.workbench.report_page import export_html
@@ -34,15 +34,15 @@ def run(
     """Executes `notebooks` of `folder` in order and returns the path of the report: the last one, without its code.
 
     assignments: "NAME=value" texts. Raises NotebookError if no notebook has such a parameter (before the first one
-    runs), or a notebook fails.
+    runs), or a notebook fails, and WriteError if the results folder is not writable.
     """
     results = results_root().resolve()
     values = distribute(assignments, {name: declared_types(folder / f"{name}.ipynb") for name in notebooks})
-    (results / "main").mkdir(parents=True, exist_ok=True)
+    main = results_folder(results, "main")
     for number, name in enumerate(notebooks, start=1):
         print(f"[{number}/{len(notebooks)}] {name} ...", end=" ", flush=True)
         start = time.monotonic()
-        executed = results / "main" / f"{name}.ipynb"
+        executed = main / f"{name}.ipynb"
         if newest := newest_run(results):  # what 10_train has trained
             own = {"12_speed": {"models": [str(newest)]}, "31_inspector": {"checkpoint": str(newest)}}
             values[name] = own.get(name, {}) | values[name]
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     """Prints the report's path, or exits with the error's message and the exit code 1."""
     try:
         print(run(arguments))
-    except NotebookError as error:
+    except (NotebookError, OSError) as error:
         sys.exit(f"\n{error}")
 
 
