@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import mmap
-import pickle
 import re
 import warnings
 import zipfile
@@ -85,8 +84,7 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     metadata.pop("sha256", None)
     if definition := metadata.get("protocol_definition"):
         with _named(path):
-            if register(Protocol.from_dict(definition)).num_classes != metadata["config"]["num_classes"]:
-                raise ValueError("its protocol has another number of classes than its network")
+            register(Protocol.from_dict(definition))
     return metadata
 
 

@@ -1,8 +1,10 @@
 """Weights that others published: files read without running their code, and the author's checkpoint layout."""
 
 import csv
+import mmap
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -71,6 +73,21 @@ def published_classes(source: str | Path | Mapping[str, Any]) -> int | None:
     return next((len(state[f"{head}weight"]) for head in _HEAD.values() if f"{head}weight" in state), None)
 
 
+def load_plain(path: Path) -> Any:
+    """The tensors and plain values in a file of `torch.save`, on the CPU; nothing else is unpickled. ValueError for a
+    file that could take more memory than its size: compressed, which torch does not write, or with a byte array.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        members = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
+        if content.find(b"bytearray") >= 0 or sum(each.file_size for each in members) > len(content):
+            raise ValueError(f"{path} is compressed, or holds a byte array: torch.save writes neither for a state dict")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own message recommends to run the code in the file
+        advice = "holds pickled objects besides tensors, which are never executed here: save its state dict alone"
+        raise ValueError(f"{path} is damaged, or {advice}") from error
+
+
 def read_tensors(path: str | Path) -> Mapping[str, Any]:
     """The dict of tensors and plain values in a .pth file, on the CPU, read with `weights_only=True`.
 
@@ -80,12 +97,10 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own message recommends to run the code in the file
-        advice = "holds pickled objects besides tensors, which are never executed here: save its state dict alone"
-        raise RuntimeError(f"{path} is damaged, or {advice}") from error
+        found = load_plain(path)
     except Exception as error:
-        raise RuntimeError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
+        named = f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})"
+        raise RuntimeError(str(error) if str(error).startswith(str(path)) else named) from error
     if not isinstance(found, Mapping):
         raise RuntimeError(f"{path} holds a {type(found).__name__}, not a checkpoint dict or state dict")
     return found
