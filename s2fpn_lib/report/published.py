@@ -6,8 +6,7 @@ import pandas as pd
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.data.protocols import dataset_of
-from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed
-from s2fpn_lib.report.speed import with_remarks
+from s2fpn_lib.report.collect import METHOD, PLACE, latest_speed, with_remarks
 from s2fpn_lib.report.tables import network_name, seen_words
 
 PUBLISHED = Path(__file__).resolve().parent / "published.csv"

@@ -19,8 +19,7 @@ from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.model import build_model
-from s2fpn_lib.report.collect import collect_speed
-from s2fpn_lib.report.speed import with_remarks
+from s2fpn_lib.report.collect import collect_speed, with_remarks
 from s2fpn_lib.runs import PROJECT, read_json, read_rows
 from tests import gpu_rows
 
