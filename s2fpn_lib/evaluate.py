@@ -196,7 +196,7 @@ def evaluate(
                 label = label[None].to(device)
                 scores = resize_bilinear(one, label.shape[-2:])
                 pred = class_ids(scores)
-                if observer:
+                if observer is not None:
                     observer(scores, label)
                 per_image[i] = class_totals(confusion.update(pred, label))[0]
                 boundary.update(pred, label)
