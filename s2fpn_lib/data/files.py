@@ -1,5 +1,6 @@
 """Datasets of image and label files, and the reader of Cityscapes with fine annotations."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,17 @@ class Sample(NamedTuple):
 
     image: Path
     label: Path
+
+
+def inside(root: Path, given: str | Path, where: str) -> Path:
+    """The path `given` below the folder `root`, without `..`. Raises DatasetError, which begins with `where`, if it
+    leads out of that folder. Links in the folder are the user's own and may lead anywhere.
+    """
+    base, path = (Path(os.path.normpath(each.absolute())) for each in (root, root / given))
+    if "\0" in str(given) or not path.is_relative_to(base):
+        advice = "move the files there, or give as data_root a folder that holds all of them, and paths relative to it"
+        raise DatasetError(f"{where}: {str(given)[:200]!r} is no path inside of {root}; {advice}")
+    return root / path.relative_to(base)
 
 
 class FileDataset(SegmentationDataset):
@@ -104,7 +116,8 @@ class FileDataset(SegmentationDataset):
                 raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
             paths = [Path(*word.replace("\\", "/").split("/")[-depth:]) for word in words]
             bases = [folder if path.parent.name else column for column, path in zip(columns, paths, strict=False)]
-            entries.append([base / path for base, path in zip(bases, paths, strict=True)])
+            found = [base / path for base, path in zip(bases, paths, strict=True)]
+            entries.append([inside(folder, path.relative_to(folder), f"{listing}, line {number}") for path in found])
         return entries
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
