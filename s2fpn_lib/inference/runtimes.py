@@ -62,7 +62,10 @@ class RuntimeRunner:
         return file.getvalue()
 
     def _session(self, model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
-        return _openvino(model, precision) if self.runtime == "openvino" else _onnxruntime(model)
+        if self.runtime == "openvino":
+            return _openvino(model, precision)
+        session = onnx_session(model)
+        return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
 
     def _choose_layers(self, tolerance: float) -> None:
         images = self.example.split(1)
@@ -165,11 +168,6 @@ def accurate_part(layers: Sequence[str], changed: Callable[[Sequence[str]], floa
             found = harmful(quantized, allowed)
             quantized, allowed = [layer for layer in quantized if layer not in found], allowed / 2
     return quantized
-
-
-def _onnxruntime(model: bytes) -> Callable[[Tensor], Tensor]:
-    session = onnx_session(model)
-    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
 
 
 @contextmanager

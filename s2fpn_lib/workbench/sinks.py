@@ -201,9 +201,8 @@ class RunLogger:
         for name in self.names:
             try:
                 if name not in self._open:
-                    sink = SINKS[name](self.config, self.run_dir, self.results)
-                    sink.open(epoch)
-                    self._open[name] = sink
+                    self._open[name] = SINKS[name](self.config, self.run_dir, self.results)
+                    self._open[name].open(epoch)
                 sink = self._open[name]
                 for row in (row for row in rows if row["epoch"] > sink.last):
                     sink.log(row, figure if row is rows[-1] else None)
