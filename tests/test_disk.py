@@ -214,7 +214,7 @@ def write_video(folder):
 
 def write_parquet(folder):
     frame = pd.DataFrame({"a": ["1"]})
-    with mock.patch.multiple(results_table, results_table=lambda _: frame, class_table=lambda _: frame):
+    with mock.patch.multiple(results_table, results_table=lambda *_: frame, class_table=lambda *_: frame):
         results_table.write_results(folder)
 
 

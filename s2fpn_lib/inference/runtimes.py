@@ -22,6 +22,7 @@ from torch.utils.benchmark import Timer
 
 from s2fpn_lib.inference.export import export_onnx, onnx_session
 from s2fpn_lib.metrics import class_ids
+from s2fpn_lib.runs import naming
 from s2fpn_lib.progress import progress_bar
 
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
@@ -118,7 +119,7 @@ class Quantizer:
         # integers only between rounded inputs and outputs. Each is slower with the other's file.
         self.op_types = ["Conv"] if runtime == "openvino" else list(QDQRegistry)
         self.options = {"OpTypesToExcludeOutputQuantization": ["Conv"]} if runtime == "openvino" else {}
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, naming(Path(folder)):
             source, inferred, augmented = (Path(folder) / f"{name}.onnx" for name in ("float", "inferred", "ranges"))
             source.write_bytes(model)
             quant_pre_process(source, inferred, skip_symbolic_shape=True)

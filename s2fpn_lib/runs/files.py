@@ -28,6 +28,9 @@ LOCKED_BYTE = 2**30  # msvcrt locks bytes, and nobody else may read them: one be
 class WriteError(OSError):
     """A file or folder cannot be written; the message names it, the reason, and what to do."""
 
+    def __str__(self) -> str:
+        return self.strerror
+
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
@@ -77,26 +80,23 @@ def atomic_file(path: str | Path, *, previous: str = "") -> Iterator[io.Buffered
     the replaced file is kept; empty: it is not kept. Raises WriteError.
     """
     path = Path(path)
-    with naming(path):
+    with naming(path), ExitStack() as stack:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, file = _temporary(path)
-        try:
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if previous and path.exists():
-                path.replace(path.with_name(previous))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if fcntl is None:  # Windows opens no folders
-            return
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
+        stack.callback(temporary.unlink, missing_ok=True)
+        if fcntl is not None:
+            stack.callback(os.close, os.dup(file.fileno()))  # keeps the lock until the file has its name
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(path.with_name(previous))
+        temporary.replace(path)
+        if fcntl is not None:  # Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            stack.callback(os.close, folder)
             os.fsync(folder)  # makes the rename durable
-        finally:
-            os.close(folder)
 
 
 def _temporary(path: Path) -> tuple[Path, io.BufferedRandom]:
