@@ -22,8 +22,8 @@ from torch.utils.benchmark import Timer
 
 from s2fpn_lib.inference.export import export_onnx, onnx_session
 from s2fpn_lib.metrics import class_ids
-from s2fpn_lib.runs import naming
 from s2fpn_lib.progress import progress_bar
+from s2fpn_lib.runs import naming
 
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
 MAX_TRIALS = 48  # of the search for layers that stay in float
