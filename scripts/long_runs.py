@@ -14,9 +14,9 @@ Each part runs in a process of its own with one thread. Times are those of one i
 
 The memory of a part is the proportional set size of its anonymous and shared pages (`Pss_Anon` and `Pss_Shmem` of
 `/proc/PID/smaps_rollup`), summed over the process and its children: a page that a loader worker shares with its parent
-counts once. Pages of files, such as those of libraries and of mapped weights, don't count, because the kernel drops them
-when it needs memory. `inspector-page` has two rows: the JavaScript heap after a garbage collection, with the numbers of DOM nodes and
-event listeners, and as `inspector-browser` the memory of all processes of the browser, where pictures are.
+counts once. Pages of files, such as those of libraries and of mapped weights, don't count, because the kernel drops
+them when it needs memory. `inspector-page` is the JavaScript heap after a garbage collection, with the numbers of DOM
+nodes and event listeners, and `inspector-browser` the memory of all processes of the browser, where its pictures are.
 
 `memory.csv` gets one row per part and 20 steps, and `memory.png` one panel per part. Growth is the median of the last
 tenth of a run minus the median of the tenth that follows its first fifth, in which buffers reach their size. It may be
@@ -210,7 +210,8 @@ def inspector_page(recorder: Recorder, work: Path, steps: int) -> None:
                 page.get_by_label("view", exact=True).select_option(views[step // 10 % len(views)])
             if step % 5 == 0:
                 page.evaluate("viewer.scene.state.pins.length < 4 ? viewer.pin() : viewer.change({ pins: [] })")
-            page.wait_for_function("before => viewer.root.dataset.drawn > before", arg=int(drawn))
+            drawn_again = page.wait_for_function("before => viewer.root.dataset.drawn > before", arg=int(drawn))
+            drawn_again.dispose()  # else the page keeps the answer for playwright
             if step % STRIDE == 0:
                 developer.send("HeapProfiler.collectGarbage")
                 found = {each["name"]: each["value"] for each in developer.send("Performance.getMetrics")["metrics"]}

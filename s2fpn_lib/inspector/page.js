@@ -7,10 +7,8 @@ async function start() {
   window.viewer = viewer;
   viewer.show(await openScene(packed));
   byId("status").replaceChildren("Click on the picture, or move with the arrow keys (with Shift: ten pixels). ",
-    button("Download the picture", "This view as a PNG file", async () => {
-      const link = downloadLink(await pictureOf(viewer), pictureName(viewer));
-      link.click();
-    }));
+    button("Download the picture", "This view as a PNG file", async () =>
+      downloadNow(await pictureOf(viewer), pictureName(viewer))));
 }
 start().catch((error) => {
   byId("status").textContent = `This browser cannot show the page (${error.message}): open it in a newer one. Still pictures are below.`;

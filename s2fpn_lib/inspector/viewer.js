@@ -121,3 +121,10 @@ function downloadLink(blob, name) {
   const size = blob.size > 1e6 ? `${(blob.size / 1e6).toFixed(1)} MB` : `${Math.ceil(blob.size / 1e3)} kB`;
   return element("a", { href: URL.createObjectURL(blob), download: name, className: "s2fpn-download" }, `Download ${name} (${size})`);
 }
+// The browser keeps the content of a link's address until the page is closed, unless the address is revoked
+const release = (link) => URL.revokeObjectURL(link.href);
+function downloadNow(blob, name) {
+  const link = downloadLink(blob, name);
+  link.click();
+  setTimeout(release, 60_000, link); // the browser reads the content after the click
+}

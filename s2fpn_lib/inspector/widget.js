@@ -16,7 +16,10 @@ function render({ model, el }) {
     clearTimeout(timer);
     timer = setTimeout(sync, SYNC_AFTER);
   });
-  const say = (text, ...more) => messages.replaceChildren(...(text ? [message("status", text, ...more)] : []));
+  const say = (text, ...more) => {
+    messages.querySelectorAll(".s2fpn-download").forEach(release);
+    messages.replaceChildren(...(text ? [message("status", text, ...more)] : []));
+  };
   // Asks the kernel for something; it answers with one of `answers`
   const ask = (request, waiting = "", files = []) => {
     if (waiting) say(waiting);
@@ -27,7 +30,7 @@ function render({ model, el }) {
   const save = button("Save", "Write the still picture (PNG) and its numbers (JSON) into the results folder", () => ask({ do: "save" }, "Saving …"));
   const page = button("Export", "Make a page that works without kernel and network", () => ask({ do: "export" }, "Exporting the page …"));
   const picture = button("PNG", "Download the first model's picture as it is shown", async () =>
-    downloadLink(await pictureOf(viewer), pictureName(viewer)).click());
+    downloadNow(await pictureOf(viewer), pictureName(viewer)));
 
   files.append(save, page, picture);
 
@@ -45,6 +48,7 @@ function render({ model, el }) {
     score: (content) => strip.score(content),
     say: ({ text }) => say(text),
     error: (content) => {
+      say("");
       messages.replaceChildren(failure(content));
       images.reset();
     },
@@ -184,7 +188,7 @@ function thumbStrip(ask) {
       thumbs = images.map(({ index, name }, i) => {
         const url = URL.createObjectURL(new Blob([buffers[i]], { type: "image/jpeg" })), text = element("span");
         const open = button("", "", () => ask({ do: "index", index }, `Opening image ${index} …`), { className: "s2fpn-thumb" });
-        open.append(element("img", { src: url, alt: "" }), text);
+        open.append(element("img", { src: url, alt: "", onload: () => URL.revokeObjectURL(url) }), text);
         open.ariaPressed = String(String(index) === node.dataset.index);
         return { index, name, text, node: open };
       });

@@ -483,6 +483,25 @@ def test_zoom_and_hover(page, exported):
     expect(page.get_by_label("Zoom").locator("output")).to_have_text("1.0x")
 
 
+def test_a_downloaded_picture_is_released(page, exported):
+    """The browser would keep its content until the page is closed."""
+    path, (first, _) = exported
+    page.goto(path.as_uri())
+    page.locator("canvas.s2fpn-interactive").first.wait_for(timeout=ANSWER)
+    page.evaluate("""() => {
+      const wait = window.setTimeout;
+      window.setTimeout = (action, ms, ...rest) => wait(action, ms / 100, ...rest);
+      window.kept = new Set();
+      const { createObjectURL, revokeObjectURL } = URL;
+      URL.createObjectURL = (blob) => { const url = createObjectURL(blob); kept.add(url); return url; };
+      URL.revokeObjectURL = (url) => { kept.delete(url); revokeObjectURL(url); };
+    }""")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the picture").click()
+    assert Image.open(download.value.path()).size == first.size[::-1]
+    page.wait_for_function("() => kept.size === 0", timeout=ANSWER)
+
+
 def test_exported_distribution_is_that_of_the_pixel(page, exported):
     """The page's script computes it from int16 queries and keys."""
     path, (_, second) = exported
