@@ -531,9 +531,10 @@ def test_a_full_disk_under_papermill(disk, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("papermill.execute_notebook", execute)
-        with pytest.raises(run_notebook.NotebookError, match="No space left on device"):
+        with pytest.raises(run_notebook.NotebookError, match=full(disk.path / "job" / "source.ipynb")):
             run_notebook.run_notebook(source, disk.path / "job", {})
     assert not (disk.path / "job" / "done.json").exists()
+    assert not (disk.path / "job" / "source.ipynb").exists()
     disk.make_room()
     monkeypatch.setattr("papermill.execute_notebook", lambda source, target, **_: shutil.copyfile(source, target))
     run_notebook.run_notebook(source, disk.path / "job", {})

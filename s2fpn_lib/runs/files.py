@@ -40,8 +40,8 @@ def naming(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        cause = error if getattr(error, "errno", None) in errno.errorcode else error.__context__
-        if getattr(cause, "errno", None) not in errno.errorcode or not _concerns(path, cause.filename):
+        cause = error if isinstance(error, OSError) and error.errno in errno.errorcode else error.__context__
+        if not isinstance(cause, OSError) or not _concerns(path, cause):
             raise
         advice = _OTHER_FOLDER if cause.errno in _NO_ENTRY else _NO_ROOM.get(cause.errno, "run again")
         reason = f"could not write {path} ({cause.strerror}). Earlier files are intact: {advice}"
@@ -56,10 +56,13 @@ def require_writable(folder: str | Path) -> None:
         tempfile.TemporaryFile(dir=next(filter(Path.exists, (folder, *folder.absolute().parents)))).close()
 
 
-def _concerns(path: Path, name: str | None) -> bool:
-    """Whether the file that an error names, if any, has to do with writing `path`, and is not one that is read then."""
-    temporary = name and Path(name).name.startswith((f".{path.name}.", tempfile.gettempprefix()))
-    return not name or temporary or Path(name) in (path, *path.parents)
+def _concerns(path: Path, error: OSError) -> bool:
+    """Whether an error is about writing `path`, and not about a file that is read meanwhile."""
+    if not error.filename:  # in a write to an open file
+        return error.errno in (*_NO_ROOM, errno.EIO, errno.EROFS)
+    named = Path(error.filename)
+    temporary = named.name.startswith((f".{path.name}.", tempfile.gettempprefix()))
+    return error.errno in errno.errorcode and (temporary or named in (path, *path.parents))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -23,7 +23,7 @@ import nbformat
 import papermill
 import torch
 
-from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, utc_now, write_json
+from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, naming, utc_now, write_json
 from s2fpn_lib.workbench.report_page import export_html
 
 POLL_SECONDS = 0.5
@@ -50,15 +50,10 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
     """
     target.unlink(missing_ok=True)  # an earlier attempt's copy must not be taken for this one's
     try:
-        papermill.execute_notebook(
-            source,
-            target,
-            parameters=values,
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=source.parent,
-            extra_arguments=["--log-level=CRITICAL"],  # a kernel's warnings would break progress lines
-        )
+        options = {"kernel_name": "python3", "progress_bar": False, "cwd": source.parent}
+        options["extra_arguments"] = ["--log-level=CRITICAL"]  # a kernel's warnings would break progress lines
+        with naming(target):
+            papermill.execute_notebook(source, target, parameters=values, **options)
     except Exception as failure:
         if isinstance(failure, papermill.PapermillExecutionError):
             cell, error = failure.source, f"{failure.ename}: {failure.evalue}"
@@ -134,10 +129,13 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
 
 
 def _last_started_cell(executed: Path) -> str:
-    """The last code cell that papermill gave a start time: there the kernel died. Empty if unknown."""
+    """The last code cell that papermill gave a start time: there the kernel died. Empty if unknown; a notebook that
+    cannot be read is removed."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
-    except Exception:  # missing, or damaged by the failure
+    except Exception:  # missing, or cut off by a full disk
+        with contextlib.suppress(OSError):
+            executed.unlink()
         return ""
     started = [each.source for each in cells if each.metadata.get("papermill", {}).get("start_time")]
     return started[-1] if started else ""
