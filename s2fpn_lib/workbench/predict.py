@@ -107,13 +107,13 @@ def predict(
                     skipped += [(str(each), f"{part}beyond limit = {limit}") for each, part in rest.items()]
                     break
                 files = {kind: out / kind / f"{name}.png" for kind in kinds}
-                ids = None if overwrite else _finished(files, digests[path])
+                try:
+                    ids = _finished(files, digests[path]) if not overwrite else None
+                    image = torch.from_numpy(load()).permute(2, 0, 1) if ids is None else None  # (H, W, 3) -> (3, H, W)
+                except ImageError as error:
+                    skipped.append(_problem(path, error))
+                    continue
                 if ids is None:
-                    try:
-                        image = torch.from_numpy(load()).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-                    except ImageError as error:
-                        skipped.append(_problem(path, error))
-                        continue
                     seen = at_size(image, network_size(image.shape[-2:], size, protocol))
                     ids = ids_at_size(predict_logits(model, seen[None], **views), image.shape[-2:])
                     write_png(files["colour"], colorize(ids, protocol))
@@ -207,20 +207,23 @@ class _Digests(dict[Path, str]):
     """The SHA-256 of each file, read when it is first asked for. Times would mislead where the clock was set back."""
 
     def __missing__(self, path: Path) -> str:
-        with path.open("rb") as file:
-            self[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with path.open("rb") as file:
+                self[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
         return self[path]
 
 
 def _finished(files: dict[str, Path], source: str) -> Tensor | None:
     """The ids (H, W) of an image whose files are complete and made from this source; None otherwise."""
     try:
+        ids = torch.from_numpy(read_ids(files["train_ids"]))
         with Image.open(files["train_ids"]) as picture:
             known = picture.info.get(SOURCE)
-        complete = known == source and all(map(Path.exists, files.values()))
-        return torch.from_numpy(read_ids(files["train_ids"])) if complete else None
-    except (OSError, ValueError, SyntaxError):  # missing, or damaged on the disk
+    except (OSError, ValueError):  # missing, or damaged on the disk
         return None
+    return ids if known == source and all(map(Path.exists, files.values())) else None
 
 
 def _fingerprint(model: S2FPN) -> str:
