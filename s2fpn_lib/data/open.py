@@ -38,7 +38,7 @@ def open_dataset(
             relative to; None: its own.
         split: ``train``, ``val``, ``trainval``, or ``test``, with an optional choice of drives:
             ``trainval:drive=0006R0+0001TP`` keeps these, ``trainval:drive!=0016E5`` leaves this one out.
-        cache: read through the memory-mapped cache (see :mod:`s2fpn_lib.data.cache`), made on first use.
+        cache: read through the cache (see :mod:`s2fpn_lib.data.cache`), made on first use.
     """
     part, _, choice = split.partition(":")
     if part not in SPLITS:

@@ -13,6 +13,7 @@ import nbformat
 import papermill
 import pytest
 
+from s2fpn_lib.runs import WriteError
 from s2fpn_lib.workbench import parameters
 from s2fpn_lib.workbench.parameters import ParameterError, checked_parameters, declarations
 
@@ -248,3 +249,15 @@ def test_papermill_unknown(tiny):
 def test_papermill_mistyped(tiny):
     with pytest.raises(papermill.PapermillExecutionError, match="Write True or False"):
         execute(tiny, flip="true")
+
+
+def test_a_results_folder_that_is_not_writable_ends_the_notebook_at_its_start(notebook, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    cell = 'results: str = ""  # folder of the results\n'
+    assert notebook(cell, f'# Parameters\nresults = "{tmp_path / "new" / "folder"}"\n', CALL)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(WriteError, match=rf"could not write {tmp_path}/file/results .*S2FPN_RESULTS"):
+        notebook(cell, f'# Parameters\nresults = "{tmp_path / "file" / "results"}"\n', CALL)
+    monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "file"))
+    with pytest.raises(WriteError, match=rf"could not write {tmp_path}/file "):
+        notebook(cell, '# Parameters\nresults = ""\n', CALL)
