@@ -21,12 +21,14 @@ from s2fpn_lib.distributed import rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
 from s2fpn_lib.progress import is_interactive, progress_bar
-from s2fpn_lib.runs import write_atomic
+from s2fpn_lib.runs import read_json, write_atomic
+from s2fpn_lib.validate import as_declared
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CONVENTION = "mean over classes in labels or predictions, zero TP counts 0"
+PLAIN = str | int | float | bool | None  # a value in a row
 LEAST_SHARE = 0.002  # of an image's scored pixels, for `Evaluation.worst`
 
 
@@ -124,15 +126,35 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """The evaluation in a file that `save` wrote, on the CPU."""
-        fields = json.loads(Path(path).read_text())
-        if own := fields.pop("protocol", None):
-            register(Protocol.from_dict(own))
-        confusion = ConfusionMatrix.from_matrix(torch.tensor(fields.pop("matrix")), fields.pop("ignore_index"))
-        *boundary_f, mean = [math.nan if f is None else f for f in (*fields.pop("boundary_f"), fields["boundary_mean"])]
-        fields["per_image"] = torch.tensor(fields["per_image"], dtype=torch.int64)
-        fields["boundary_mean"] = mean
-        return cls(confusion=confusion, boundary_f=torch.tensor(boundary_f, dtype=torch.float64), **fields)
+        """The evaluation in a file that `save` wrote, on the CPU. ValueError that names the file for any other."""
+        try:
+            fields = read_json(path)
+            if own := fields.pop("protocol", None):
+                register(Protocol.from_dict(own))
+            ignore_index = as_declared(fields.pop("ignore_index"), int | None)
+            confusion = ConfusionMatrix.from_matrix(torch.tensor(fields.pop("matrix")), ignore_index)
+            f = [math.nan if f is None else float(f) for f in (*fields.pop("boundary_f"), fields.pop("boundary_mean"))]
+            per_image = torch.tensor(fields.pop("per_image"), dtype=torch.int64)
+            kinds = {
+                "settings": dict[str, PLAIN],
+                "provenance": dict[str, PLAIN],
+                "names": list[str],
+                "indices": list[int],
+            }
+            fields |= {name: as_declared(fields[name], kind) for name, kind in kinds.items()}
+            loaded = cls(confusion, per_image, torch.tensor(f[:-1], dtype=torch.float64), f[-1], **fields)
+            classes, images = len(loaded.classes), len(loaded.names)
+            sizes = (
+                len(f) - 1,
+                confusion.num_classes,
+                len(as_declared(loaded.indices, list[int])),
+                tuple(per_image.shape),
+            )
+            if sizes != (classes, classes, images, (images, classes, 3)):
+                raise ValueError(f"{classes} classes and {images} images, but sizes {sizes}")
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no evaluation ({str(error)[:300]}): restore it, or evaluate again") from error
+        return loaded
 
 
 def evaluate(

@@ -124,8 +124,10 @@ class ConfusionMatrix:
 
     @classmethod
     def from_matrix(cls, matrix: Tensor, ignore_index: int | None = None) -> "ConfusionMatrix":
-        """A confusion matrix with stored (K, K) counts."""
+        """A confusion matrix with stored (K, K) integer counts; ValueError for another shape, type, or count."""
         out = cls(len(matrix), ignore_index)
+        if matrix.shape != out.matrix.shape or matrix.is_floating_point() or (matrix < 0).any():
+            raise ValueError(f"a confusion matrix holds (K, K) counts, not {matrix.dtype} {tuple(matrix.shape)}")
         out.counts = out.counts.to(matrix.device)
         out.matrix.copy_(matrix)
         return out

@@ -29,6 +29,11 @@ def unprintable(text: str) -> bool:
     return any(each in reversing or unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in text)
 
 
+def as_text(value: Any) -> str:
+    """`value` to put into HTML or Markdown, where it is shown as it is: no element, link, emphasis, or formula."""
+    return re.sub(r"[][&<>\"'`*_{}()#!|~$\\]", lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
+
+
 def read_yaml(path: Path) -> Any:
     """The value in a YAML file of plain values. Raises FileNotFoundError, and ValueError for what is no such file:
     other tags, a repeated key (of which YAML silently takes the last), or more than `MOST_YAML` bytes or values.

@@ -61,7 +61,6 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
 
 
 @styled
-@plt.rc_context({"text.parse_math": False})  # names may hold dollar signs
 def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure:
     """One block per inspection of the same image: the picture with its readout, and the four levels below it."""
     state = state.at(state.y, state.x, inspections[0].size, inspections[0].stride)

@@ -1,7 +1,8 @@
 """What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,77 @@ from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION, percent
 from s2fpn_lib.runs import read_json, read_rows, written_order
+from s2fpn_lib.validate import as_declared
 from s2fpn_lib.workbench.provenance import describe_switches, recipe_hashes
 
 PLACE = ("device", "height", "width", "batch", "stage")  # speeds can only be compared if they agree in these
 METHOD = ("network", "revision", "backend", "precision")  # what was timed, and how it was executed
 NOISY, FREE = 0.15, 0.9  # the largest spread over the repeats, and the least share of its cores that a process gets
+# Types of the columns that tables compute with, group by, or show
+_TEXTS = (*METHOD, *REPETITION, "stage", "time", "checkpoint", "checkpoint_sha", "git_sha", "torch", "way", "kind")
+_NUMBERS = (
+    *("height", "width", "batch", "fps", "p50_ms", "p90_ms", "spread", "ratio", "ratio_low", "ratio_high", "gmacs"),
+    *("parameters", "parameters_m", "miou", "val_miou", "seconds", "epoch", "epochs", "step", "seed", "images"),
+    *("images_in_split", "images_seen", "val_images_seen", "eval_images", "cpu_share"),
+)
+KINDS = dict.fromkeys(_TEXTS, str | None) | dict.fromkeys(_NUMBERS, float | None) | {"flip": bool | None}
+Skipped = dict[str, str] | None  # {file: why it is left out}, which is added to; None: an error instead
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 
 
-def collect_runs(root: str | Path) -> pd.DataFrame:
+def collect_runs(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
     """One row per finished training run: its folder `run`, its result.json, hashes of its recipe, study and variant."""
-    rows = []
-    for run, path in sorted(_find(root, "result.json").items()):
-        if path.with_name("config.json").exists():
-            recipe, result = read_json(path.with_name("config.json")), read_json(path)
-            variant = path.parents[1] / "variant.json"
-            names = read_json(variant) if variant.exists() else {}
-            if own := result.pop("protocol_definition", None):
-                register(Protocol.from_dict(own))
-            known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
-            known |= {"switches": describe_switches(recipe.get("switches", {}))}
-            known |= {"eval_images": recipe.get("eval_images", 0)}  # of each validation; 0: all
-            rows.append({"run": run, **result, "data": result.get("data", {}).get("val"), **known})
-    return pd.DataFrame(rows)
+
+    def read(path: Path) -> dict[str, Any]:
+        if not path.with_name("config.json").exists():
+            return {}
+        recipe, result = read_json(path.with_name("config.json")), read_json(path)
+        variant = path.parents[1] / "variant.json"
+        names = read_json(variant) if variant.exists() else {}
+        if own := result.pop("protocol_definition", None):
+            register(Protocol.from_dict(own))
+        if "protocol" in result:
+            get_protocol(result["protocol"])
+        known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
+        known |= {"switches": describe_switches(recipe.get("switches", {}))}
+        known |= {"eval_images": recipe.get("eval_images", 0)}  # of each validation; 0: all
+        return _checked({**result, "data": result.get("data", {}).get("val"), **known})
+
+    rows = _read(_find(root, "result.json"), read, skipped)
+    return pd.DataFrame([{"run": run, **row} for run, row in sorted(rows.items()) if row])
 
 
-def collect_curves(root: str | Path) -> dict[str, list[dict[str, Any]]]:
+def collect_curves(root: str | Path, skipped: Skipped = None) -> dict[str, list[dict[str, Any]]]:
     """{run: rows of its metrics.jsonl}, the most recently written run last."""
-    return {run: rows for run, path in _find(root, "metrics.jsonl").items() if (rows := read_rows(path))}
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        return [as_declared(row, dict[str, int | float | None]) for row in read_rows(path) if row["epoch"] > 0]
+
+    return {run: rows for run, rows in _read(_find(root, "metrics.jsonl"), read, skipped).items() if rows}
 
 
-def collect_evaluations(root: str | Path) -> dict[str, Evaluation]:
+def collect_evaluations(root: str | Path, skipped: Skipped = None) -> dict[str, Evaluation]:
     """{folder: evaluation} of every evaluation.json, the most recently written last."""
-    return {folder: Evaluation.load(path) for folder, path in _find(root, "evaluation.json").items()}
+
+    def read(path: Path) -> Evaluation:
+        evaluation = Evaluation.load(path)
+        _checked({**evaluation.settings, **evaluation.provenance})
+        return evaluation
+
+    return _read(_find(root, "evaluation.json"), read, skipped)
+
+
+def collect_speed(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
+    """Every row of the files speed*.jsonl, with its `file`."""
+    paths = {path.relative_to(root).as_posix(): path for path in sorted(Path(root).rglob("speed*.jsonl"))}
+    files = _read(paths, lambda path: list(map(_checked, read_rows(path))), skipped)
+    return pd.DataFrame([{"file": name, **row} for name, rows in files.items() for row in rows])
+
+
+def read_tables(paths: Sequence[Path], columns: Sequence[str], skipped: Skipped = None) -> list[pd.DataFrame]:
+    """The CSV files among `paths`, which need to have the columns."""
+    files = {str(path): path for path in paths if path.is_file()}
+    return list(_read(files, lambda path: pd.read_csv(path).dropna(subset=list(columns)), skipped).values())
 
 
 def _find(root: str | Path, name: str) -> dict[str, Path]:
@@ -57,10 +96,24 @@ def _find(root: str | Path, name: str) -> dict[str, Path]:
     return {path.parent.relative_to(root).as_posix(): path for path in paths}
 
 
-def collect_speed(root: str | Path) -> pd.DataFrame:
-    """Every row of the files speed*.jsonl, with its `file`."""
-    rows = [(path, row) for path in sorted(Path(root).rglob("speed*.jsonl")) for row in read_rows(path)]
-    return pd.DataFrame([{"file": path.relative_to(root).as_posix(), **row} for path, row in rows])
+def _read(paths: Mapping[str, Path], read: Callable[[Path], Any], skipped: Skipped) -> dict[str, Any]:
+    """{key: what `read` gives}; damaged files go to `skipped`, or raise ValueError."""
+    found = {}
+    for key, path in paths.items():
+        try:
+            found[key] = read(path)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            if skipped is None:
+                raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+            skipped[str(path)] = f"{error}".removeprefix(f"{path}").strip(": ")
+    return found
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row. Raises an error for a value of another type than that of its column."""
+    for name in KINDS.keys() & row.keys():
+        as_declared(row[name], KINDS[name])
+    return row
 
 
 def latest_speed(speed: pd.DataFrame) -> pd.DataFrame:
@@ -139,6 +192,7 @@ def with_cost(frame: pd.DataFrame) -> pd.DataFrame:
     for row in frame.reindex(columns=["model", "revision", "switches", "protocol"]).fillna("none").itertuples():
         if row.model in ENCODERS and row.revision in REVISIONS:
             protocol = get_protocol(row.protocol)
-            cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
-            costs.loc[row.Index] = cost.parameters, cost.gigamacs
+            with contextlib.suppress(TypeError, ValueError):  # switches of another version
+                cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
+                costs.loc[row.Index] = cost.parameters, cost.gigamacs
     return frame.join(costs.astype({"parameters": "Int64", "gmacs": "float64"}))

@@ -1,6 +1,7 @@
 """Predictions of several networks for the same images, side by side, also after their weights or data are gone."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from s2fpn_lib.runs import atomic_file
 from s2fpn_lib.viz.images import as_array, colorize, image_grid, predicted
 
 SAMPLES = "samples.npz"
+MOST_BYTES = 2_000_000_000  # of the arrays in samples.npz, whatever the size of the file
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError)
 SHOWN = 3  # images per comparison
 
 
@@ -41,31 +44,53 @@ def save_samples(
         np.savez_compressed(file, **arrays)
 
 
-def load_samples(folder: str | Path) -> dict[str, Sample]:
-    """{sample id: sample} of the samples.npz in `folder`; empty if there is none. ValueError if it is damaged."""
+def load_samples(folder: str | Path, skipped: dict[str, str] | None = None) -> dict[str, Sample]:
+    """{sample id: sample} of the samples.npz in `folder`; empty if there is none.
+
+    A damaged one raises ValueError, or is named in `skipped` with the reason.
+    """
     path = Path(folder) / SAMPLES
     if not path.exists():
         return {}
     try:
-        with np.load(path) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, or evaluate again") from error
+        return _samples(path)
+    except (AttributeError, EOFError, LookupError, MemoryError, OSError, TypeError, ValueError, *_ZIP_ERRORS) as error:
+        if skipped is None:
+            raise ValueError(f"{path} is damaged ({error}): delete it, or evaluate again") from error
+        skipped[str(path)] = str(error)
+        return {}
+
+
+def _samples(path: Path) -> dict[str, Sample]:
+    if not path.is_file() or sum(each.file_size for each in zipfile.ZipFile(path).infolist()) > MOST_BYTES:
+        raise ValueError(f"no regular file, or more than {MOST_BYTES} bytes unpacked")
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {key: stored[key] for key in stored.files}
     protocol = str(arrays.pop("protocol"))
     parts: dict[str, dict[str, Tensor]] = {}
     for key, array in arrays.items():
         part, name = key.split(":", 1)
         parts.setdefault(name, {})[part] = torch.from_numpy(array)
-    return {name: Sample(**each, protocol=protocol) for name, each in parts.items()}
+    get_protocol(protocol)
+    samples = {name: Sample(**each, protocol=protocol) for name, each in parts.items()}
+    for sample in samples.values():
+        height, width = sample.label.shape
+        if not sample.image.shape == (3, height, width) or not sample.prediction.shape == (height, width):
+            raise ValueError("image, label, and prediction have different sizes")
+        if {each.dtype for each in sample[:3]} != {torch.uint8}:
+            raise ValueError("a sample holds no bytes")
+    return samples
 
 
-def compare_evaluations(names: Mapping[str, str], root: str | Path) -> Figure | None:
+def compare_evaluations(
+    names: Mapping[str, str], root: str | Path, skipped: dict[str, str] | None = None
+) -> Figure | None:
     """Image | label | one prediction per network, for the first `SHOWN` images that all evaluations with samples kept.
 
     names: {name: folder of the evaluation under `root`}, of `evaluation_names`. Returns None if fewer than two
-    evaluations have an image in common. Raises ValueError for more than one protocol.
+    evaluations have an image in common. skipped: as in `load_samples`. Raises ValueError for more than one protocol.
     """
-    kept = {name: samples for name, folder in names.items() if (samples := load_samples(Path(root) / folder))}
+    kept = {name: samples for name, folder in names.items() if (samples := load_samples(Path(root) / folder, skipped))}
     protocols = sorted({sample.protocol for samples in kept.values() for sample in samples.values()})
     if len(protocols) > 1:
         raise ValueError(f"refusing to compare pictures of {len(protocols)} protocols: {', '.join(protocols)}")

@@ -128,6 +128,7 @@ def class_shares_bars(shares: Mapping[str, Sequence[float]], protocol: Protocol)
     handles = _class_bars(axis, percent, texts, protocol, low)
     axis.set(xscale="log", xlabel="% of the labeled pixels (log scale)", xlim=(low, 200))
     axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")  # whose own labels are formulas
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 

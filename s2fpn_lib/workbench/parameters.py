@@ -17,6 +17,7 @@ import linecache
 import typing
 from typing import Any, NamedTuple
 
+import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
 
@@ -103,6 +104,7 @@ def checked_parameters() -> dict[str, Any]:
     if "results" in values:
         require_writable(values["results"] or results_root())  # not after an hour of training
     shell.user_ns.update(values)
+    pd.options.styler.format.escape = "html"  # names of classes, files, and runs are texts
     table = "\n".join(["<table>", f"<thead>{rows[0]}</thead>", "<tbody>", *rows[1:], "</tbody>", "</table>"])
     summary = html.escape(f"parameters: {', '.join(changes) or 'all at their defaults'}", quote=False)
     folded = f"<details><summary>{summary}</summary>\n{table}\n</details>"

@@ -16,6 +16,7 @@ A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook
 """
 
 import functools
+import math
 import re
 from collections.abc import Collection, Mapping
 from itertools import product
@@ -48,6 +49,7 @@ TRAINING: dict[str, Any] = {
     "limit": 0,  # images scored, evenly spaced; 0: all
 }
 MEASURING: dict[str, Any] = {"question": None, "notebook": None, "parameters": {}}
+MOST_JOBS = 10_000  # of a study
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -158,8 +160,10 @@ def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
         if default is not None and not isinstance(given.get(name, default), type(default)):
             raise StudyError(f"{path}: {name} is {given[name]!r}; it takes a {type(default).__name__}")
     try:
+        if not NAME.fullmatch(given["notebook"] if "notebook" in given else known["notebook"]):
+            raise StudyError(f"notebook {given['notebook']!r} is no name of a notebook of the project")
         return make_jobs(path.stem, {**known, **given})
-    except (TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise StudyError(f"{path}: {error}") from error
 
 
@@ -178,6 +182,8 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
     variants = [(name, {"changes": {}, **described}) for name, described in values["variants"].items()]
     varied = sorted({field for _, described in variants for field in described["changes"]})
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
+    if (count := math.prod(map(len, (*axes, variants)))) > MOST_JOBS:
+        raise ValueError(f"{count} jobs are more than {MOST_JOBS}")
     scored, jobs = {"split": values["split"], "limit": values["limit"]}, {}
     for seed, dataset, model, revision, (name, described) in product(*axes, variants):
         switches = {switch: value for switch, value in described.items() if switch != "changes"}
@@ -198,8 +204,14 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
 
 def failures(results: str | Path) -> list[dict[str, Any]]:
     """The content of failure.json, plus `folder`, of every folder under <results>/studies whose last attempt failed."""
-    found = sorted(Path(results).glob("studies/*/*/failure.json"))
-    return [{"folder": path.parent.relative_to(results).as_posix(), **read_json(path)} for path in found]
+    found = []
+    for path in sorted(Path(results).glob("studies/*/*/failure.json")):
+        try:
+            record = {name: str(value) for name, value in read_json(path).items()}
+        except ValueError as error:
+            record = {"error": str(error)}
+        found.append({"folder": path.parent.relative_to(results).as_posix(), **record})
+    return found
 
 
 def _parsed(value: Any) -> Any:
