@@ -413,6 +413,33 @@ def exported(inspection, tmp_path_factory: pytest.TempPathFactory):
     return export_html(path, state, both), both
 
 
+def test_names_in_an_exported_page_are_text(page, inspection, tmp_path):
+    """Names of classes, image, and model with markup are shown as they are: no element, no script."""
+    harm = '<img src=x onerror="harm=1"></script><script>harm=1</script><svg onload="harm=1">'
+    classes = tuple(f"{harm}{number}" for number in range(PROTOCOL.num_classes))
+    hostile = replace(
+        inspection,
+        protocol=replace(PROTOCOL, name="own-360x480-0000", classes=classes),
+        picture=replace(inspection.picture, name=f"{harm}\u2028$&`"),
+        model=replace(inspection.model, name=harm, provenance={"checkpoint": harm}),
+        warning=harm,
+    )
+    path = export_html(tmp_path / "hostile.html", State(pins=((5, 5),)), [hostile])
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    canvas = page.locator("canvas.s2fpn-interactive").first
+    canvas.wait_for(timeout=ANSWER)
+    click(canvas, 100, 240, inspection.size)
+    says(page, readout(State(y=100, x=240), hostile))
+    assert page.locator(".s2fpn-legend label").all_inner_texts() == [f" {name}" for name in classes]
+    assert page.evaluate("typeof harm") == "undefined"
+    assert page.locator("script").count() == 2, "the data and the viewer"
+    assert page.locator("svg, img:not([src^='data:image/jpeg'])").count() == 0
+    assert harm in page.title()
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
+
+
 def test_exported_page_works_without_kernel_and_network(page, exported):
     path, inspections = exported
     assert path.stat().st_size < 10e6, "9.5 MB are measured with two networks and the still pictures of a pin"

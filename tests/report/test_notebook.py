@@ -1,18 +1,25 @@
 """90_report shows everything in a results folder, and the tables it exports hold the same numbers."""
 
+import dataclasses
 import html
 import json
+import os
 import re
+from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from s2fpn_lib.data import get_protocol, register
 from s2fpn_lib.report.published import PUBLISHED
 from s2fpn_lib.runs import PROJECT
 from s2fpn_lib.workbench.report_page import export_html
 from s2fpn_lib.workbench.run_notebook import execute
 from tests.reporting import evaluation, training_run
 
+MARKUP = "<script>alert(1)</script>[a](javascript:alert(2))**b** $x^2$ '\"<img src=x onerror=alert(3)>"[:95]
 CAMVID = "camvid-segnet-360x480"
 NETWORK = {"model": "s2fpn18", "revision": "v1", "checkpoint": "run/last", "switches": "none", "git_sha": "abc"}
 
@@ -60,7 +67,51 @@ def root(tmp_path_factory):
     (root / "31_inspector" / "view.html").write_text('<p>A "pixel"')
     (root / "12_speed").mkdir()
     (root / "12_speed" / "speed.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in (later, row, noisy)))
+    add_hostile_files(root, row)
     return root
+
+
+def add_hostile_files(root, row) -> None:
+    """Texts with markup in everything that a table or a heading shows, and records that are no records."""
+    names = tuple(f"{MARKUP}{number}" for number in range(11))
+    own = dataclasses.replace(get_protocol("roadscenes"), name="evil-240x320-0000", dataset="evil", classes=names)
+    texts = {
+        "pretraining": MARKUP,
+        "checkpoint": MARKUP,
+        "model": MARKUP,
+        "trained_on": MARKUP,
+        "checkpoint_rule": MARKUP,
+    }
+    scored = evaluation(1, protocol=register(own).name, revision="v1", **texts)
+    scored.names = [MARKUP, "$x$"]
+    folder = root / "11_evaluate" / "<svg onload=alert(6)>"
+    scored.save(folder / "evaluation.json")
+    os.utime(folder / "evaluation.json", (0, 0))  # the newest one is that of the headline
+    ids = np.zeros((8, 8), np.uint8)
+    arrays = {f"image:{MARKUP}": np.zeros((3, 8, 8), np.uint8), f"label:{MARKUP}": ids, f"prediction:{MARKUP}": ids}
+    np.savez(folder / "samples.npz", protocol=np.array(own.name), **arrays)
+    damaged = {"evaluation.json": "[" * 100_000, "metrics.jsonl": "[1]\n", "samples.npz": "no archive"}
+    damaged |= {"result.json": '{"protocol": "roadscenes", "val_miou": "high"}', "config.json": "{}"}
+    (root / "train" / "evil").mkdir()
+    for name, content in damaged.items():
+        (root / "train" / "evil" / name).write_text(content)
+    (root / "12_speed" / "speed-evil.jsonl").write_text(json.dumps({**row, "fps": [MARKUP]}) + "\n")
+    (root / "studies" / "ablation" / "evil-0").mkdir()
+    (root / "studies" / "ablation" / "evil-0" / "failure.json").write_text(json.dumps({"error": [MARKUP]}))
+    (root / "studies" / "ablation" / "evil-1").mkdir()
+    (root / "studies" / "ablation" / "evil-1" / "failure.json").write_text("{")
+
+
+class Elements(HTMLParser):
+    """(name, attributes) of every element of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
 
 
 @pytest.mark.slow
@@ -110,6 +161,25 @@ def test_the_report_of_a_results_folder(root):
     committed = table(root, "study-ablation-lite-RoadScenes-val-committed-")
     assert committed.loc["without SSAM", "seeds lower"] == "3 of 3"
     assert "How these numbers came about" in text
+    check_hostile_files(root, text)
+
+
+def check_hostile_files(root, text) -> None:
+    """Nothing in a file became an element, and what cannot be used is listed with the reason."""
+    elements = Elements(text).found
+    assert not {tag for tag, _ in elements} & {"script", "svg", "object", "embed", "form", "base", "link"}
+    assert not [tag for tag, attributes in elements for name in attributes if name.startswith("on")]
+    assert all(not (each.get("href") or "").startswith("javascript") for _, each in elements)
+    assert all(each["src"].startswith("data:image/") for tag, each in elements if tag == "img")
+    assert html.escape("<script>alert(1)</script>") in text, "shown as text"
+    left_out = table(root, "left-out")["reason"]
+    reasons = {str(Path(path).relative_to(root)): reason for path, reason in left_out.items()}
+    assert reasons.keys() == {
+        *(f"train/evil/{name}" for name in ("evaluation.json", "metrics.jsonl", "result.json")),
+        "12_speed/speed-evil.jsonl",
+    }
+    assert "high" in reasons["train/evil/result.json"]
+    assert table(root, "classes-evil-240x320-0000").index.tolist() == [*(f"{MARKUP}{i}" for i in range(11)), "mean IoU"]
 
 
 @pytest.mark.slow
