@@ -9,18 +9,22 @@ import io
 import json
 import os
 import pickle
+import socket
 import struct
 import threading
 import zipfile
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
 
 from s2fpn_lib.checkpoint import (
@@ -44,6 +48,9 @@ from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.report.comparison import load_samples
 from s2fpn_lib.runs import read_json, read_rows
 from s2fpn_lib.validate import as_text
+from s2fpn_lib.viz.charts import class_shares_bars, per_class_bars
+from s2fpn_lib.viz.images import image_grid
+from s2fpn_lib.workbench.media import MediaError, video_frames, write_video
 from s2fpn_lib.workbench.studies import Job, StudyError, read_study
 from tests.reporting import evaluation
 
@@ -701,3 +708,58 @@ def test_text_stays_text_in_markdown(text):
     page = markdown2html_mistune(f"before {as_text(text)} after")
     assert unescape(page.strip().removeprefix("<p>").removesuffix("</p>")) == f"before {' '.join(text.split())} after"
     assert page.count("<") == 2
+
+
+def test_names_in_a_model_card_are_text(tmp_path, model):
+    model.metadata = {
+        "pretraining": "<script>alert(1)</script>",
+        "training": [{"dataset": "own", "split": "train"}],
+        "val_split": "<b>",
+        "val_miou": 0.5,
+        "protocol": "own-32x32-0000",
+        "protocol_definition": {
+            **OWN,
+            "classes": ["<img src=x>", "a\n\n# b", "c|d"],
+            "source": "<svg/onload=alert(1)>",
+        },
+    }
+    try:
+        card = (model.save_pretrained(tmp_path / "<i>") / "README.md").read_text()
+    finally:
+        model.metadata = {}
+    assert "<" not in card
+    assert "\n# b" not in card
+    assert "| 0 | &lt;img src=x&gt; |" in card
+
+
+def test_a_frame_of_a_video_is_limited_like_an_image(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    write_video(tmp_path / "a.mp4", [tmp_path / "a.png"], Fraction(10))
+    assert [load().shape for _, load in video_frames(tmp_path / "a.mp4")] == [(48, 64, 3)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(MediaError, match=r"a\.mp4: claims 64 x 48, more than"):
+        next(video_frames(tmp_path / "a.mp4"))
+
+
+def test_a_playlist_named_like_a_video_opens_nothing(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.ts"
+        (tmp_path / "a.ts").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\n{address}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(MediaError, match="no readable video"):
+            list(video_frames(tmp_path / "a.ts"))
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize("names", [("$x^2$", "a$", "$\\undefined$"), ("<b>", "_background_", "=1+1")])
+def test_names_in_figures_are_no_formulas(names):
+    protocol = Protocol.from_dict({**OWN, "name": "own-figures", "classes": list(names)})
+    shares = class_shares_bars({"train $a$": [0.3, 0.31, 0.39]}, protocol)
+    bars = per_class_bars(pd.DataFrame({"iou": [0.1, 0.2, 0.3]}, index=list(names)), protocol)
+    image = np.zeros((32, 32, 3), np.uint8)
+    for figure in (shares, bars, image_grid([[image]], ["$a$"], ["$x$ {"], protocol, 6.0)):
+        figure.savefig(io.BytesIO())  # a formula that cannot be parsed would raise
+        texts = {text.get_text() for text in figure.findobj(Text) if not text.get_parse_math()}
+        assert not [text.get_text() for text in figure.findobj(Text) if "\\mathdefault" in text.get_text()]
+        assert set(names) <= texts

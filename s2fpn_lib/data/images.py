@@ -136,7 +136,7 @@ def _open(path: str | Path) -> Image.Image:
         Image.init()  # fills `Image.OPEN`; Pillow 10 has no AVIF
         with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # only a warning there
-                raise ImageError(_too_large(path, f"{image.width} x {image.height}"))
+                raise ImageError(too_large(path, f"{image.width} x {image.height}"))
             # Pillow stretches gray of 2 and 4 bits to 0..255, which is right for an image and not for ids
             packing = image.tile[0][3] if image.tile else ""
             image.info["stretch"] = {"L;2": 85, "L;4": 17}.get(packing if isinstance(packing, str) else "", 1)
@@ -148,7 +148,7 @@ def _open(path: str | Path) -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # "Image size (10000000000 pixels) exceeds ..."
-        raise ImageError(_too_large(path, "".join(re.findall(r"\d+ pixels", str(error))[:1]))) from None
+        raise ImageError(too_large(path, "".join(re.findall(r"\d+ pixels", str(error))[:1]))) from None
     except Exception as error:  # Pillow's readers raise errors of any type for damaged files
         raise ImageError(f"{path}: cannot be decoded ({str(error) or type(error).__name__})") from error
 
@@ -160,7 +160,8 @@ def _what_is_there(path: Path) -> str:
     return "is a link to a missing file, or to itself" if path.is_symlink() else "file is missing"
 
 
-def _too_large(path: str | Path, size: str) -> str:
+def too_large(path: str | Path, size: str) -> str:
+    """What an error says of an image or video with more pixels than are read."""
     return (
         f"{path}: claims {size}, more than the {Image.MAX_IMAGE_PIXELS} pixels that are read; cut it into tiles, or, "
         "where the file can be trusted and the memory suffices, raise PIL.Image.MAX_IMAGE_PIXELS"

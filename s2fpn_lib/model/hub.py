@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -202,19 +203,19 @@ class HubMixin:
         return TEMPLATE.read_text(encoding="utf-8").format(
             license=json.dumps(license),
             datasets=json.dumps(list(dict.fromkeys(dataset for dataset, _ in training))),
-            name=name,
+            name=_plain(name),
             properties=_table(("property", "value"), properties.items()),
             classes=_table(("id", "class", "color"), ((i, *each) for i, each in enumerate(classes))),
             score=_score(known, training),
             training=_table(("dataset", "split", "trainings"), ((*key, count) for key, count in training.items())),
-            pretraining=known.get("pretraining", UNKNOWN),
-            source=protocol.get("source", UNKNOWN),
+            pretraining=_plain(known.get("pretraining", UNKNOWN)),
+            source=_plain(protocol.get("source", UNKNOWN)),
             others=_table(("field", "value"), others.items()),
         )
 
 
 def _score(known: Mapping[str, Any], training: Iterable[tuple[str, str]]) -> str:
-    miou, split = known.get("val_miou"), str(known.get("val_split"))
+    miou, split = known.get("val_miou"), _plain(known.get("val_split"))
     if miou is None:
         return "The checkpoint records no score."
     text = f"{100 * miou:.2f} % mean IoU on the split {split}, measured during training."
@@ -225,8 +226,13 @@ def _score(known: Mapping[str, Any], training: Iterable[tuple[str, str]]) -> str
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     """A table in Markdown; the word for what is unknown if it has no rows."""
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines]) if lines else UNKNOWN
+
+
+def _plain(text: Any) -> str:
+    """A text of one line, without elements of HTML."""
+    return escape(" ".join(str(text).split()), quote=False)
 
 
 def _downloaded(repo_id: str, revision: str | None) -> Path:

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from s2fpn_lib.data.images import ImageError, read_image
+from s2fpn_lib.data.images import ImageError, read_image, too_large
 from s2fpn_lib.runs import atomic_file
 
+LOCAL = {"protocol_whitelist": "file"}  # of FFmpeg: a playlist that is named like a video opens no address
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 
 
@@ -115,8 +116,10 @@ def video_frames(path: Path) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
     av = _pyav(path)
     number = -1
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=LOCAL) as container:
             for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
+                if Image.MAX_IMAGE_PIXELS and frame.width * frame.height > Image.MAX_IMAGE_PIXELS:
+                    raise MediaError(too_large(path, f"{frame.width} x {frame.height}"))
                 yield number, partial(_upright, frame)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{path}: no readable video ({error})") from error
@@ -130,7 +133,7 @@ def _upright(frame: Any) -> np.ndarray:
 
 def video_rate(path: Path) -> Fraction:
     """Frames per second of a video that `video_frames` reads; 25 if the file does not state it."""
-    with _pyav(path).open(str(path)) as container:
+    with _pyav(path).open(str(path), options=LOCAL) as container:
         return container.streams.video[0].average_rate or Fraction(25)
 
 
