@@ -24,7 +24,9 @@ from s2fpn_lib import checkpoint, distributed, runs
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.data.transforms import class_mix
-from s2fpn_lib.distributed import StopRequested, StopSignals, choose_device, from_first, rank
+from s2fpn_lib.distributed import choose_device, from_first, rank
+from s2fpn_lib.distributed.launch import launch, node_rank
+from s2fpn_lib.distributed.stop import StopRequested, StopSignals
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import ENCODERS
@@ -192,7 +194,7 @@ def train(
     if config.replay_check and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         advice = "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and call torch.use_deterministic_algorithms(True)"
         raise ValueError(f"equal steps differ on a GPU outside deterministic mode. For replay_check, {advice}")
-    first_node = distributed.node_rank(config.nodes) == 0
+    first_node = node_rank(config.nodes) == 0
     runs.require_writable(run_dir or results or runs.results_root())  # before the audit of the data, which takes time
     train_set, val_set = open_splits(config)
     if config.dataset == "auto":
@@ -215,7 +217,7 @@ def train(
             if first_node:
                 checkpoint.load_state(run.state, run.identity(), recover=True)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            start = partial(distributed.launch, devices=config.devices, nodes=config.nodes, backend=backend)
+            start = partial(launch, devices=config.devices, nodes=config.nodes, backend=backend)
             summary = start(_run, *arguments) if config.processes > 1 else _run(*arguments)
         model = checkpoint.load_model(run.path)
         return TrainResult(run.path, config, model, runs.read_rows(run.metrics), summary)

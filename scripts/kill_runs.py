@@ -5,11 +5,10 @@
 A small network is trained, and evaluated afterwards, with 0 and with 2 loader workers and in two gloo processes.
 SIGKILL comes at each of seven points: while the run starts, in the middle of an epoch, when half of a training state is
 written, between the two renames that make it the newest, at the edge of an epoch, during validation, and during the
-write of the evaluation. Every other kill hits only one of the two gloo processes. Then a study of two notebooks is
-killed between them (`scripts/kill_study.py` has the study). After each kill the newest state must be intact, and no
-step may be lost that a state had held. In the end the weights, the optimizer, the averaged weights, the rows of the
-metrics, the result, and the evaluation must equal those of an uninterrupted run. The exit status is 0 if all of this
-holds.
+write of the evaluation. Some kills hit only one of the two gloo processes. After each kill the newest state must be
+intact, and no step may be lost that a state had held. In the end the weights, the optimizer, the averaged weights, the
+rows of the metrics, the result, and the evaluation must equal those of an uninterrupted run. The exit status is 0 if
+all of this holds. `scripts/kill_study.py` kills studies between two notebooks.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import itertools
 import multiprocessing
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
@@ -208,28 +206,9 @@ def differences(folder: Path, reference: Path) -> list[str]:
     return [*found, *([f"left over {left}"] if left else [])]
 
 
-def study(folder: Path, kernels: bool, number: int) -> tuple[str, list[str]]:
-    """Kills a study of two notebooks as soon as the first is done; returns a line about it, and what went wrong."""
-    tools = runpy.run_path(str(PROJECT / "scripts" / "kill_study.py"))
-    output, results = folder / "study.log", folder / f"study-{number}"
-    process = tools["start"](results, 2, output, cores=1)
-    while not list(results.glob("studies/tiny/*/done.json")) and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(number % 4 * 0.5)  # the end of one notebook, or the start of the next
-    tools["kill"](process, kernels=kernels)
-    finished = tools["finished"](results)
-    line = f"a study between two notebooks ({'all processes' if kernels else 'process group'})"
-    faults = tools["damaged"](results)
-    status = tools["start"](results, 2, output, cores=1).wait()
-    faults += [f"{path} was changed" for path, content in finished.items() if path.read_bytes() != content]
-    faults += [f"{line}: the study ends with status {status}, see {output}"] if status else []
-    return f"{line}: {tools['progress'](results)}", faults
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--each", type=int, default=4, help="kills at each point in each setting")
-    parser.add_argument("--studies", type=int, default=16, help="kills of a study between two notebooks")
     parser.add_argument("--log", type=Path, default=PROJECT / "results" / "reliability" / "kills.txt")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -265,21 +244,6 @@ def main() -> int:
                 found = differences(folder, reference) if not status else [f"status {status}: {said[-2000:]}"]
                 say(f"{setting}, {POINTS[point]}: finished, {len(found)} differences to the reference")
                 faults += [f"{setting}, {point}: {each}" for each in found]
-        for number in range(given.studies):
-            count += 1
-            line, found = study(work, number % 2 == 1, number)
-            say(f"kill {count}: {line}")
-            faults += found
-        if given.studies > 1:
-            tools = runpy.run_path(str(PROJECT / "scripts" / "kill_study.py"))
-            status = tools["start"](work / "study", 2, work / "study.log", cores=1).wait()
-            found = [
-                f"study {number}: {each}"
-                for number in range(given.studies)
-                for each in tools["differences"](work / f"study-{number}", work / "study")
-            ]
-            say(f"studies: reference ends with status {status}, {len(found)} differences to it")
-            faults += found
         for fault in faults:
             say(f"FAULT {fault}")
         say(f"{count} kills: {f'{len(faults)} faults' if faults else 'no run was lost, all are equal to the bit'}")

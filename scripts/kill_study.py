@@ -1,12 +1,13 @@
-"""Kills a study at random moments, lets it finish, and compares it with an uninterrupted one. Not part of the tests.
+"""Kills a study between two notebooks, repeatedly, and compares it with an uninterrupted one. Not part of the tests.
 
-    python scripts/kill_study.py --kills 20 --log results/kill-study/log.txt
+    python scripts/kill_study.py --kills 16 --log results/reliability/studies.txt
 
-Each time Snakemake's process group gets SIGKILL. Every second time its kernels, which run in sessions of their own, get
-it as well, as when the machine goes down; the other times the kernels must notice it themselves. After each kill all
-finished runs must be intact and no file may be torn. If mounting is allowed, the script also tries a full disk and a
-read-only disk; it also starts two studies at once. At the end all weights and scores must equal those of the
-uninterrupted study bit for bit. The exit status is 0 if all of this holds.
+Snakemake's process group gets SIGKILL when the first of two notebooks is done: at once, or while the next one starts.
+Every second time its kernels, which run in sessions of their own, get it as well, as when the machine goes down; the
+other times the kernels must notice it themselves. After each kill the finished run must be intact and no file may be
+torn, and the same command must finish the study with the weights and scores of an uninterrupted one, bit for bit. If
+mounting is allowed, the script also tries a full disk and a read-only disk; it also starts two studies at once. The
+exit status is 0 if all of this holds. `scripts/kill_runs.py` kills trainings.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -159,36 +160,24 @@ def differences(ours: Path, reference: Path) -> list[str]:
     return found
 
 
-def killed_study(log: Log, work: Path, given: argparse.Namespace, moments: random.Random) -> tuple[int, list[str]]:
-    """Kills `given.kills` times, with another seed whenever the study was faster than the kill; then lets it finish.
-
-    Returns how many seeds it took, and what went wrong.
-    """
-    results, output, faults, count, seeds = work / "killed", work / "killed.log", [], 0, 2
-    while count < given.kills:
-        before = finished(results)
-        process = start(results, seeds, output)
-        delay = moments.uniform(2, given.within)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            count += 1
-            number = kill(process, kernels=count % 2 == 0)
-            how = "all processes" if count % 2 == 0 else "process group"
-            log(f"kill {count:2d} ({how}, {number} running) after {delay:4.1f} s: {progress(results)}")
-        else:
-            if process.returncode:
-                faults.append(f"Snakemake ended with status {process.returncode}, see {output}")
-                return seeds, faults
-            seeds += 1
-            log(f"the study was done before the next kill; it gets seed {seeds - 1}")
-        for path, content in before.items():
-            if not path.exists() or path.read_bytes() != content:
-                faults.append(f"{path} of a finished run was changed")
-        faults += damaged(results)
-    status = run(results, seeds, output)
-    log(f"finished after {count} kills with status {status}: {progress(results)}")
-    return seeds, [*faults, *([f"the last start ended with status {status}, see {output}"] if status else [])]
+def killed_between(log: Log, work: Path, number: int) -> list[str]:
+    """Kills a study of two notebooks after the first one, and lets it finish; returns what went wrong."""
+    results, output = work / f"killed-{number}", work / "killed.log"
+    process = start(results, 2, output, cores=1)
+    while not any(results.glob("studies/tiny/*/done.json")) and process.poll() is None:
+        time.sleep(0.02)
+    delay = number % 8 / 2  # seconds: at the end of one notebook, or at the start of the next
+    time.sleep(delay)
+    processes = kill(process, kernels=number % 2 == 1)
+    before, faults = finished(results), damaged(results)
+    how = "all processes" if number % 2 else "process group"
+    log(f"kill {number + 1:2d} ({how}, {processes} running), {delay:.1f} s after a notebook: {progress(results)}")
+    if status := start(results, 2, output, cores=1).wait():
+        faults.append(f"kill {number + 1}: the study ends with status {status}, see {output}")
+    faults += [f"{path} was changed" for path, content in before.items() if path.read_bytes() != content]
+    found = differences(results, work / "reference") if not status else []
+    shutil.rmtree(results)
+    return [*faults, *(f"kill {number + 1}: {each}" for each in found)]
 
 
 def bad_disk(log: Log, work: Path) -> list[str] | None:
@@ -254,23 +243,17 @@ def two_at_once(log: Log, work: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--within", type=float, default=40, help="seconds: a kill comes at most so long after a start")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--log", type=Path, default=PROJECT / "results" / "kill-study" / "log.txt")
+    parser.add_argument("--kills", type=int, default=16)
+    parser.add_argument("--log", type=Path, default=PROJECT / "results" / "reliability" / "studies.txt")
     given = parser.parse_args()
-    log, moments, faults = Log(given.log), random.Random(given.seed), []
+    log, faults = Log(given.log), []
     with tempfile.TemporaryDirectory(prefix="kill-study-") as folder:
         work = Path(folder)
-        log(f"{given.kills} kills of `snakemake tiny --cores 2`, moments from seed {given.seed}")
-        seeds, found = killed_study(log, work, given, moments)
-        faults += found
-        status = run(work / "reference", seeds, work / "reference.log")
-        log(f"reference, not interrupted: status {status}, {progress(work / 'reference')}")
-        found = differences(work / "killed", work / "reference")
-        log(f"killed against reference: {len(found)} differences in {len(folders(work / 'killed'))} runs")
-        faults += found
-        shutil.rmtree(work / "killed", ignore_errors=True)
+        status = run(work / "reference", 2, work / "reference.log")
+        log(f"`snakemake tiny`, not interrupted: status {status}, {progress(work / 'reference')}")
+        for number in range(given.kills):
+            faults += killed_between(log, work, number)
+        log(f"{given.kills} kills: {len(faults)} faults")
         found = bad_disk(log, work)
         log(
             "full and read-only disk: "

@@ -27,18 +27,17 @@ from s2fpn_lib.checkpoint import RELEASED, load_model, load_state
 from s2fpn_lib.data.roadscenes import RoadScenes
 from s2fpn_lib.distributed import (
     SyncBatchNorm,
-    WorkerFailed,
+    any_process,
     choose_device,
     from_first,
-    launch,
     mean_over_processes,
-    node_rank,
     rank,
     require_equal,
     sum_over_processes,
     synchronize_batch_norm,
     world_size,
 )
+from s2fpn_lib.distributed.launch import WorkerFailed, launch, node_rank
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import DeepSupervisionLoss
 from s2fpn_lib.state import step_seed
@@ -194,16 +193,23 @@ def test_a_failed_process_is_named_and_one_process_continues(alone, folder):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_bits(together, folder):
-    state = folder / "killed" / "last.pt"
-    with program(folder / "killed", devices=2) as process:
-        started = time.monotonic()
-        while not state.exists() and process.poll() is None and time.monotonic() - started < 100:
-            time.sleep(0.01)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(children) >= 2
+def test_a_stopped_and_a_killed_run_leave_no_process_and_resume_to_the_same_bits(together, folder, capfd):
+    state, children = folder / "killed" / "last.pt", []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        with program(folder / "killed", devices=2) as process:
+            started = time.monotonic()
+            while not state.exists() or state.stat().st_mtime_ns == before:
+                assert process.poll() is None
+                assert time.monotonic() - started < 100
+                time.sleep(0.01)
+            children += Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.send_signal(number)
+            assert process.wait(60) == -number
+        if number == signal.SIGTERM:
+            step = load_state(state)["step"]
+            assert f"stopped by SIGTERM after step {step} of 4: {state} holds the state" in capfd.readouterr().out
+    assert len(children) >= 4
     again = run(folder / "killed", devices=2)
     assert load_state(state)["step"] == 4
     assert not any(Path(f"/proc/{child}/cmdline").exists() for child in children)
@@ -251,6 +257,7 @@ def check_sums():
     assert_close(sum_over_processes(mine), torch.tensor([3.0, 40.0]))
     assert_close(mean_over_processes(mine), torch.tensor([1.5, 20.0]))
     assert from_first([rank(), "a"]) == [0, "a"]
+    assert [any_process(flag) for flag in (False, rank() == 1, True)] == [False, True, True]
     require_equal("nothing", 5, "so nothing is wrong")
     with pytest.raises(ValueError, match=r"differ in step \(\[0, 1\]\): share a disk"):
         require_equal("step", rank(), "share a disk")
@@ -323,7 +330,7 @@ def check_evaluation():
 
 def test_one_process_alone():
     value = torch.ones(2)
-    assert (rank(), world_size(), from_first("a")) == (0, 1, "a")
+    assert (rank(), world_size(), from_first("a"), any_process(False), any_process(True)) == (0, 1, "a", False, True)
     assert sum_over_processes(value) is value
     assert mean_over_processes(value) is value
     require_equal("anything", 1, "impossible")

@@ -20,7 +20,7 @@ from torch import nn
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import evenly_spaced
-from s2fpn_lib.distributed import WorkerFailed, node_rank
+from s2fpn_lib.distributed.launch import WorkerFailed, node_rank
 from s2fpn_lib.runs import RunDirectory, config_hash, read_json, read_rows, results_root, write_json
 from s2fpn_lib.state import data_digests, default_run_dir, open_splits
 from s2fpn_lib.validate import did_you_mean

@@ -1,0 +1,113 @@
+"""Signals that ask a training to stop, which it does after its step."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from s2fpn_lib.distributed import any_process, world_size
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
+
+class _AnyParent(int):
+    """A process number that differs from no other."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def parent_watched() -> Iterator[None]:
+    """In a notebook's kernel, SIGTERM when its parent process ends (papermill that was terminated, JupyterLab).
+
+    ipykernel's own thread ends the process within a second then, without a signal.
+    """
+    kernels, parent, left = sys.modules.get("ipykernel.kernelapp"), os.getppid(), threading.Event()
+    poller = getattr(kernels.IPKernelApp.instance(), "poller", None) if kernels else None
+
+    def watch() -> None:
+        while not left.wait(0.2):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if not hasattr(poller, "parent_pid") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, poller.parent_pid = poller.parent_pid, _AnyParent(1)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        poller.parent_pid = before
+
+
+def ignore_stop_signals(_: int) -> None:
+    """Lets a worker of a loader ignore the signals that a terminal sends to all processes: its process ends it."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+class StopRequested(BaseException):
+    """A signal asked the process to stop, at a place where it can; see `StopSignals`."""
+
+
+class StopSignals:
+    """Holds back SIGINT, SIGTERM, and SIGHUP while a block runs, so that it can end where nothing is lost.
+
+    The end of the parent of a notebook's kernel counts as SIGTERM. The signal is delivered when the block ends. A
+    second SIGINT raises KeyboardInterrupt at once; it has no effect in one of several processes, which get SIGINT from
+    the terminal and from their launcher. An ignored signal stays ignored. Outside the main thread, which alone has
+    handlers, nothing is held back.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+        self._before = {
+            each: handler for each, handler in self._before.items() if handler not in (None, signal.SIG_IGN)
+        }
+        with contextlib.suppress(ValueError):
+            for each in self._before:
+                signal.signal(each, self._hold)
+        self._parent = contextlib.ExitStack()
+        self._parent.enter_context(parent_watched())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parent.close()
+        with contextlib.suppress(ValueError):
+            for each, handler in self._before.items():
+                signal.signal(each, handler)
+        if self.received:
+            signal.raise_signal(self.received)
+
+    def _hold(self, number: int, _: Any) -> None:
+        if self.received == number == signal.SIGINT and world_size() == 1:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number)
+        if self._at_once:
+            raise StopRequested
+
+    def check(self) -> None:
+        """Raises StopRequested in all processes if one of them has received a signal."""
+        if any_process(self.received is not None):
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A part of the block that may be left anywhere: a signal raises StopRequested there."""
+        self.check()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
