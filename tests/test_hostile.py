@@ -39,6 +39,7 @@ from s2fpn_lib.checkpoint import (
     save_weights,
 )
 from s2fpn_lib.data import DatasetError, check_dataset, get_protocol, open_dataset
+from s2fpn_lib.data.camvid import CamVid
 from s2fpn_lib.data.custom import CustomDataset, Description, read_description
 from s2fpn_lib.data.download import unpack
 from s2fpn_lib.data.images import ImageError, read_image, read_label
@@ -237,7 +238,7 @@ LAUGHS += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in ra
         (DESCRIPTION.replace("[a, b]", '["a\\nb", c]'), "without control characters"),
         (DESCRIPTION.replace("[a, b]", '["a\\u202eb", c]'), "without control characters"),
         (DESCRIPTION.replace("[a, b]", f"[{'a' * 101}, c]"), "1 to 100 characters"),
-        (DESCRIPTION.replace("[32, 32]", "[1000000000, 1000000000]"), "not between 1 and 100000000 pixels"),
+        (DESCRIPTION.replace("[32, 32]", "[1000000000, 1000000000]"), "size is not in 1 to 100000000 pixels"),
         (DESCRIPTION.replace("[32, 32]", "[1" + ":59" * 3000 + ", 32]"), "digits"),
         (DESCRIPTION.replace("own", "o" * 200), "up to 150"),
     ],
@@ -493,7 +494,7 @@ def test_absurd_descriptions_in_safetensors(tmp_path, model, weights):
         *({"protocol_definition": {**OWN, "size": size}} for size in (["a", 2], [10**9, 10**9], [0, 5], [32])),
         *({"protocol_definition": {**OWN, "name": name}} for name in ("<b>", "../x", "", "camvid-segnet-360x480")),
         *({"protocol_definition": {**OWN, "palette": each}} for each in ([[0, 0, 0]], [[0, 0, 999]] * 3, "abc")),
-        {"protocol_definition": {**OWN, "classes": ["a\n", "b", "c"]}},
+        *({"protocol_definition": {**OWN, "classes": each}} for each in (["a\n", "b", "c"], ["a", "a", "a"])),
     ):
         path.write_bytes(described(weights, **changes))
         with pytest.raises(CheckpointError, match=r"a\.safetensors"):
@@ -763,3 +764,13 @@ def test_names_in_figures_are_no_formulas(names):
         texts = {text.get_text() for text in figure.findobj(Text) if not text.get_parse_math()}
         assert not [text.get_text() for text in figure.findobj(Text) if "\\mathdefault" in text.get_text()]
         assert set(names) <= texts
+
+
+def test_a_list_of_camvid_stays_inside_of_its_folder(tmp_path):
+    for folder in ("train", "trainannot"):
+        (tmp_path / "camvid" / folder).mkdir(parents=True)
+        (tmp_path / "camvid" / folder / "a.png").touch()
+    for line in ("../a.png trainannot/a.png", "train/a.png /x/../a.png"):
+        (tmp_path / "camvid" / "train.txt").write_text(line)
+        with pytest.raises(DatasetError, match=r"train\.txt, line 1: .* no path inside of .*camvid"):
+            CamVid(tmp_path / "camvid", "train")

@@ -1,5 +1,6 @@
 """Evaluation protocols. A mIoU is meaningful only with its protocol: every dataset and every result row names one."""
 
+import math
 import re
 import tomllib
 import typing
@@ -11,6 +12,7 @@ from typing import Any
 from s2fpn_lib.model import NORMALIZATIONS
 from s2fpn_lib.validate import as_declared, did_you_mean, unprintable
 
+NAME = re.compile(r"[A-Za-z0-9_.+-]{1,150}")  # of a protocol or dataset: it is part of file names and pages
 MOST_CHARACTERS = 100  # of a class's name
 MOST_PIXELS = 100_000_000  # of the size at which predictions are scored
 
@@ -30,23 +32,20 @@ class Protocol:
     ignore_color: tuple[int, int, int] = (0, 0, 0)  # of `ignore_id` in figures
 
     def __post_init__(self) -> None:
-        if 0 <= self.ignore_id < len(self.classes):
-            raise ValueError(f"{self.name}: ignore_id {self.ignore_id} is also the id of a class")
-        for name in (self.name, self.dataset):
-            if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,150}", name):
-                raise ValueError(f"{name[:80]!r} names no protocol or dataset: use up to 150 letters, digits, and _.+-")
-        for name in self.classes:
-            if not 1 <= len(name) <= MOST_CHARACTERS or unprintable(name):
-                rule = f"1 to {MOST_CHARACTERS} characters, without control characters"
-                raise ValueError(f"the class {name[:80]!r} of {self.name}: give names of {rule}")
-        counts = len(self.classes), len(self.palette)
-        if not 1 <= counts[0] <= 253 or counts[0] != counts[1]:
-            raise ValueError(f"{self.name}: {counts[0]} classes and {counts[1]} colors; give 1 to 253 of each")
-        if min(self.size) < 1 or self.size[0] * self.size[1] > MOST_PIXELS:
-            raise ValueError(f"{self.name}: its size is not between 1 and {MOST_PIXELS} pixels")
+        names, classes = (self.name, self.dataset), self.classes
         values = (self.ignore_id, *self.ignore_color, *self.mean_published, *sum(self.palette, ()))
-        if not all(0 <= value <= 255 for value in values):
-            raise ValueError(f"{self.name}: ids and colors run from 0 to 255")
+        odd = [each[:80] for each in classes if not 1 <= len(each) <= MOST_CHARACTERS or unprintable(each)]
+        for right, message in (
+            (all(NAME.fullmatch(each) for each in names), "name and dataset have up to 150 letters, digits, and _.+-"),
+            (not 0 <= self.ignore_id < len(classes), f"ignore_id {self.ignore_id} is also the id of a class"),
+            (not odd, f"class {odd}: give names of 1 to {MOST_CHARACTERS} characters, without control characters"),
+            (1 <= len(classes) <= 253, f"{len(classes)} classes; give 1 to 253"),
+            (len({*classes}) == len(classes) == len(self.palette), "classes have different names, and a color each"),
+            (min(self.size) >= 1 and math.prod(self.size) <= MOST_PIXELS, f"size is not in 1 to {MOST_PIXELS} pixels"),
+            (all(0 <= value <= 255 for value in values), "ids and colors run from 0 to 255"),
+        ):
+            if not right:
+                raise ValueError(f"protocol {self.name[:80]!r}: {message}")
 
     @property
     def num_classes(self) -> int:

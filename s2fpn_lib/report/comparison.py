@@ -17,7 +17,7 @@ from s2fpn_lib.viz.images import as_array, colorize, image_grid, predicted
 
 SAMPLES = "samples.npz"
 MOST_BYTES = 2_000_000_000  # of the arrays in samples.npz, whatever the size of the file
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 SHOWN = 3  # images per comparison
 
 
@@ -52,33 +52,24 @@ def load_samples(folder: str | Path, skipped: dict[str, str] | None = None) -> d
     path = Path(folder) / SAMPLES
     if not path.exists():
         return {}
+    parts: dict[str, dict[str, Tensor]] = {}
     try:
-        return _samples(path)
-    except (AttributeError, EOFError, LookupError, MemoryError, OSError, TypeError, ValueError, *_ZIP_ERRORS) as error:
+        if not path.is_file() or sum(each.file_size for each in zipfile.ZipFile(path).infolist()) > MOST_BYTES:
+            raise ValueError(f"it is no regular file, or holds more than {MOST_BYTES} bytes")
+        with np.load(path, allow_pickle=False) as stored:
+            protocol = get_protocol(str(stored["protocol"])).name
+            for key in sorted({*stored.files} - {"protocol"}, key=stored.files.index):
+                part, name = key.split(":", 1)
+                parts.setdefault(name, {})[part] = torch.from_numpy(stored[key])
+        samples = {name: Sample(**each, protocol=protocol) for name, each in parts.items()}
+        for image, label, prediction, _ in samples.values():
+            if torch.cat([image, label[None], prediction[None]]).dtype != torch.uint8 or len(image) != 3:
+                raise ValueError("an image, label, or prediction holds no bytes")
+    except (EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError, *_ZIP_ERRORS) as error:
         if skipped is None:
             raise ValueError(f"{path} is damaged ({error}): delete it, or evaluate again") from error
         skipped[str(path)] = str(error)
         return {}
-
-
-def _samples(path: Path) -> dict[str, Sample]:
-    if not path.is_file() or sum(each.file_size for each in zipfile.ZipFile(path).infolist()) > MOST_BYTES:
-        raise ValueError(f"no regular file, or more than {MOST_BYTES} bytes unpacked")
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {key: stored[key] for key in stored.files}
-    protocol = str(arrays.pop("protocol"))
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, array in arrays.items():
-        part, name = key.split(":", 1)
-        parts.setdefault(name, {})[part] = torch.from_numpy(array)
-    get_protocol(protocol)
-    samples = {name: Sample(**each, protocol=protocol) for name, each in parts.items()}
-    for sample in samples.values():
-        height, width = sample.label.shape
-        if not sample.image.shape == (3, height, width) or not sample.prediction.shape == (height, width):
-            raise ValueError("image, label, and prediction have different sizes")
-        if {each.dtype for each in sample[:3]} != {torch.uint8}:
-            raise ValueError("a sample holds no bytes")
     return samples
 
 
