@@ -3,14 +3,14 @@
     python scripts/long_runs.py --out results/reliability
     python scripts/long_runs.py training predict          # some of the parts
 
-Each part runs in a process of its own with one thread. Times are those of one idle CPU core:
+Each part runs in a process of its own with one thread. Times are minutes of one CPU core:
 
-    training             2,000 steps, 10 epochs, each with a validation and saved states; no loader workers: TIME
-    training-2-workers   the same with two loader workers: TIME
-    evaluation           1,000 images of RoadScenes: TIME
-    inspector-page       500 clicks in the exported page, in the system's Chromium: TIME
-    inspector-kernel     500 images opened in the widget, without a browser: TIME
-    predict              a folder of 1,000 pictures: TIME
+    training             2,000 steps, 10 epochs, each with a validation and saved states; no loader workers: 5
+    training-2-workers   the same with two loader workers: 5
+    evaluation           1,000 images of RoadScenes: 3
+    inspector-page       500 clicks in the exported page, in the system's Chromium: 1
+    inspector-kernel     500 images opened in the widget, without a browser: 2
+    predict              a folder of 1,000 pictures: 3
 
 The memory of a part is the proportional set size of its anonymous and shared pages (`Pss_Anon` and `Pss_Shmem` of
 `/proc/PID/smaps_rollup`), summed over the process and its children: a page that a loader worker shares with its parent
