@@ -11,11 +11,14 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT))
+
+import psutil
 
 from s2fpn_lib.workbench import studies
 from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
@@ -111,6 +114,16 @@ onstart:
         raise WorkflowError(f"another study is running in {RESULTS}: {locked}")
     except OSError as error:
         raise WorkflowError(f"the results folder {RESULTS} cannot be written: {error}")
+    start_no_jobs = signal.getsignal(signal.SIGTERM)
+
+    def stop(*received):
+        """Stops the notebooks of this machine, which save their trainings; Snakemake alone would wait for their end."""
+        start_no_jobs(*received)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 onerror:

@@ -170,31 +170,53 @@ def test_failed_variant_is_listed_and_the_others_finish(cluster):
     assert (run_folder(results) / "done.json").exists()
 
 
-@pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_weights(cluster, tmp_path):
-    reference = run_folder(cluster[0])
-    process = start(tmp_path, "tiny", "--cores", "1", *ONE_RUN, start_new_session=True)
+def until(process: subprocess.Popen, condition) -> None:
+    """Waits until a running study fulfils a condition."""
     limit = time.monotonic() + LONGEST
-    while not list(tmp_path.glob("studies/tiny/*/run/last.pt")):
+    while not condition():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_study_terminated_in_a_training_and_killed_between_two_notebooks_loses_nothing(cluster, tmp_path):
+    reference = run_folder(cluster[0])
+    two_runs = ("tiny", "--cores", "1", "--config", "seeds=[0, 1]", "variants={full: {}}")
+
+    process = start(tmp_path, *two_runs, start_new_session=True)
+    until(process, lambda: list(tmp_path.glob("studies/tiny/*/run/last.pt")))
+    (state,) = tmp_path.glob("studies/tiny/*/run/last.pt")
+    written = state.stat().st_mtime_ns
+    process.terminate()  # Snakemake alone, not its process group
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "Will exit after finishing currently running jobs" in said
+    first = state.parent.parent
+    assert not (first / "run" / "result.json").exists(), "the signal came after the training"
+    assert state.stat().st_mtime_ns > written
+    steps = load_state(state)["step"]
+
+    process = start(tmp_path, *two_runs, start_new_session=True)
+    until(process, lambda: list(tmp_path.glob("studies/tiny/*/done.json")))
     runpy.run_path(str(PROJECT / "scripts" / "kill_study.py"))["kill"](process, kernels=True)
     process.communicate()
-    folder = run_folder(tmp_path)
-    assert not (folder / "run" / "result.json").exists(), "the kill came after the training"
-    steps = load_state(folder / "run" / "last.pt")["step"]
-
-    status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
-    assert status == 0, said
-    environment = read_json(folder / "run" / "environment.json")
-    assert environment["resumed_at_step"] >= steps > 0
+    environment = read_json(first / "run" / "environment.json")
+    assert environment["resumed_at_step"] == steps > 0
     assert len(environment["earlier_starts"]) == 1
-    ours, theirs = (load_file(each / "run" / "last.safetensors") for each in (folder, reference))
+    (done,) = (path.parent for path in tmp_path.glob("studies/tiny/*/done.json"))
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+
+    status, said = snakemake(tmp_path, *two_runs)
+    assert status == 0, said
+    assert len(list(tmp_path.glob("studies/tiny/*/done.json"))) == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    (same,) = tmp_path.glob("studies/tiny/*-s0-*")
+    ours, theirs = (load_file(each / "run" / "last.safetensors") for each in (same, reference))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours.keys() == theirs.keys()
 
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    status, said = snakemake(tmp_path, *two_runs)
     assert (status, "Nothing to be done" in said) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in before} == before

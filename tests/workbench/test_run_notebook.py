@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
 
+from s2fpn_lib.checkpoint import load_state
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.workbench import run_notebook as module
 from s2fpn_lib.workbench.run_notebook import NotebookError, main, reserved_gpus, run_notebook
@@ -48,6 +53,59 @@ def test_a_failure_is_recorded_until_the_notebook_succeeds(tmp_path):
     assert not (folder / "failure.json").exists()
     assert json.loads((folder / "done.json").read_text())["notebook"] == "20_try"
     assert outputs(folder / "20_try.ipynb") == ["a\n", "b\n"]
+
+
+TRAINING = """
+from s2fpn_lib.train import TrainConfig, train
+changes = dict(train_split="train:drive=park", crop=[32, 48], epochs=500, eval_images=1, checkpoint_minutes=0.0)
+config = TrainConfig.preset("quick", dataset="roadscenes", device="cpu", encoder_weights="", encoder_lr=0.0, **changes)
+train(config, run_dir={folder!r}, progress=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupt", "parent"])
+def test_a_training_in_a_kernel_that_is_interrupted_or_loses_its_parent_is_saved(tmp_path, how):
+    """As the interrupt button does, and as papermill does when it is terminated."""
+    run, said = RunDirectory(tmp_path / "run"), []
+    if how == "interrupt":
+        manager, client = start_new_kernel(cwd=str(tmp_path))
+        try:
+            client.execute(TRAINING.format(folder=str(run.path)))
+            until_trained(run)
+            (tmp_path / "mark").touch()
+            manager.interrupt_kernel()
+            reply = client.get_shell_msg(timeout=60)["content"]
+            assert reply["ename"] == "KeyboardInterrupt"
+            while (message := client.get_iopub_msg(timeout=60))["content"].get("execution_state") != "idle":
+                said.append(message["content"].get("text", ""))
+            assert "stopped by SIGINT after step" in "".join(said)
+            assert client.execute_interactive("1 + 1", timeout=60)["content"]["status"] == "ok"
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+    else:
+        source = notebook(tmp_path, TRAINING.format(folder=str(run.path)))
+        command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb")]
+        papermill = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        until_trained(run)
+        (tmp_path / "mark").touch()
+        papermill.terminate()
+        assert papermill.wait(60) == -signal.SIGTERM
+        with module._locked([run.path], 1):  # waits for the kernel
+            pass
+    assert run.state.stat().st_mtime_ns > (tmp_path / "mark").stat().st_mtime_ns
+    assert load_state(run.state)["step"] > 0
+    assert not run.result.exists()
+
+
+def until_trained(run: RunDirectory) -> None:
+    """Waits for the first epoch, and then a moment."""
+    limit = time.monotonic() + 120
+    while not run.metrics.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(0.7)
 
 
 def test_a_kernel_that_dies_is_a_failure_with_its_cell(tmp_path):
