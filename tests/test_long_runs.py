@@ -86,10 +86,10 @@ def test_the_inspector_keeps_only_the_open_image(tmp_path):
     inspector = widget.Inspector([NamedModel("x", network())], dataset, picture, PROTOCOL, size="own", results=tmp_path)
     for step in range(12):
         inspector._handle_custom_msg({"do": "index", "index": step % 3}, [])
-        if step == 5:
+        if step in (1, 8):  # matplotlib keeps the font files of its first figure open
             inspector._handle_custom_msg({"do": "save"}, [])
         counts()
-    assert len(list(tmp_path.glob("*.png"))) == 1
+    assert len(list(tmp_path.glob("*.png"))) == 2
     assert counts.found[12] == counts.found[3]
 
 
