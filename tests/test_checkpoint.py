@@ -362,8 +362,8 @@ def test_a_flip_of_any_byte_of_weights_is_noticed(tmp_path):
             continue
         unnoticed.append(place)
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    # Only the names of the header's entry and of the digest's field are not covered: without them, the file is one of an
-    # earlier version, or one that `load_model` refuses
+    # Only the names of the header's entry and of the digest's field are not covered: without them, the file is one of
+    # an earlier version, or one that `load_model` refuses
     uncovered = [whole.index(b'"s2fpn"'), whole.index(b"sha256") - 2]
     assert {*unnoticed} <= {place + offset for place in uncovered for offset in range(10)}
 

@@ -31,7 +31,7 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MOST_ENTRIES = 24
-MOST_LINES = {"file": 350, "library": 12_900}
+MOST_LINES = {"file": 350, "library": 13_600}
 
 # Everything that pyproject.toml declares beyond what the core needs, and what Jupyter brings
 BLOCKED = [
