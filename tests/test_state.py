@@ -86,14 +86,6 @@ def test_a_training_step_adds_the_weighted_distillation_loss(teacher_file, tmp_p
         (True, {}, "none, then roadscenes train"),
     ],
 )
-@pytest.mark.parametrize(
-    ("init", "changes", "expected"),
-    [
-        (False, {}, "none"),
-        (False, {"encoder_weights": "imagenet"}, "imagenet"),
-        (True, {}, "none, then roadscenes train"),
-    ],
-)
 def test_pretraining_names_the_data_of_earlier_weights(teacher_file, init, changes, expected):
     config = TrainConfig(init_from=str(teacher_file) if init else "", **changes)
     assert origin(config, "shop")["pretraining"] == expected
@@ -109,8 +101,6 @@ def test_the_origin_lists_all_trainings_oldest_first(teacher_file, tmp_path):
     assert origin(config, "shop", ["head.weight"])["pretraining"].startswith(
         "none, then roadscenes train; initialized anew: head.weight;"
     )
-    taught = "none; taught by a network trained on roadscenes train"
-    assert origin(distilled(teacher_file), "shop")["pretraining"] == taught
     taught = "none; taught by a network trained on roadscenes train"
     assert origin(distilled(teacher_file), "shop")["pretraining"] == taught
     published = {"classifier.fc.conv.weight": torch.zeros(11, 64, 1, 1)}
