@@ -118,7 +118,8 @@ onstart:
 
     def stop(*received):
         """Stops the notebooks of this machine, which save their trainings; Snakemake alone would wait for their end."""
-        start_no_jobs(*received)
+        if callable(start_no_jobs):
+            start_no_jobs(*received)
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()

@@ -25,7 +25,7 @@ from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
 from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_document, read_weights, rebuilt, serialized
 from s2fpn_lib.model.published import load_plain, published_classes, published_tensors
-from s2fpn_lib.runs import RunDirectory, WriteError, atomic_file, naming, read_json, read_rows
+from s2fpn_lib.runs import RunDirectory, WriteError, atomic_file, read_json, read_rows
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
@@ -59,7 +59,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 def _writing(path: str | Path, previous: str = "") -> Iterator[io.BufferedWriter]:
     """`atomic_file` with CheckpointErrors."""
     try:
-        with naming(Path(path)), atomic_file(path, previous=previous) as file:
+        with atomic_file(path, previous=previous) as file:
             yield file
     except WriteError as error:
         raise CheckpointError(error.strerror) from error
@@ -327,8 +327,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not right:
         raise ValueError("its checksum is wrong")
     state = load_plain(path)
-    if not isinstance(state, dict) or not {"model", "step"} <= state.keys():
-        raise ValueError("it is no training state")
+    if not isinstance(state, dict) or "model" not in state or not isinstance(state.get("step"), int):
+        raise ValueError("it is not a training state")
     return state
 
 

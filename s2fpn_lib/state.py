@@ -42,6 +42,7 @@ class TrainingState:
         run: RunDirectory,
     ):
         self.config, self.val_set, self.device, self.run = config, val_set, device, run
+        self.identity = run.identity()
         self.protocol = train_set.protocol
         self.amp = choose_amp(config.amp, device)
         self.loader = train_loader(
@@ -55,7 +56,7 @@ class TrainingState:
             **config.only("seed", "workers"),
         )
         self.total_steps = config.epochs * len(self.loader)
-        state = checkpoint.load_state(run.state, run.identity())
+        state = checkpoint.load_state(run.state, self.identity)
 
         # In channels_last cuDNN 9.19 compiles kernels for each depthwise convolution: on an H100 the first step took
         # over 14 s, in the contiguous layout 3 s
@@ -179,7 +180,7 @@ class TrainingState:
         """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""
         parts = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
         others = {name: getattr(self, name) for name in ("step", "best", "seconds", "origin", "row")}
-        others["run"] = self.run.identity()
+        others["run"] = self.identity
         return {**parts, **others, "this_epoch": [self.loss_sum, self.data_seconds, self.step_seconds]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 
 def compute_gradients(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
-    """Sets the gradients of the loss of a batch, as `train_step` takes it, on the device; returns the loss."""
+    """The loss of a batch that is on the device; sets its gradients. The shapes are those of `train_step`."""
     config = state.config
     torch.manual_seed(step_seed(config.seed, state.step, rank()))
     if config.class_mix:
@@ -193,7 +193,7 @@ def train(
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
     if config.replay_check and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         advice = "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and call torch.use_deterministic_algorithms(True)"
-        raise ValueError(f"equal steps differ on a GPU outside deterministic mode. For replay_check, {advice}")
+        raise ValueError(f"replay_check needs deterministic mode on a GPU, where equal steps may differ: {advice}")
     first_node = node_rank(config.nodes) == 0
     runs.require_writable(run_dir or results or runs.results_root())  # before the audit of the data, which takes time
     train_set, val_set = open_splits(config)
@@ -207,7 +207,7 @@ def train(
         if first_node:
             run.claim(config.recipe(), TrainConfig().recipe(), data)
         summary = runs.read_json(run.result) if run.result.exists() else None
-        if summary and summary["stopped_by"] == "max_minutes":
+        if summary and summary.get("stopped_by") == "max_minutes":
             has_time = not config.max_minutes or config.max_minutes > summary["max_minutes"]
             summary = None if has_time else summary
         arguments = (config, train_set, val_set, run, on_epoch, progress)
@@ -217,8 +217,8 @@ def train(
             if first_node:
                 checkpoint.load_state(run.state, run.identity(), recover=True)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            start = partial(launch, devices=config.devices, nodes=config.nodes, backend=backend)
-            summary = start(_run, *arguments) if config.processes > 1 else _run(*arguments)
+            where = {**config.only("devices", "nodes"), "backend": backend}
+            summary = launch(_run, *arguments, **where) if config.processes > 1 else _run(*arguments)
         model = checkpoint.load_model(run.path)
         return TrainResult(run.path, config, model, runs.read_rows(run.metrics), summary)
 
@@ -295,6 +295,8 @@ def _train_epochs(
         longest = max(longest, row["seconds"])
         last = state.epoch == config.epochs or no_time_left()
         if config.val_split and (last or state.epoch % config.eval_every == 0):
+            if config.processes > 1:  # a process that a signal stops there may keep the first one from saving
+                save()
             row["val_miou"] = validate(state, stop)
         row["seconds"] += state.seconds - trained
         longest = max(longest, row["seconds"])

@@ -216,6 +216,30 @@ def test_a_stopped_and_a_killed_run_leave_no_process_and_resume_to_the_same_bits
     assert_same_run(again, together)
 
 
+def interrupted_worker() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_worker_that_is_interrupted_alone_is_a_failure():
+    with pytest.raises(WorkerFailed, match="the training was stopped"):
+        launch(interrupted_worker, devices=1, nodes=1, backend="gloo")
+
+
+def test_a_launcher_ignores_what_nohup_ignores():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert launch(hung_up, os.getpid(), devices=1, nodes=1, backend="gloo") == "still there"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def hung_up(launcher: int) -> str:
+    os.kill(launcher, signal.SIGHUP)
+    time.sleep(0.5)
+    return "still there"
+
+
 @pytest.mark.slow
 def test_two_nodes_train_as_two_devices(together, folder, monkeypatch):
     with socket.socket() as free:

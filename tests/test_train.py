@@ -21,6 +21,7 @@ from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_m
 from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, get_protocol
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
+from s2fpn_lib.distributed.stop import StopRequested, StopSignals
 from s2fpn_lib.model import build_model
 from s2fpn_lib.optim import warmup_poly
 from s2fpn_lib.replay import ReplayMismatch
@@ -265,6 +266,21 @@ def test_a_second_interrupt_does_not_wait_and_an_ignored_signal_stays_ignored(tm
         train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
     assert load_state(tmp_path / "last.pt")["step"] == 5  # of the epoch: the eighth step is not finished
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_an_error_is_shown_although_a_signal_ends_the_process(terminated, capsys):
+    with pytest.raises(Terminated), StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        raise OSError("no room for the state")
+    assert "OSError: no room for the state" in capsys.readouterr().err
+
+
+def test_only_the_first_signal_ends_validation(terminated):
+    with pytest.raises(Terminated), StopSignals() as stop:
+        with pytest.raises(StopRequested), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)  # while the state is saved
 
 
 def test_outside_the_main_thread_nothing_is_held_back(tmp_path):

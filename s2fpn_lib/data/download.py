@@ -74,6 +74,8 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
         except zipfile.BadZipFile as error:
             archive.unlink()
             raise DownloadError(f"{archive}: not a complete zip archive ({error}); removed, try again.") from error
+        except OSError as error:  # a full disk, or names that collide or are too long
+            raise DownloadError(f"{archive} could not be unpacked ({error}); it stays where it is.") from error
         folder = next(Path(temporary).rglob("CamVid"), Path(temporary))
         if wrong := _what_is_wrong(folder, pairs):
             raise DownloadError(f"{url}: the archive's CamVid folder is not as expected: {wrong}")

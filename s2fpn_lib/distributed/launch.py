@@ -48,8 +48,9 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
     A signal that ends this process goes to the others first, which have half a minute to end, see `StopSignals`.
 
     nodes: number of machines; `launch` is called on each of them, see `node_rank`. backend: "cpu:gloo,cuda:nccl" for
-    CUDA (one GPU per process), "gloo" for the CPU. Returns what `function` returned in this node's first process.
-    Raises WorkerFailed if a process raised an error or was killed.
+    CUDA (one GPU per process), "gloo" for the CPU. gloo uses the network of the host's name, or the one that
+    GLOO_SOCKET_IFNAME names. Returns what `function` returned in this node's first process. Raises WorkerFailed if a
+    process raised an error or was killed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -63,7 +64,10 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
         place = {"rdzv_backend": "c10d", "rdzv_endpoint": endpoint, "rdzv_configs": {"is_host": first_node}}
         place["local_addr"] = "localhost" if nodes == 1 else None
         specs = DefaultLogsSpecs(log_dir=logs)
-        config = LaunchConfig(**size, **place, run_id="s2fpn", max_restarts=0, logs_specs=specs)
+        # nohup lets a process ignore SIGHUP
+        handled = [each.name for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+        rules = {"max_restarts": 0, "logs_specs": specs, "signals_to_handle": ",".join(handled)}
+        config = LaunchConfig(**size, **place, **rules, run_id="s2fpn")
         try:
             returned = elastic_launch(config, _run_worker)(function, args, backend, devices, deterministic)
         except ChildFailedError as error:
@@ -74,6 +78,7 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
             received = error.sigval
     if received:
         signal.raise_signal(received)  # for the handlers of this process
+        raise KeyboardInterrupt("the training was stopped")
     return returned[min(returned)]
 
 
@@ -89,7 +94,10 @@ def _run_worker(
     dist.init_process_group(backend)
     if "nccl" in backend:
         torch.cuda.set_device(local_rank())
-    value = function(*args)
+    try:
+        value = function(*args)
+    except KeyboardInterrupt as stopped:  # the launcher would wait for a value of a process that ends with it
+        raise RuntimeError("the training was stopped") from stopped
     dist.destroy_process_group()  # not after an error: the other processes may be stuck in a collective
     return value
 
@@ -97,7 +105,7 @@ def _run_worker(
 @contextlib.contextmanager
 def _restored_signal_handlers() -> Iterator[None]:
     """Restores the signal handlers that the elastic launcher replaces, which a notebook's kernel needs."""
-    before = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGQUIT)}
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     try:
         yield
     finally:

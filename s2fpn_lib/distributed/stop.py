@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def parent_watched() -> Iterator[None]:
     ipykernel's own thread ends the process within a second then, without a signal.
     """
     kernels, parent, left = sys.modules.get("ipykernel.kernelapp"), os.getppid(), threading.Event()
-    poller = getattr(kernels.IPKernelApp.instance(), "poller", None) if kernels else None
+    poller = getattr(kernels and kernels.IPKernelApp._instance, "poller", None)  # `instance` would create one
 
     def watch() -> None:
         while not left.wait(0.2):
@@ -48,13 +49,17 @@ def parent_watched() -> Iterator[None]:
 
 
 def ignore_stop_signals(_: int) -> None:
-    """Lets a worker of a loader ignore the signals that a terminal sends to all processes: its process ends it."""
+    """Lets a worker of a loader live through the signals that all processes of a group get: its process ends it.
+
+    A second SIGTERM ends the worker, as DataLoader sends one where a worker does not react.
+    """
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class StopRequested(BaseException):
-    """A signal asked the process to stop, at a place where it can; see `StopSignals`."""
+    """Raised after a signal, at a point where the training can stop without loss; see `StopSignals`."""
 
 
 class StopSignals:
@@ -71,30 +76,32 @@ class StopSignals:
         self._at_once = False
 
     def __enter__(self) -> "StopSignals":
-        self._before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-        self._before = {
-            each: handler for each, handler in self._before.items() if handler not in (None, signal.SIG_IGN)
-        }
+        before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+        self._before = {each: handler for each, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+        self._parent = contextlib.ExitStack()
+        self._parent.enter_context(parent_watched())
         with contextlib.suppress(ValueError):
             for each in self._before:
                 signal.signal(each, self._hold)
-        self._parent = contextlib.ExitStack()
-        self._parent.enter_context(parent_watched())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._parent.close()
         with contextlib.suppress(ValueError):
             for each, handler in self._before.items():
                 signal.signal(each, handler)
         if self.received:
+            if isinstance(error, Exception):  # which the end of the process by the signal would hide
+                traceback.print_exception(error)
+                sys.stderr.flush()
             signal.raise_signal(self.received)
 
     def _hold(self, number: int, _: Any) -> None:
         if self.received == number == signal.SIGINT and world_size() == 1:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
-        if self._at_once:
+        at_once, self._at_once = self._at_once, False  # once: what follows saves the state
+        if at_once:
             raise StopRequested
 
     def check(self) -> None:

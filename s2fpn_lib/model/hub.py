@@ -231,8 +231,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A text of one line, without elements of HTML."""
-    return escape(" ".join(str(text).split()), quote=False)
+    """A text of one line, without elements of HTML, links, and pictures."""
+    return escape(" ".join(str(text).split()), quote=False).replace("](", "]&#40;")
 
 
 def _downloaded(repo_id: str, revision: str | None) -> Path:

@@ -151,12 +151,15 @@ class RunDirectory:
         earlier: list[Any] = []
         if self.environment.exists():
             previous = read_json(self.environment)
-            earlier = [*previous.pop("earlier_starts", []), previous]
+            starts = previous.pop("earlier_starts", [])
+            earlier = [*(starts if isinstance(starts, list) else []), previous]
         write_json(self.environment, {**environment, "earlier_starts": earlier})
 
     def drop_metrics_after(self, epoch: int) -> None:
         """Removes the rows after `epoch`, which a resumed run will write again."""
         rows = read_rows(self.metrics)
+        if not all(isinstance(row.get("epoch"), int) for row in rows):
+            raise ValueError(f"{self.metrics} has a line without the number of its epoch: repair or delete that line")
         kept = [row for row in rows if row["epoch"] <= epoch]
         if len(kept) < len(rows):
             write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
