@@ -269,18 +269,26 @@ def test_a_second_interrupt_does_not_wait_and_an_ignored_signal_stays_ignored(tm
 
 
 def test_an_error_is_shown_although_a_signal_ends_the_process(terminated, capsys):
-    with pytest.raises(Terminated), StopSignals() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.received == signal.SIGTERM
-        raise OSError("no room for the state")
+    def failing():
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.received == signal.SIGTERM
+            raise OSError("no room for the state")
+
+    with pytest.raises(Terminated):
+        failing()
     assert "OSError: no room for the state" in capsys.readouterr().err
 
 
 def test_only_the_first_signal_ends_validation(terminated):
-    with pytest.raises(Terminated), StopSignals() as stop:
-        with pytest.raises(StopRequested), stop.at_once():
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGHUP)  # while the state is saved
+    def stopped_twice():
+        with StopSignals() as stop:
+            with pytest.raises(StopRequested), stop.at_once():
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)  # while the state is saved
+
+    with pytest.raises(Terminated, match="SIGTERM"):
+        stopped_twice()
 
 
 def test_outside_the_main_thread_nothing_is_held_back(tmp_path):
