@@ -165,7 +165,7 @@ def killed(folder: Path, setting: str, point: str, number: int) -> tuple[str, li
     who = "one of two processes" if one_process else "all processes"
     line = f"{setting}, {POINTS[point]} ({who}), after {time.monotonic() - begun:4.1f} s: state at step {held}"
     faults = [] if held >= before else [f"{line}, before it at step {before}"]
-    if status not in (-signal.SIGKILL, 1):
+    if status != -signal.SIGKILL and "(SIGKILL)" not in said:  # the launcher tells how its process ended
         faults.append(f"{line}: the run was not killed, status {status}: {said[-2000:]}")
     return line, faults
 

@@ -198,7 +198,7 @@ def test_a_study_terminated_in_a_training_and_killed_between_two_notebooks_loses
     steps = load_state(state)["step"]
 
     process = start(tmp_path, *two_runs, start_new_session=True)
-    until(process, lambda: list(tmp_path.glob("studies/tiny/*/done.json")))
+    until(process, lambda: len(list(tmp_path.glob("studies/tiny/*/lock"))) == 2)  # the second notebook starts
     runpy.run_path(str(PROJECT / "scripts" / "kill_study.py"))["kill"](process, kernels=True)
     process.communicate()
     environment = read_json(first / "run" / "environment.json")
