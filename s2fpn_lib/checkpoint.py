@@ -248,7 +248,7 @@ def find_weights(path_or_name: str | Path) -> Path:
         with _named(result):
             chosen = read_json(result).get("checkpoint") if result.exists() else None
             if chosen and (not isinstance(chosen, str) or Path(chosen).name != chosen):
-                raise ValueError(f"checkpoint is {chosen!r}, which is no name of a file in the folder")
+                raise ValueError(f"checkpoint is {chosen!r}, which is not the name of a file in the folder")
         if chosen:
             names = (chosen, "last.safetensors")
         found = next((path / name for name in names if (path / name).is_file()), None)

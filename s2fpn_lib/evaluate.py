@@ -153,7 +153,9 @@ class Evaluation:
             if sizes != (classes, classes, images, (images, classes, 3)):
                 raise ValueError(f"{classes} classes and {images} images, but sizes {sizes}")
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no evaluation ({str(error)[:300]}): restore it, or evaluate again") from error
+            raise ValueError(
+                f"{path} is not an evaluation ({str(error)[:300]}): restore it, or evaluate again"
+            ) from error
         return loaded
 
 

@@ -35,14 +35,14 @@ def as_text(value: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file of plain values. Raises FileNotFoundError, and ValueError for what is no such file:
+    """The value in a YAML file of plain values. Raises FileNotFoundError, and ValueError for any other file:
     other tags, a repeated key (of which YAML silently takes the last), or more than `MOST_YAML` bytes or values.
     """
     import yaml  # the core works without it
 
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with path.open("rb") as file:
             content = file.read(MOST_YAML + 1)
         if len(content) > MOST_YAML:

@@ -255,7 +255,7 @@ def test_a_hostile_description(tmp_path, text, message):
 
 def test_a_description_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(DatasetError, match="no regular file"):
+    with pytest.raises(DatasetError, match="not a regular file"):
         read_description(tmp_path / "pipe.yaml")
 
 
@@ -281,7 +281,7 @@ STUDY = "question: what\npreset: quick\ndatasets: [roadscenes]\nmodels: [s2fpn_l
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (STUDY + "notebook: ../../evil\n", "no name of a notebook"),
+        (STUDY + "notebook: ../../evil\n", "not the name of a notebook"),
         (STUDY.replace("[0]", str(list(range(20_000)))), "20000 jobs"),
         (LAUGHS + STUDY, "aliases"),
         (STUDY + "variants: !!python/name:os.system\n", "tag"),
@@ -333,7 +333,7 @@ def test_paths_stay_inside_of_the_data_root(tmp_path, dataset):
         ("{list: list.txt}", "images/../../outside/a.png labels/a.png\n"),
         ('{images: "a\\0", labels: labels}', ""),
     ):
-        with pytest.raises(DatasetError, match=r"no path inside of .*set; move the files there, or give as data_root"):
+        with pytest.raises(DatasetError, match=r"not a path inside .*set; move the files there, or give as data_root"):
             dataset(split, listed=listed)
     for split in (f"{{images: {outside}, labels: set/labels}}", "{images: set/../outside, labels: set/labels}"):
         assert dataset(split, tmp_path).files
@@ -346,7 +346,7 @@ def test_links_in_circles_and_pipes_end_the_audit(tmp_path, dataset):
     (tmp_path / "set/images/circle").symlink_to(tmp_path / "set")
     (tmp_path / "set/images/loop.png").symlink_to("loop.png")
     os.mkfifo(tmp_path / "set/images/pipe.png")
-    with pytest.warns(UserWarning, match=r"no regular file|symbolic links"):
+    with pytest.warns(UserWarning, match=r"not a regular file|symbolic links"):
         found = dataset("{images: images, labels: labels}")
     assert found.names == ["a", "loop", "pipe"]
     errors = "\n".join(check_dataset(found).errors)
@@ -568,7 +568,7 @@ def test_a_run_folder_names_only_its_own_files(tmp_path, weights, chosen):
     (tmp_path / "a.safetensors").write_bytes(weights)
     (tmp_path / "run" / "best.safetensors").write_bytes(weights)
     (tmp_path / "run" / "result.json").write_text(json.dumps({"checkpoint": chosen}))
-    with pytest.raises(CheckpointError, match=r"result\.json .*no name of a file in the folder"):
+    with pytest.raises(CheckpointError, match=r"result\.json .*not the name of a file in the folder"):
         find_weights(tmp_path / "run")
 
 
@@ -579,7 +579,7 @@ def test_pipes_in_a_run_folder(tmp_path):
         find_weights(tmp_path)
     assert load_state(tmp_path / "last.pt") is None
     os.mkfifo(tmp_path / "result.json")
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         find_weights(tmp_path)
 
 
@@ -661,7 +661,7 @@ def test_an_evaluation_with_absurd_fields(tmp_path, changes):
     if changes == {"protocol": OWN}:
         changes = {"protocol": OWN, "settings": fields["settings"] | {"protocol": OWN["name"]}}
     path.write_text(json.dumps(fields | changes))
-    with pytest.raises(ValueError, match=r"evaluation\.json is no evaluation"):
+    with pytest.raises(ValueError, match=r"evaluation\.json is not an evaluation"):
         Evaluation.load(path)
 
 
@@ -690,7 +690,7 @@ def test_readers_do_not_wait_for_a_pipe(tmp_path):
 
     def read() -> None:
         for reader in (read_json, read_rows, Evaluation.load):
-            with pytest.raises(ValueError, match="no regular file"):
+            with pytest.raises(ValueError, match="not a regular file"):
                 reader(tmp_path / "pipe")
             failed.append(reader)
 
@@ -772,5 +772,5 @@ def test_a_list_of_camvid_stays_inside_of_its_folder(tmp_path):
         (tmp_path / "camvid" / folder / "a.png").touch()
     for line in ("../a.png trainannot/a.png", "train/a.png /x/../a.png"):
         (tmp_path / "camvid" / "train.txt").write_text(line)
-        with pytest.raises(DatasetError, match=r"train\.txt, line 1: .* no path inside of .*camvid"):
+        with pytest.raises(DatasetError, match=r"train\.txt, line 1: .* not a path inside .*camvid"):
             CamVid(tmp_path / "camvid", "train")

@@ -254,7 +254,7 @@ def _entry(path: Path, known: dict | None = None) -> dict:
     try:
         stat = path.stat()
         if not S_ISREG(stat.st_mode):  # reading a named pipe would wait, and a device has no end
-            raise OSError("is no regular file")
+            raise OSError("is not a regular file")
         now = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
         settled = known and max(stat.st_mtime_ns, stat.st_ctime_ns) + _CLOCK_TICK_NS < known["read_ns"]
         if settled and now.items() <= known.items():

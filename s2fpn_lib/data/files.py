@@ -30,7 +30,7 @@ def inside(root: Path, given: str | Path, where: str) -> Path:
     base, path = (Path(os.path.normpath(each.absolute())) for each in (root, root / given))
     if "\0" in str(given) or not path.is_relative_to(base):
         advice = "move the files there, or give as data_root a folder that holds all of them, and paths relative to it"
-        raise DatasetError(f"{where}: {str(given)[:200]!r} is no path inside of {root}; {advice}")
+        raise DatasetError(f"{where}: {str(given)[:200]!r} is not a path inside {root}; {advice}")
     return root / path.relative_to(base)
 
 

@@ -154,7 +154,7 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _what_is_there(path: Path) -> str:
-    """What an error says of a path that is no file."""
+    """What an error says of a path that is not a file."""
     if path.exists():
         return f"is a {'folder' if path.is_dir() else 'pipe or device'}, not a file"
     return "is a link to a missing file, or to itself" if path.is_symlink() else "file is missing"

@@ -113,7 +113,7 @@ def _state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         source = source["model"]
     for key, value in source.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise KeyError(f"not a state dict: {key!r} is no name of a tensor (and there is no 'model' entry)")
+            raise KeyError(f"not a state dict: {key!r} is not the name of a tensor (and there is no 'model' entry)")
     return {key.removeprefix("module."): value for key, value in source.items()}
 
 

@@ -55,7 +55,7 @@ def load_samples(folder: str | Path, skipped: dict[str, str] | None = None) -> d
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         if not path.is_file() or sum(each.file_size for each in zipfile.ZipFile(path).infolist()) > MOST_BYTES:
-            raise ValueError(f"it is no regular file, or holds more than {MOST_BYTES} bytes")
+            raise ValueError(f"it is not a regular file, or holds more than {MOST_BYTES} bytes")
         with np.load(path, allow_pickle=False) as stored:
             protocol = get_protocol(str(stored["protocol"])).name
             for key in sorted({*stored.files} - {"protocol"}, key=stored.files.index):

@@ -140,7 +140,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def _read(path: str | Path) -> bytes:
     """The content of a file; ValueError for a named pipe, on which reading would wait for a writer, and the like."""
     if Path(path).exists() and not Path(path).is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return Path(path).read_bytes()
 
 

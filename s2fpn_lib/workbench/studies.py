@@ -161,7 +161,7 @@ def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
             raise StudyError(f"{path}: {name} is {given[name]!r}; it takes a {type(default).__name__}")
     try:
         if not NAME.fullmatch(given["notebook"] if "notebook" in given else known["notebook"]):
-            raise StudyError(f"notebook {given['notebook']!r} is no name of a notebook of the project")
+            raise StudyError(f"notebook {given['notebook']!r} is not the name of a notebook of the project")
         return make_jobs(path.stem, {**known, **given})
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise StudyError(f"{path}: {error}") from error

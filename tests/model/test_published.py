@@ -143,5 +143,5 @@ class TestLayout:
         torch.save([state], tmp_path / "list.pth")
         with pytest.raises(RuntimeError, match="holds a list"):
             load_published(model, tmp_path / "list.pth")
-        with pytest.raises(KeyError, match="1 is no name of a tensor"):
+        with pytest.raises(KeyError, match="1 is not the name of a tensor"):
             load_published(model, {"model": {1: torch.zeros(2)}})
