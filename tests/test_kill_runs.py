@@ -16,6 +16,7 @@ def script():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # nine processes start; a minute on an idle machine
 def test_a_run_killed_at_every_point_ends_with_the_same_bits(script, tmp_path):
     """The eighth point, between two notebooks of a study, is in test_snakefile.py."""
     assert script.start(tmp_path / "whole", "0 workers")[0] == 0
