@@ -52,7 +52,8 @@ class Log:
 
 def start(results: Path, seeds: int, output: Path, cores: int = 2) -> subprocess.Popen:
     """Starts the study `tiny` in a process group of its own and appends its output to `output`."""
-    command = [SNAKEMAKE, "tiny", "--cores", str(cores), "--config", f"seeds={list(range(seeds))}"]
+    one_notebook_per_seed = [f"seeds={list(range(seeds))}", "variants={full: {}}"]
+    command = [SNAKEMAKE, "tiny", "--cores", str(cores), "--config", *one_notebook_per_seed]
     with output.open("a") as file:
         return subprocess.Popen(
             command,
@@ -250,7 +251,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kill-study-") as folder:
         work = Path(folder)
         status = run(work / "reference", 2, work / "reference.log")
-        log(f"`snakemake tiny`, not interrupted: status {status}, {progress(work / 'reference')}")
+        log(f"a study of two notebooks, not interrupted: status {status}, {progress(work / 'reference')}")
         for number in range(given.kills):
             faults += killed_between(log, work, number)
         log(f"{given.kills} kills: {len(faults)} faults")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 import re
 import resource
 from pathlib import Path
@@ -421,7 +422,7 @@ def test_a_full_disk_keeps_earlier_weights(model, tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "atomic_file", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(CheckpointError, match=r"could not write .*best\.safetensors .*No space left"):
         save_weights(model, path, {"epoch": 2})
     assert read_metadata(path)["epoch"] == 1

@@ -216,28 +216,21 @@ def test_a_stopped_and_a_killed_run_leave_no_process_and_resume_to_the_same_bits
     assert_same_run(again, together)
 
 
-def interrupted_worker() -> None:
+def hang_up_and_stop(launcher: int) -> None:
+    """Sends a signal to the launcher, and ends as after Ctrl-C in this process alone."""
+    os.kill(launcher, signal.SIGHUP)
+    time.sleep(0.5)
     raise KeyboardInterrupt
 
 
-def test_a_worker_that_is_interrupted_alone_is_a_failure():
-    with pytest.raises(WorkerFailed, match="the training was stopped"):
-        launch(interrupted_worker, devices=1, nodes=1, backend="gloo")
-
-
-def test_a_launcher_ignores_what_nohup_ignores():
+def test_a_launcher_ignores_what_nohup_ignores_and_does_not_wait_for_an_interrupted_process():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert launch(hung_up, os.getpid(), devices=1, nodes=1, backend="gloo") == "still there"
+        with pytest.raises(WorkerFailed, match="the training was stopped"):
+            launch(hang_up_and_stop, os.getpid(), devices=1, nodes=1, backend="gloo")
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def hung_up(launcher: int) -> str:
-    os.kill(launcher, signal.SIGHUP)
-    time.sleep(0.5)
-    return "still there"
 
 
 @pytest.mark.slow
