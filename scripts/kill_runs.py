@@ -209,6 +209,8 @@ def differences(folder: Path, reference: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--each", type=int, default=4, help="kills at each point in each setting")
+    parser.add_argument("--settings", nargs="+", default=[*SETTINGS], choices=SETTINGS)
+    parser.add_argument("--points", nargs="+", default=[*POINTS], choices=POINTS)
     parser.add_argument("--log", type=Path, default=PROJECT / "results" / "reliability" / "kills.txt")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -225,18 +227,20 @@ def main() -> int:
             print(line, flush=True)
 
         work = Path(temporary)
-        for setting in SETTINGS:
+        for setting in given.settings:
             reference = work / setting.replace(" ", "-")
             status, said = start(reference, setting)
             say(f"{setting}: reference, not interrupted, status {status}, step {steps(reference)}")
             if status:
                 faults.append(f"{setting}: the reference ends with status {status}: {said[-2000:]}")
                 continue
-            for point in POINTS:
+            for point in given.points:
                 folder = work / f"{reference.name}-{point}"
                 for _ in range(given.each):
                     count += 1
-                    most = 1 if point == "evaluation" else 2 if point == "edge" else 3  # a run has no more left
+                    # later ones would come after the end: each process validates one batch per epoch
+                    last = 1 if point == "evaluation" or (point, setting) == ("validation", "2 processes") else 3
+                    most = 2 if point == "edge" else last
                     line, found = killed(folder, setting, point, moments.randint(1, most))
                     say(f"kill {count}: {line}")
                     faults += found
