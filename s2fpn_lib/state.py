@@ -148,10 +148,7 @@ class TrainingState:
             self.criterion.check_labels(labels, self.protocol.num_classes)
         except ValueError as error:
             advice = str(error)
-        raise self._diverged(step, "the loss is not finite", advice)
-
-    def _diverged(self, step: int, what: str, advice: str) -> TrainingDiverged:
-        return TrainingDiverged(self.report(step, what, advice))
+        raise TrainingDiverged(self.report(step, "the loss is not finite", advice))
 
     def report(self, step: int, what: str, advice: str) -> str:
         """What an error says about a step."""
@@ -168,7 +165,7 @@ class TrainingState:
         norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
         if not norms.isfinite().all():
             what = "the weights are not finite after it though its loss was (an overflow in the gradient)"
-            raise self._diverged(self.step - 1, what, "try a lower lr, clip=1.0 or amp='off'")
+            raise TrainingDiverged(self.report(self.step - 1, what, "try a lower lr, clip=1.0 or amp='off'"))
         if rank() == 0:
             checkpoint.save_state(self.run.state, self.state_dict())
 
