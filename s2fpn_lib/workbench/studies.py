@@ -112,7 +112,7 @@ def make_variant(
     data = [each.digest() if each else None for each in opened]
     dataset = opened[0].name if opened[0] else Path(config.dataset).stem
     # The hash covers what differs from the defaults, so that a field added later changes no folder's name
-    changed = {field: value for field, value in recipe.items() if value != defaults[field] and field != "dataset"}
+    changed = {field: value for field, value in recipe.items() if value != defaults.get(field) and field != "dataset"}
     named = {field: getattr(config, field) for field in ("model", "revision", "seed", "switches")}
     record = {"study": study, "variant": name, "dataset": dataset, **named, "preset": preset}
     record |= {"recipe": config_hash(recipe), **scored, "data": data}
