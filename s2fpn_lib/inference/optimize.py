@@ -151,7 +151,7 @@ def _state_cost(
         before, after = (evaluate(m, scored, batch_size=1, limit=limit, progress=False) for m in (model, optimized))
         optimized.miou_cost = 100 * (before.confusion.miou() - after.confusion.miou())
         count, where = len(after.indices), f"{after.settings['protocol']} {after.settings['split']}"
-        cost = f"int8 costs {optimized.miou_cost:.1f} points of mIoU on {count} images of {where}"
+        cost = f"int8 costs {optimized.miou_cost:z.1f} points of mIoU on {count} images of {where}"
         caveat = seen_caveat(after.settings.get("images_seen", 0), count)
     changed = f"{100 * run.changed:.2f} % of the pixels of {len(run.example)} calibration images change their class"
     speed = f"{integer:.3g} ms per image, {optimized.speedup:.1f} times as fast as float32 ({exact:.3g} ms)"

@@ -111,7 +111,7 @@ def test_the_cost_is_measured_and_stated(monkeypatch, capsys):
     assert abs(before - after) > 1e-3
     assert fast.miou_cost == pytest.approx(before - after, abs=1e-2)
     printed = capsys.readouterr().out
-    assert f"int8 costs {fast.miou_cost:.1f} points of mIoU on 2 images of roadscenes val" in printed
+    assert f"int8 costs {fast.miou_cost:z.1f} points of mIoU on 2 images of roadscenes val" in printed
     assert "0.40 % of the pixels of 1 calibration images change their class" in printed
     assert "layers in float: none" in printed
 
