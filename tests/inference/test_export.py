@@ -26,9 +26,14 @@ BLOCK_TORCH = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sy
 
 @pytest.fixture(scope="module", params=["s2fpn_lite-camvid", "s2fpn18"])
 def model(request):
-    """The released weights, whose padding depends on the size and whose classes are decided; and a random network."""
+    """The released weights, whose padding depends on the size and whose classes are decided; and a random network.
+
+    The random one has another encoder and, without APF and GFU, no other layers that differ.
+    """
+    if request.param != "s2fpn18":
+        return load_model(request.param)
     torch.manual_seed(0)
-    return build_model("s2fpn18", num_classes=4).eval() if request.param == "s2fpn18" else load_model(request.param)
+    return build_model("s2fpn18", num_classes=4, apf=False, gfu=False).eval()
 
 
 @pytest.fixture(scope="module")

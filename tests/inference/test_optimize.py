@@ -12,7 +12,7 @@ from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.inference import optimize, optimize_for_inference
 from s2fpn_lib.inference.optimize import OptimizedModel
-from s2fpn_lib.inference.runtimes import kept_signal_stack
+from s2fpn_lib.inference.runtimes import RuntimeRunner, kept_signal_stack
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import build_model
 
@@ -30,11 +30,8 @@ def pictures(height=64, width=96, count=1):
     return scenes()[:count, :, 100 : 100 + height, 60 : 60 + width]
 
 
-@functools.lru_cache(maxsize=4)
-def trained_like(name="s2fpn_lite", **options):
-    """A model whose batch norms have statistics and scales as after training. Tests share it and leave it unchanged."""
-    torch.manual_seed(3)
-    model = build_model(name, num_classes=5, **options)
+def settled(model):
+    """The model with statistics and scales of its batch norms as after training, in evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.8, 1.2)
@@ -47,6 +44,20 @@ def trained_like(name="s2fpn_lite", **options):
     return model.eval()
 
 
+@functools.lru_cache(maxsize=4)
+def trained_like(name="s2fpn_lite", **options):
+    """A settled model. Tests share it and leave it unchanged."""
+    torch.manual_seed(3)
+    return settled(build_model(name, num_classes=5, **options))
+
+
+def short(model):
+    """The model with one block in each stage of its EfficientNet; the other blocks have the same layers."""
+    for index, stage in enumerate(model.encoder.stages):
+        model.encoder.stages[index] = stage[:1]
+    return model
+
+
 def logits(model, x):
     with torch.inference_mode():
         return model(x)
@@ -56,9 +67,9 @@ def optimized(model, *arguments, verbose=False, **options):
     return optimize_for_inference(model, model.preprocess(pictures()), *arguments, verbose=verbose, **options)
 
 
-def assert_same_logits(model, fast, sizes=SIZES):
+def assert_same_logits(model, fast, sizes=SIZES, count=2):
     for height, width in sizes:
-        x = model.preprocess(pictures(height, width, count=2))
+        x = model.preprocess(pictures(height, width, count))
         expected = logits(model, x)
         scale = max(1.0, float(expected.abs().max()))
         assert float((fast(x) - expected).abs().max()) <= 1e-3 * scale
@@ -94,13 +105,36 @@ def test_eager_with_every_switch(switch, revision):
     assert_same_logits(model, optimized(model))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared_onnx_files():
+    """The runtimes and precisions share the ONNX file of a network and a size, which does not depend on them."""
+    files, export = {}, RuntimeRunner._export
+
+    def exported(runner, x):
+        key = repr(runner.network.config), len(list(runner.network.modules())), tuple(x.shape)
+        if key not in files:
+            files[key] = export(runner, x)
+        return files[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RuntimeRunner, "_export", exported)
+        yield
+
+
+@functools.cache
+def short_network(revision):
+    torch.manual_seed(3)
+    return settled(short(build_model("s2fpn_lite", revision=revision, num_classes=5)))
+
+
 @pytest.mark.parametrize("revision", ["v1", "v2"])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_runtimes(runtime, revision):
     pytest.importorskip(runtime, reason=f"needs the extra [{runtime}]")
-    model = trained_like(revision=revision)
+    model = short_network(revision)
     fast = optimized(model, runtime)
-    assert_same_logits(model, fast)
+    assert_same_logits(model, fast, sizes=[(64, 96)], count=1)
+    assert_same_logits(model, fast, sizes=[(45, 71)])
 
 
 @pytest.mark.parametrize(
@@ -123,11 +157,16 @@ def test_lower_precisions_predict_the_same_classes(runtime, precision):
 
 
 def test_compile():
-    model = trained_like()
-    with torch._inductor.config.patch(force_disable_caches=True):
+    """A network with one level of each kind: the compiler needs about a second for every layer of its own size."""
+    torch.manual_seed(3)
+    model, whole = (build_model("s2fpn_lite", num_classes=5, **off) for off in ({"apf": False, "gfu": False}, {}))
+    model.apf4, model.gfu1 = whole.apf4, whole.gfu1
+    settled(short(model))
+    options = {"force_disable_caches": True, "cpp.vec_isa_ok": True}  # the latter: no test programs
+    with torch._inductor.config.patch(options):
         fast, code = run_and_get_code(optimized, model, "compile")
     assert "convolution_pointwise" in "".join(code), "weights are not packed: freezing did not happen"
-    assert_same_logits(model, fast, sizes=[(64, 96)])
+    assert_same_logits(model, fast, sizes=[(64, 96)], count=1)
 
 
 def test_the_original_is_unchanged():
