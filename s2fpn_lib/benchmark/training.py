@@ -54,11 +54,12 @@ def measure_training(
     preset). Each has its own process, because malloc is configured per process. data_ms: median time that the step
     waited for its batch.
     """
-    spawn = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports this module once
+    context.set_forkserver_preload([__name__])
     with ExitStack() as stack:
         calls = {}
         for step in STEPS:
-            pool = ProcessPoolExecutor(1, spawn, initializer=_start_process, initargs=(torch.get_num_threads(),))
+            pool = ProcessPoolExecutor(1, context, initializer=_start_process, initargs=(torch.get_num_threads(),))
             run = partial(stack.enter_context(pool).submit, _run_step, step, name, size, batch, device)
             calls[step] = lambda run=run: run().result()  # returns the time that the step waited
         timings = time_in_turns(calls, CPU, **stopwatch)

@@ -8,7 +8,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
-from nbconvert.filters import escape_latex
 from pandas.io.formats.style import Styler
 
 from s2fpn_lib.data import get_protocol
@@ -264,6 +263,8 @@ class TableFolder:
 
         origin: how the numbers came about (of `provenance`), which ends the caption and is folded in HTML.
         """
+        from nbconvert.filters import escape_latex  # its import takes 1.6 s
+
         name = re.sub(r"[^\w-]+", "-", name)
         text = [c for c in table if not table[c].astype(str).str.fullmatch(r"([+-]?\d[\d.]*( .*)?|–)?").all()]
         below = "caption-side: bottom; text-align: left; padding-top: 0.4em"
