@@ -215,12 +215,12 @@ def failures(results: str | Path) -> list[dict[str, Any]]:
 
 
 def _parsed(value: Any) -> Any:
-    """`value` with every text in it read as YAML: "0" becomes a number, "false" a bool, "camvid" stays text."""
+    """`value` with every text in it read as YAML: "0" becomes a number, "false" a bool; "camvid", "" stay."""
     if isinstance(value, Mapping):
         return {key: _parsed(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_parsed(each) for each in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    return yaml.safe_load(value) if isinstance(value, str) and value else value
 
 
 def _gpus(device: str, devices: int) -> int:

@@ -151,10 +151,11 @@ def test_auto_is_what_there_is(tmp_path, monkeypatch, request):
 def test_fields_given_on_the_command_line(tmp_path):
     write(tmp_path)
     (tmp_path / "fast.yaml").write_text("question: How fast?\nnotebook: 12_speed\nparameters: {models: [s2fpn18]}\n")
-    found = read_studies(tmp_path, {"seeds": ["7"], "limit": "4", "changes": {"flip": "false"}})
+    found = read_studies(tmp_path, {"seeds": ["7"], "limit": "4", "changes": {"flip": "false", "init_from": ""}})
     assert {job.parameters["seed"] for job in found["small"]} == {7}
     assert {job.parameters["limit"] for job in found["small"]} == {4}
     assert {job.parameters["changes"]["flip"] for job in found["small"]} == {False}
+    assert {job.parameters["changes"]["init_from"] for job in found["small"]} == {""}  # not None
     measuring = found["fast"][0]
     assert measuring.arguments(tmp_path) == {"models": ["s2fpn18"], "results": str(measuring.folder(tmp_path))}
     with pytest.raises(StudyError, match=r"unknown field 'seed'\. Did you mean 'seeds'"):
