@@ -62,6 +62,7 @@ doctor: $(INSTALLED)
 	-$(PY) -m pip check
 	-$(PY) -m torch.utils.collect_env
 	$(PY) -m jupyter kernelspec list
+	@echo "If python3 above is outside $(VENV): $(PY) -m jupyter kernelspec remove python3"
 
 docs: $(INSTALLED)
 	@$(PY) scripts/build_docs.py
