@@ -52,12 +52,12 @@ class Counts:
 
 
 def test_training_keeps_no_tensor_and_no_file_per_step(tmp_path, monkeypatch):
-    counts, step = Counts(10, 30), train_module.train_step
+    counts, step = Counts(10, 20), train_module.train_step
     monkeypatch.setattr(train_module, "train_step", lambda *arguments: (step(*arguments), counts())[0])
     scenes, commit = few_scenes_and_one_commit()
     with scenes, commit:
-        train_module.train(tiny(epochs=6, eval_every=3), run_dir=tmp_path, progress=False)
-    assert counts.found[30] == counts.found[10]
+        train_module.train(tiny(epochs=4, eval_every=2), run_dir=tmp_path, progress=False)
+    assert counts.found[20] == counts.found[10]
 
 
 def test_evaluation_keeps_no_tensor_and_no_file_per_image():

@@ -1,5 +1,7 @@
 """The replay check: it changes nothing, and it finds a wrong bit and names its layer."""
 
+import functools
+
 import pytest
 import torch
 
@@ -10,11 +12,18 @@ from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import TrainConfig, train_step
 
 
+@functools.cache
+def scenes() -> RoadScenes:
+    """Eight small scenes, each drawn once."""
+    found = RoadScenes("train", size=(64, 96), count=8)
+    found.arrays = functools.cache(found.arrays)
+    return found
+
+
 def state_of(folder, **changes) -> TrainingState:
     small = {"crop": (32, 48), "batch_size": 2, "encoder_weights": "", "encoder_lr": 0.0, "amp": "off", "device": "cpu"}
     config = TrainConfig.preset("quick", dataset="roadscenes", **{**small, **changes})
-    scenes = RoadScenes("train", size=(64, 96), count=8)
-    return TrainingState(config, scenes, None, torch.device("cpu"), RunDirectory(folder))
+    return TrainingState(config, scenes(), None, torch.device("cpu"), RunDirectory(folder))
 
 
 def steps(state: TrainingState, count: int) -> TrainingState:

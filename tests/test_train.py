@@ -1,5 +1,6 @@
 """Training end to end on a few drawn scenes: exact resume, signals, errors, divergence, full disks, learning."""
 
+import functools
 import json
 import shutil
 import signal
@@ -34,12 +35,18 @@ CLASSES, PALETTE = get_protocol("roadscenes").classes, get_protocol("roadscenes"
 COUNTS = {"train": 10, "val": 2, "trainval": 12}
 
 
+@functools.cache
+def drawn(split: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    scenes = RoadScenes(split, size=SIZE, count=COUNTS[split])
+    return tuple(scenes.arrays(index) for index in range(len(scenes)))
+
+
 class Scenes(RoadScenes):
     """Ten small scenes, held in memory; validation at their own size."""
 
     def __init__(self, split: str):
         super().__init__(split, size=SIZE, count=COUNTS[split])
-        self.pairs = [super(Scenes, self).arrays(index) for index in range(len(self))]
+        self.pairs = list(drawn(split))
 
     def arrays(self, index):
         return self.pairs[index]
@@ -147,20 +154,28 @@ def interrupt_after(step):
     return mock.patch.object(train_module, "train_step", interrupted)
 
 
-@pytest.mark.parametrize("step", [3, 8])
-def test_a_run_interrupted_between_states_ends_with_the_same_bytes(finished, tmp_path, step):
+def test_a_run_interrupted_between_states_ends_with_the_same_bytes(finished, tmp_path):
     config = interruptible().replace(checkpoint_minutes=0.0)
-    with interrupt_after(step), pytest.raises(Interrupt):
-        train(config, run_dir=tmp_path)
+    for step in (3, 8):  # before the first state, and after it
+        with interrupt_after(step), pytest.raises(Interrupt):
+            train(config, run_dir=tmp_path)
     torch.rand(7)  # what else the process draws does not matter
     train(config, run_dir=tmp_path, on_epoch=lambda row, model: torch.rand(3))
     assert (tmp_path / "last.safetensors").read_bytes() == (finished.run_dir / "last.safetensors").read_bytes()
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
 
 
-def test_a_damaged_state_costs_steps_but_not_the_result(finished, tmp_path):
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, _patched):
+    """The folder of a run that was interrupted in its third epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "interrupted"
     with interrupt_after(13), pytest.raises(Interrupt):
-        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path)
+        train(tiny(checkpoint_minutes=0.0), run_dir=folder)
+    return folder
+
+
+def test_a_damaged_state_costs_steps_but_not_the_result(finished, interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     state = tmp_path / "last.pt"
     damaged = state.read_bytes()[:5000]
     state.write_bytes(damaged)
@@ -173,9 +188,8 @@ def test_a_damaged_state_costs_steps_but_not_the_result(finished, tmp_path):
     assert (tmp_path / "damaged.pt").read_bytes() == damaged
 
 
-def test_a_state_of_another_run_is_not_taken_over(finished, tmp_path):
-    with interrupt_after(13), pytest.raises(Interrupt):
-        train(tiny(checkpoint_minutes=0.0), run_dir=tmp_path / "run")
+def test_a_state_of_another_run_is_not_taken_over(finished, interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path / "run")
     train(tiny(seed=1, epochs=1), run_dir=tmp_path / "other")
     shutil.copy(tmp_path / "other" / "last.pt", tmp_path / "run" / "last.pt")
     with pytest.warns(
@@ -216,19 +230,19 @@ def signals_in_step(step, *signals):
     return mock.patch.object(train_module, "compute_gradients", interrupted)
 
 
-@pytest.mark.parametrize("step", [2, 4])  # inside an epoch, and at its end
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)]
 )
-def test_a_signal_ends_the_run_after_its_step(finished, tmp_path, terminated, capsys, number, error, step):
+def test_a_signal_ends_the_run_after_its_step(finished, tmp_path, terminated, capsys, number, error):
     config = interruptible().replace(checkpoint_minutes=0.0)
-    with signals_in_step(step, number), pytest.raises(error):
-        train(config, run_dir=tmp_path)
-    state = load_state(tmp_path / "last.pt")
-    assert state["step"] == step + 1
-    said = capsys.readouterr().out
-    assert f"stopped by {number.name} after step {step + 1} of 15: {tmp_path / 'last.pt'} holds the state" in said
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for step in (2, 4):  # inside an epoch, and at its end
+        with signals_in_step(step, number), pytest.raises(error):
+            train(config, run_dir=tmp_path)
+        state = load_state(tmp_path / "last.pt")
+        assert state["step"] == step + 1
+        said = capsys.readouterr().out
+        assert f"stopped by {number.name} after step {step + 1} of 15: {tmp_path / 'last.pt'} holds the state" in said
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train(config, run_dir=tmp_path)
     for name in ("last.safetensors", "best.safetensors"):
         assert (tmp_path / name).read_bytes() == (finished.run_dir / name).read_bytes()
