@@ -2,11 +2,11 @@
 
 import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torchvision import datasets
 
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound, SegmentationDataset
 from s2fpn_lib.data.images import ids_of_colors, read_colors, read_ids, read_image
@@ -151,18 +151,25 @@ def image_files(folder: Path, pattern: str) -> list[Path]:
 
 
 _CITYSCAPES = PROTOCOLS["cityscapes-fine-1024x2048"]
-_LABELS = datasets.Cityscapes.classes
-_TRAIN_IDS = np.array([label.train_id for label in _LABELS if label.id >= 0], dtype=np.uint8)
-_LABEL_IDS = np.zeros(256, dtype=np.uint8)  # 0 is "unlabeled", for 255 and every other id that is no class
-_LABEL_IDS[:19] = np.flatnonzero(_TRAIN_IDS < 19)
-# unscored labels first: where a scored class has the same color (pole and car), the class counts
-_TRAIN_ID_OF_COLOR = {label.color: _CITYSCAPES.ignore_id for label in _LABELS}
-_TRAIN_ID_OF_COLOR.update((color, index) for index, color in enumerate(_CITYSCAPES.palette))
+
+
+@cache
+def _labels() -> tuple[np.ndarray, dict[tuple[int, int, int], int]]:
+    """The training id of each label id, and that of each color."""
+    from torchvision import datasets  # here, because its import takes over a second
+
+    known = datasets.Cityscapes.classes
+    train_ids = np.array([label.train_id for label in known if label.id >= 0], dtype=np.uint8)
+    # unscored labels first: where a scored class has the same color (pole and car), the class counts
+    of_colors = {label.color: _CITYSCAPES.ignore_id for label in known}
+    return train_ids, of_colors | {color: index for index, color in enumerate(_CITYSCAPES.palette)}
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
     """Predicted training ids (any shape, uint8) -> the label ids that the evaluation server expects; 255 -> 0."""
-    return _LABEL_IDS[train_ids]
+    label_ids = np.zeros(256, dtype=np.uint8)  # 0 is "unlabeled", for 255 and every other id that is no class
+    label_ids[:19] = np.flatnonzero(_labels()[0] < 19)
+    return label_ids[train_ids]
 
 
 class Cityscapes(FileDataset):
@@ -185,9 +192,10 @@ class Cityscapes(FileDataset):
             return read_ids(path)
         if path.name.endswith("_labelIds.png"):
             label_ids = read_ids(path)
-            if label_ids.max() >= len(_TRAIN_IDS):
-                raise ValueError(f"{path}: holds the id {label_ids.max()}, but label ids end at {len(_TRAIN_IDS) - 1}")
-            return _TRAIN_IDS[label_ids]
+            train_ids = _labels()[0]
+            if label_ids.max() >= len(train_ids):
+                raise ValueError(f"{path}: holds the id {label_ids.max()}, but label ids end at {len(train_ids) - 1}")
+            return train_ids[label_ids]
         if not path.name.endswith("_color.png"):
             raise ValueError(f"{path}: expected ids in *_labelIds.png or *_labelTrainIds.png, or colors in *_color.png")
-        return ids_of_colors(read_colors(path), _TRAIN_ID_OF_COLOR, path, _CITYSCAPES.classes)
+        return ids_of_colors(read_colors(path), _labels()[1], path, _CITYSCAPES.classes)

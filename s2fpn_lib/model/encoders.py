@@ -8,9 +8,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 
 from s2fpn_lib.model.efficientnet_lite import TAPS, EfficientNetLite, stages
 from s2fpn_lib.model.published import read_tensors
@@ -73,7 +71,7 @@ ENCODERS = {
 }
 
 
-class ResNetEncoder(IntermediateLayerGetter):
+class ResNetEncoder(nn.ModuleDict):
     """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32.
 
     With `double_resolution` the max-pool of the stem is bypassed (the M of S²-FPN34M), and each map has twice the
@@ -81,16 +79,23 @@ class ResNetEncoder(IntermediateLayerGetter):
     """
 
     def __init__(self, architecture: str, *, double_resolution: bool) -> None:
+        import torchvision  # here, because its import takes over a second
+
         # Residual branches start at zero (Goyal et al., arXiv 1706.02677). Otherwise the variance of an untrained
         # network in evaluation mode doubles at each block, and the products in APF square it up to infinity.
         net = torchvision.models.get_model(architecture, weights=None, zero_init_residual=True)
         if double_resolution:
             net.maxpool = nn.Identity()
-        super().__init__(net, {"layer1": "x2", "layer2": "x3", "layer3": "x4", "layer4": "x5"})
+        super().__init__({name: part for name, part in net.named_children() if name not in ("avgpool", "fc")})
         self.architecture = architecture
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return list(super().forward(x).values())
+        maps = []
+        for name, part in self.items():
+            x = part(x)
+            if name.startswith("layer"):
+                maps.append(x)
+        return maps
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
         """Load a state dict from `path`, by default torchvision's ImageNet weights, downloaded and cached by torch.hub.
@@ -105,6 +110,8 @@ class ResNetEncoder(IntermediateLayerGetter):
             raise RuntimeError(f"these are not weights of {self.architecture}: {first}")
 
     def _download(self) -> dict[str, Tensor]:
+        import torchvision
+
         weights = torchvision.models.get_model_weights(self.architecture).IMAGENET1K_V1
         # torch.hub has no timeout: behind a firewall that drops packets, an unattended run would wait forever
         before = socket.getdefaulttimeout()

@@ -17,9 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
 from s2fpn_lib.runs.files import (
     WriteError,
     append_row,
@@ -170,6 +167,9 @@ _held_here: set[Path] = set()
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, threads, code version, and time (UTC): what a result depends on besides its configuration."""
+    import torch  # here, because a process that only starts others needs no torch
+    import torchvision
+
     cuda = torch.cuda.is_available()
     return {
         "time": utc_now(),
@@ -213,6 +213,8 @@ def _cpu_name() -> str:
 
 def _instruction_set() -> str:
     """What decides how fast the processor convolves, such as "avx2 avx512f avx512_vnni", and the limit that is set."""
+    import torch
+
     info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
     flags = info.read_text().split() if info.exists() else ()
     found = " ".join(flag for flag in INSTRUCTION_SETS if flag in flags) or torch.backends.cpu.get_cpu_capability()

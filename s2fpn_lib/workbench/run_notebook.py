@@ -21,7 +21,6 @@ from typing import Any
 
 import nbformat
 import papermill
-import torch
 
 from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, naming, utc_now, write_json
 from s2fpn_lib.workbench.report_page import export_html
@@ -116,12 +115,17 @@ def reserved_gpus(count: int) -> Iterator[list[str]]:
 
     Waits until they are free. If the variable allows exactly `count`, a cluster has assigned them without conflict.
     """
+    if not count:
+        yield []
+        return
+    import torch
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     if count > len(names):
         raise NotebookError(f"{count} GPUs were asked for, and there are {len(names)}: {', '.join(names) or 'none'}")
-    if not count or (visible and len(names) == count):
-        yield names[:count]
+    if visible and len(names) == count:
+        yield names
         return
     gpus = {Path(tempfile.gettempdir(), f"s2fpn-gpu-{os.getuid()}-{name}"): name for name in names}
     with _locked(gpus, count) as reserved:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from jupyter_client.manager import start_new_kernel
 
 from s2fpn_lib.checkpoint import load_state
@@ -192,7 +193,7 @@ def test_fresh_deletes_an_unfinished_measurement(tmp_path, no_kernel):
 @pytest.fixture
 def two_gpus(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
