@@ -1,5 +1,6 @@
 """90_report shows everything in a results folder, and the tables it exports hold the same numbers."""
 
+import copy
 import dataclasses
 import html
 import json
@@ -8,6 +9,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,16 +26,33 @@ CAMVID = "camvid-segnet-360x480"
 NETWORK = {"model": "s2fpn18", "revision": "v1", "checkpoint": "run/last", "switches": "none", "git_sha": "abc"}
 
 
-@pytest.fixture(autouse=True)
-def _figures_as_in_a_notebook(monkeypatch):
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-
-
-def report(root) -> str:
-    """The page of a results folder."""
-    parameters = {"results": str(root), "title": "A & B"}
-    execute(PROJECT / "notebooks" / "90_report.ipynb", root / "90_report.ipynb", parameters)
-    return export_html(root / "90_report.ipynb", root / "report.html").read_text()
+@pytest.fixture(scope="module")
+def pages(root, tmp_path_factory) -> dict[Path, str]:
+    """The pages of an empty results folder and of `root`, which one kernel makes one after the other."""
+    empty = tmp_path_factory.mktemp("empty")
+    (empty / "tables").mkdir()
+    (empty / "tables" / "scores-of-a-removed-run.csv").write_text("old")
+    notebook = nbformat.read(PROJECT / "notebooks" / "90_report.ipynb", as_version=4)
+    length, cells = len(notebook.cells), []
+    for folder in (empty, root):
+        for cell in copy.deepcopy(notebook.cells):
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = re.sub('(?<=results: str = )""', repr(str(folder)), cell.source)
+                cell.source = re.sub('(?<=title: str = )"[^"]*"', '"A & B"', cell.source)
+            cell.id = f"cell-{len(cells)}"
+            cells.append(cell)
+    notebook.cells = cells
+    nbformat.write(notebook, empty / "both.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MPLBACKEND", raising=False)  # figures as in a notebook
+        execute(empty / "both.ipynb", empty / "executed.ipynb", {})
+    executed, texts = nbformat.read(empty / "executed.ipynb", as_version=4), {}
+    cells = executed.cells
+    for folder, part in ((empty, cells[:length]), (root, cells[length:])):
+        executed.cells = part
+        nbformat.write(executed, folder / "90_report.ipynb")
+        texts[folder] = export_html(folder / "90_report.ipynb", folder / "report.html").read_text()
+    return texts
 
 
 def table(root, name):
@@ -115,8 +134,8 @@ class Elements(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_report_of_a_results_folder(root):
-    text = report(root)
+def test_the_report_of_a_results_folder(root, pages):
+    text = pages[root]
     scores = table(root, f"scores-{CAMVID}")
     mious = pd.Series([100 * evaluation(shift, protocol=CAMVID).confusion.miou() for shift in (0, 1)])
     assert scores["mean IoU %"].tolist() == [f"{mious.mean():.1f} ± {mious.std():.1f}"]
@@ -183,11 +202,9 @@ def check_hostile_files(root, text) -> None:
 
 
 @pytest.mark.slow
-def test_an_empty_folder_gives_the_published_numbers(tmp_path):
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "scores-of-a-removed-run.csv").write_text("old")
-    text = report(tmp_path)
+def test_an_empty_folder_gives_the_published_numbers(pages):
+    empty, text = next(iter(pages.items()))
     assert "Nothing has been measured" in text
     assert text.count("<img") == 4, "two studies and two charts"
     assert "PIDNet-S" in text
-    assert not (tmp_path / "tables" / "scores-of-a-removed-run.csv").exists()
+    assert not (empty / "tables" / "scores-of-a-removed-run.csv").exists()
