@@ -14,6 +14,7 @@ all of this holds. `scripts/kill_study.py` kills studies between two notebooks.
 import argparse
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -25,6 +26,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -137,12 +139,37 @@ def child(folder: Path, setting: str) -> None:
         evaluation.save(folder / "evaluation.json")
 
 
+@cache
+def server() -> subprocess.Popen:
+    """The process of `serve`; it ends when this one does."""
+    command = [sys.executable, __file__, "--serve"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
 def start(folder: Path, setting: str, kill: str = "") -> tuple[int, str]:
-    """Runs `child` in a process of its own; returns its exit status and output."""
-    environment = {**os.environ, VARIABLE: kill, "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, __file__, "--child", str(folder), setting]
-    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout
+    """Runs `child` in a process of its own, forked from one that has imported all; returns its status and output."""
+    print(json.dumps([str(folder), setting, kill]), file=server().stdin, flush=True)
+    return tuple(json.loads(server().stdout.readline()))
+
+
+def serve() -> None:
+    """Forks a process for each line of standard input, and prints how it ended."""
+    import torch._dynamo  # noqa: F401 as the first step of an optimizer does
+
+    for line in sys.stdin:
+        folder, setting, kill = json.loads(line)
+        with tempfile.TemporaryFile("w+") as said:
+            process = os.fork()
+            if not process:
+                for stream in (1, 2):
+                    os.dup2(said.fileno(), stream)
+                os.environ[VARIABLE] = kill
+                prepare()
+                return child(Path(folder), setting)
+            status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            said.seek(0)
+            print(json.dumps([status, said.read()]), flush=True)
 
 
 def steps(folder: Path) -> int:
@@ -212,10 +239,10 @@ def main() -> int:
     parser.add_argument("--settings", nargs="+", default=[*SETTINGS], choices=SETTINGS)
     parser.add_argument("--points", nargs="+", default=[*POINTS], choices=POINTS)
     parser.add_argument("--log", type=Path, default=PROJECT / "results" / "reliability" / "kills.txt")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        child(Path(given.child[0]), given.child[1])
+    if given.serve:
+        serve()
         return 0
     given.log.parent.mkdir(parents=True, exist_ok=True)
     moments, count, faults = random.Random(0), 0, []
@@ -254,12 +281,17 @@ def main() -> int:
     return 1 if faults else 0
 
 
-if VARIABLE in os.environ:  # in `child`, and in the processes of its distributed training, which import this file
+def prepare() -> None:
+    """Small data and one code version for the run; a kill, if the variable names one."""
     state_module.open_dataset = lambda name, root=None, split="train": Scenes(split)
     runs.code_version = lambda: {"git_sha": "0" * 40, "dirty": False}  # a commit meanwhile would be in the metadata
     if os.environ[VARIABLE]:
-        killing_point, _, killing_number = os.environ[VARIABLE].partition(":")
-        for patch in arm(killing_point, int(killing_number)):
+        point, _, number = os.environ[VARIABLE].partition(":")
+        for patch in arm(point, int(number)):
             patch.start()
+
+
+if VARIABLE in os.environ:  # in the processes of a distributed training, which import this file
+    prepare()
 if __name__ == "__main__":
     sys.exit(main())

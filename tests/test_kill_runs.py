@@ -12,11 +12,13 @@ NUMBERS = {"start": 2, "epoch": 3, "write": 2, "renames": 1, "edge": 1, "validat
 
 @pytest.fixture(scope="module")
 def script():
-    return load_file(SCRIPT)
+    module = load_file(SCRIPT)
+    yield module
+    module.server().communicate(timeout=60)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # nine processes start; a minute on an idle machine
+@pytest.mark.timeout(900)  # nine processes; half a minute on an idle machine
 def test_a_run_killed_at_every_point_ends_with_the_same_bits(script, tmp_path):
     """The eighth point, between two notebooks of a study, is in test_snakefile.py."""
     assert script.start(tmp_path / "whole", "0 workers")[0] == 0

@@ -28,20 +28,21 @@ NOTEBOOK_TIMEOUT = 600  # seconds, on a slow machine
 TRAINING = {
     "model": "s2fpn_lite",
     "max_epochs": 1,
-    "crop": [64, 96],
-    "batch_size": 2,
+    "crop": [32, 48],
+    "batch_size": 4,
     "changes": {"train_split": "train:drive=park", "eval_images": 4},
 }
 CHEAP = {
+    "01_data": {"splits": "val train:drive=park"},
     "10_train": TRAINING,
     "11_evaluate": {"limit": 2, "images": 2, "pages": 1, "worst_classes": 1},
     "12_speed": {
         **{"models": ["s2fpn_lite"], "stages": ["network"], "sizes": [[64, 96]], "training_size": [64, 96]},
         **{"eval_fps_calls": 1, "loader_images": 2, "repeats": 1, "seconds": 0.02, "least": 1},
     },
-    "20_ablation": {**TRAINING, "limit": 2},
-    "21_search": {"trials": 2, "max_epochs": 1, "crop": [[32, 48]], "changes": TRAINING["changes"]},
-    "30_attention": {"limit": 2, "groups": 2},
+    "20_ablation": {**TRAINING, "limit": 2, "images": 2},
+    "21_search": {"trials": 2, "max_epochs": 1, "crop": [TRAINING["crop"]], "changes": TRAINING["changes"]},
+    "30_attention": {"limit": 2, "groups": 2, "images": 1, "pixels": [[0.6, 0.2], [0.45, 0.5]]},
 }
 
 
@@ -65,6 +66,8 @@ def crowded(axis):
 
 def watched(canvas, *arguments, **options):
     printed = print_figure(canvas, *arguments, **options)
+    if options.get("format") == "pdf":  # `save_figure` also writes a PNG file of the same figure
+        return printed
     figure = canvas.figure
     drawn = FigureCanvasAgg(figure)
     drawn.draw()

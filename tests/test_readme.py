@@ -59,26 +59,37 @@ def test_the_published_recipe_is_the_published_command_line(tmp_path):
     assert found == ("s2fpn18", 150, "trainval", 3e-4, 8, "camvid")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "artifact"), [("test.py", "11_evaluate/*/row.csv"), ("predict.py", "13_predict/**/*.png")]
-)
-def test_the_calls_on_a_published_checkpoint_run(script, artifact, tmp_path, monkeypatch):
-    """As the README has them, beside a checkpoint in the author's layout and a CamVid of one picture."""
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A folder with a checkpoint in the author's layout, a CamVid of one picture, and a picture of its own."""
     torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("published")
     state = build_model("s2fpn18", num_classes=11).state_dict()
     torch.save(
-        {"epoch": 150, "model": {published_name(k, "v1"): v for k, v in state.items()}}, tmp_path / "model_150.pth"
+        {"epoch": 150, "model": {published_name(k, "v1"): v for k, v in state.items()}}, folder / "model_150.pth"
     )
-    for folder, shape in (("camvid/test", (360, 480, 3)), ("camvid/testannot", (360, 480)), ("pictures", (48, 64, 3))):
-        (tmp_path / folder).mkdir(parents=True)
+    for name, shape in (("camvid/test", (360, 480, 3)), ("camvid/testannot", (360, 480)), ("pictures", (48, 64, 3))):
+        (folder / name).mkdir(parents=True)
         pixels = np.random.default_rng(0).integers(0, 11, shape, dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / folder / "0001TP_000001.png")
-    monkeypatch.setenv("S2FPN_DATA", str(tmp_path))
+        Image.fromarray(pixels).save(folder / name / "0001TP_000001.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "fewer", "artifact"),
+    [
+        ("test.py", {"images": 1, "pages": 0, "worst_classes": 0}, "11_evaluate/*/row.csv"),
+        ("predict.py", {"images": 1}, "13_predict/**/*.png"),
+    ],
+)
+def test_the_calls_on_a_published_checkpoint_run(script, fewer, artifact, published, tmp_path, monkeypatch):
+    """As the README has them, with fewer figures: there is but one picture."""
+    monkeypatch.setenv("S2FPN_DATA", str(published))
     monkeypatch.setenv("S2FPN_RESULTS", str(tmp_path / "results"))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(published)
     words = [word.replace("notebooks/", f"{PROJECT}/notebooks/") for word in shlex.split(PUBLISHED[script])[1:]]
-    images = ["-p", "images", "1"]  # there is but one
-    result = CliRunner().invoke(papermill, [*words, *images, "--no-progress-bar"])
+    words += [word for name, value in fewer.items() for word in ("-p", name, str(value))]
+    result = CliRunner().invoke(papermill, [*words, "--no-progress-bar"])
     assert result.exit_code == 0, result.output[-3000:]
     assert list((tmp_path / "results").glob(artifact))
