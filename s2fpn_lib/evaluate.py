@@ -136,26 +136,19 @@ class Evaluation:
             f = [math.nan if f is None else float(f) for f in (*fields.pop("boundary_f"), fields.pop("boundary_mean"))]
             per_image = torch.tensor(fields.pop("per_image"), dtype=torch.int64)
             kinds = {
-                "settings": dict[str, PLAIN],
-                "provenance": dict[str, PLAIN],
+                **dict.fromkeys(("settings", "provenance"), dict[str, PLAIN]),
                 "names": list[str],
                 "indices": list[int],
             }
             fields |= {name: as_declared(fields[name], kind) for name, kind in kinds.items()}
             loaded = cls(confusion, per_image, torch.tensor(f[:-1], dtype=torch.float64), f[-1], **fields)
             classes, images = len(loaded.classes), len(loaded.names)
-            sizes = (
-                len(f) - 1,
-                confusion.num_classes,
-                len(as_declared(loaded.indices, list[int])),
-                tuple(per_image.shape),
-            )
+            sizes = len(f) - 1, confusion.num_classes, len(loaded.indices), tuple(per_image.shape)
             if sizes != (classes, classes, images, (images, classes, 3)):
                 raise ValueError(f"{classes} classes and {images} images, but sizes {sizes}")
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not an evaluation ({str(error)[:300]}): restore it, or evaluate again"
-            ) from error
+            reason = str(error)[:300]
+            raise ValueError(f"{path} is not an evaluation ({reason}): restore it, or evaluate again") from error
         return loaded
 
 

@@ -50,11 +50,8 @@ CHOICES = {
 LIMITS = (
     ("lr epochs batch_size eval_every checkpoint_every devices nodes", lambda v: v > 0, "above 0"),
     ("encoder_lr weight_decay clip poly_power warmup workers seed aux_weight", lambda v: v >= 0, "0 or more"),
-    (
-        "lovasz_weight distill_weight max_minutes checkpoint_minutes replay_check eval_images",
-        lambda v: v >= 0,
-        "0 or more",
-    ),
+    ("lovasz_weight distill_weight max_minutes checkpoint_minutes", lambda v: v >= 0, "0 or more"),
+    ("replay_check eval_images", lambda v: v >= 0, "0 or more"),
     ("lr encoder_lr weight_decay clip", math.isfinite, "a finite number"),
     ("distill_temperature", lambda v: 0 < v < math.inf, "a finite number above 0"),
     ("momentum", lambda v: 0 <= v < 1, "at least 0 and below 1, such as 0.9"),

@@ -38,7 +38,6 @@ _HEADER = 4 + 256
 # trusted only if the file was already this old when it was read.
 _CLOCK_TICK_NS = 2_000_000_000
 
-
 _CHANGED = "the data changed while in use; restore the file, or start again with the changed data"
 _Sample = tuple[tuple[int, int], np.ndarray, int, np.ndarray]  # size, label counts (256,), checksum, and flat pixels
 
