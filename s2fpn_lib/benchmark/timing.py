@@ -119,12 +119,13 @@ def time_in_turns(
 def cpu_share(threads: int) -> float:
     """The share of `threads` cores that this process gets at this moment, 1 on a machine with nothing else to do.
 
-    Each thread computes for some 20 milliseconds on one core without waiting for anything: where its CPU time is less
+    Each thread computes twice for some 20 milliseconds on one core without waiting for anything: where its CPU time is less
     than the clock's, another process had the core. A load average counts this process's own threads, too.
     """
     together, block = threading.Barrier(threads), bytes(2**25)
 
     def compute(_: int) -> float:
+        hashlib.sha256(block)  # until the scheduler has given each thread a core of its own
         together.wait()
         wall, cpu = time.perf_counter(), time.thread_time()
         hashlib.sha256(block)  # without the interpreter's lock
