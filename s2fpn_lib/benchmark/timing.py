@@ -119,8 +119,8 @@ def time_in_turns(
 def cpu_share(threads: int) -> float:
     """The share of `threads` cores that this process gets at this moment, 1 on a machine with nothing else to do.
 
-    Each thread computes twice for some 20 milliseconds on one core without waiting for anything: where its CPU time is less
-    than the clock's, another process had the core. A load average counts this process's own threads, too.
+    Each thread computes twice for some 20 milliseconds on one core without waiting for anything: where its CPU time is
+    less than the clock's, another process had the core. A load average counts this process's own threads, too.
     """
     together, block = threading.Barrier(threads), bytes(2**25)
 
