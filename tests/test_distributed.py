@@ -46,7 +46,7 @@ from s2fpn_lib.train import TrainConfig, train
 PROJECT = Path(__file__).resolve().parent.parent
 SIZE = (64, 96)
 IGNORED = 11
-START = "s2fpn_lite-camvid"
+START = "s2fpn_lite-camvid-v1"
 
 
 class Scenes(RoadScenes):

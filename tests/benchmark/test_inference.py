@@ -69,7 +69,7 @@ def test_a_baseline_has_one_method(fixed_times):
 
 def test_a_released_weight_is_a_network(fixed_times):
     (row,) = rows(names=released_names()[:1], sizes=[(64, 64)], backends=["eager"], stages=["network"])
-    assert (row["network"], row["revision"]) == ("s2fpn_lite-camvid", "v1")
+    assert (row["network"], row["revision"]) == ("s2fpn_lite-camvid", "v2")
     assert row["ratio"] is None  # without a row of the published implementation
 
 
@@ -108,7 +108,7 @@ def test_a_run_folder_is_a_network_with_its_checkpoint(fixed_times, tmp_path):
     (tmp_path / "last.safetensors").write_bytes(source.read_bytes())
     (row,) = rows(names=[str(tmp_path)], sizes=[(64, 96)], backends=["eager"], stages=["network"])
     sha = hashlib.sha256(source.read_bytes()).hexdigest()[:10]
-    assert (row["network"], row["revision"], row["checkpoint_sha"]) == ("s2fpn_lite", "v1", sha)
+    assert (row["network"], row["revision"], row["checkpoint_sha"]) == ("s2fpn_lite", "v2", sha)
 
 
 @pytest.mark.parametrize(

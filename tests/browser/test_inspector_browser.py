@@ -46,7 +46,7 @@ from s2fpn_lib.runs import PROJECT
 
 NOTEBOOK = PROJECT / "notebooks" / "31_inspector.ipynb"
 RELEASED, INDEX = "s2fpn_lite-camvid-train", 1  # what the notebook shows first
-SECOND = "s2fpn_lite-camvid"
+SECOND = "s2fpn_lite-camvid-v1"
 PROTOCOL = get_protocol("camvid-segnet-360x480")
 START, COMPUTE, ANSWER = 90, 200_000, 60_000  # timeouts: s for the server, ms for the kernel's work and for a click
 

@@ -118,4 +118,4 @@ def test_program_takes_any_size(model, picture, tmp_path):
     for height, width in ((65, 66), (128, 96), (97, 131)):
         x = model.preprocess(picture[..., :height, :width])
         with torch.inference_mode():
-            torch.testing.assert_close(loaded(x), model(x), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(loaded(x), model(x), rtol=1e-3, atol=5e-3)  # logits up to 500
