@@ -8,6 +8,7 @@
 # runs ablation, sizes, and speed and then the report. Fields of the studies can be changed on the command line, e.g.
 # --config seeds=[0] datasets=[roadscenes]. Another configuration runs in its own folders.
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -26,8 +27,8 @@ from s2fpn_lib.runs import RunDirectory, RunLocked, results_root
 RESULTS = results_root().resolve()
 if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake fails on it before onstart, with a less clear error
     raise WorkflowError(f"the results folder {RESULTS} cannot be written: there is a file of that name")
-STUDIES = studies.read_studies(PROJECT / "notebooks" / "studies", config)
-JOBS = {(job.study, job.name): job for jobs in STUDIES.values() for job in jobs}
+FILES = {path.stem: path for path in sorted((PROJECT / "notebooks" / "studies").glob("*.yaml"))}
+JOBS = {}  # of the studies that this command needs
 RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.workbench.run_notebook"
 REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q} --html {params.page:q}"
 REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
@@ -40,11 +41,20 @@ envvars:
 
 
 def job_of(wildcards):
+    read(wildcards.study)
     return JOBS[wildcards.study, wildcards.job]
 
 
+@functools.cache
+def read(study):
+    """The done.json of each of its jobs. A study is read when it is needed: the fields may fit no other one."""
+    jobs = studies.read_study(FILES[study], config)
+    JOBS.update({(study, job.name): job for job in jobs})
+    return [job.folder(RESULTS) / "done.json" for job in jobs]
+
+
 def done(*names):
-    return [job.folder(RESULTS) / "done.json" for name in names for job in STUDIES[name]]
+    return lambda wildcards: [path for name in names for path in read(name)]
 
 
 wildcard_constraints:
@@ -57,7 +67,7 @@ rule all:
         RESULTS / "studies" / "report" / "done.json",
 
 
-for name in STUDIES:
+for name in FILES:
 
     rule:
         name:

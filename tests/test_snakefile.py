@@ -73,6 +73,17 @@ def test_unknown_field_on_the_command_line(tmp_path):
     assert "unknown field 'variant'. Did you mean 'variants'?" in said
 
 
+def test_fields_need_to_fit_the_requested_study_alone(tmp_path):
+    variants = "variants={full: {}, lite2: {changes: {model: s2fpn_lite2}}}"  # in `sizes` each network occurs twice
+    status, said = snakemake(tmp_path, "-n", "tiny", "--config", variants)
+    assert status == 0, said
+    assert "lite2-roadscenes" in said
+    status, said = snakemake(tmp_path, "-n", "sizes", "--config", variants)
+    assert status
+    assert "sizes.yaml: lite2-" in said
+    assert "occurs more than once" in said
+
+
 def test_a_second_study_names_the_process_of_the_first(tmp_path):
     with RunDirectory(tmp_path / "studies").lock():
         status, said = snakemake(tmp_path, "tiny", "--cores", "1", *ONE_RUN)

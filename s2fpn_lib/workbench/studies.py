@@ -131,20 +131,19 @@ def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
 
 
 def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
-    """{name: jobs} of every study file in a folder; StudyError also if no kind of study has a field of `overrides`.
-
-    Texts in `overrides` are read as YAML, because `snakemake --config` gives lists and mappings of texts.
-    """
-    overrides = _parsed(overrides)
-    _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
+    """{name: jobs} of every study file in a folder, by `read_study`."""
     return {path.stem: read_study(path, overrides) for path in sorted(Path(folder).glob("*.yaml"))}
 
 
 def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
     """The jobs of a study file: all variants of the first seed, then of the next one. StudyError if it is no study.
 
-    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}.
+    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}. Texts in
+    them are read as YAML, because `snakemake --config` gives lists and mappings of texts. StudyError also for a field
+    that no kind of study has.
     """
+    overrides = _parsed(overrides)
+    _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
     try:
         given = read_yaml(path)
     except ValueError as error:
