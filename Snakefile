@@ -8,7 +8,6 @@
 # runs ablation, sizes, and speed and then the report. Fields of the studies can be changed on the command line, e.g.
 # --config seeds=[0] datasets=[roadscenes]. Another configuration runs in its own folders.
 import contextlib
-import functools
 import json
 import os
 import shlex
@@ -28,7 +27,7 @@ RESULTS = results_root().resolve()
 if RESULTS.exists() and not RESULTS.is_dir():  # Snakemake fails on it before onstart, with a less clear error
     raise WorkflowError(f"the results folder {RESULTS} cannot be written: there is a file of that name")
 FILES = {path.stem: path for path in sorted((PROJECT / "notebooks" / "studies").glob("*.yaml"))}
-JOBS = {}  # of the studies that this command needs
+JOBS = {}  # {study: {name: job}} of the studies that this command needs
 RUN = f"cd {shlex.quote(str(PROJECT))} && {shlex.quote(sys.executable)} -m s2fpn_lib.workbench.run_notebook"
 REPORT = RUN + " 90_report {params.folder:q} --parameters {params.parameters:q} --html {params.page:q}"
 REPORT_PARAMETERS = json.dumps({"results": str(RESULTS)})
@@ -40,21 +39,19 @@ envvars:
     *[name for name in ("S2FPN_RESULTS", "S2FPN_DATA", "S2FPN_CACHE") if name in os.environ],
 
 
+def jobs(study):
+    """{name: job} of a study, which is read when it is needed: the fields may fit no other one."""
+    if study not in JOBS:
+        JOBS[study] = {job.name: job for job in studies.read_study(FILES[study], config)}
+    return JOBS[study]
+
+
 def job_of(wildcards):
-    read(wildcards.study)
-    return JOBS[wildcards.study, wildcards.job]
-
-
-@functools.cache
-def read(study):
-    """The done.json of each of its jobs. A study is read when it is needed: the fields may fit no other one."""
-    jobs = studies.read_study(FILES[study], config)
-    JOBS.update({(study, job.name): job for job in jobs})
-    return [job.folder(RESULTS) / "done.json" for job in jobs]
+    return jobs(wildcards.study)[wildcards.job]
 
 
 def done(*names):
-    return lambda wildcards: [path for name in names for path in read(name)]
+    return lambda wildcards: [job.folder(RESULTS) / "done.json" for name in names for job in jobs(name).values()]
 
 
 wildcard_constraints:
@@ -138,7 +135,7 @@ onstart:
 
 
 onerror:
-    planned = {f"studies/{study}/{job}" for study, job in JOBS}
+    planned = {f"studies/{study}/{name}" for study, known in JOBS.items() for name in known}
     failed = [each for each in studies.failures(RESULTS) if each["folder"] in planned]
     if failed:
         print(f"{len(failed)} notebooks of the studies failed; the others are not affected:", file=sys.stderr)
