@@ -1,10 +1,4 @@
-"""A dataset of the user's own images and masks, described by a YAML file (docs/own-data.md has the fields).
-
-    open_dataset("warehouse/data.yaml", split="train")
-
-Image and label are resized to the `size` of the description, so that training, evaluation, and inspection see one
-scale. The aspect ratio is kept; the border that remains is ignored.
-"""
+"""A dataset of the user's own images and masks, described by a YAML file (docs/own-data.md has the fields)."""
 
 import colorsys
 import hashlib
@@ -14,14 +8,14 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
-from s2fpn_lib.data.files import FileDataset, Sample, inside
+from s2fpn_lib.data.files import FileDataset, Sample, inside, listed_lines
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, register
 from s2fpn_lib.model import NORMALIZATIONS
@@ -49,7 +43,7 @@ class Description:
     splits: dict[str, dict[str, Any]]
     ignore: int | Color | None = None
     label_map: dict[int, str] = field(default_factory=dict)
-    unknown: str = "error"
+    unknown: Literal["error", "ignore"] = "error"
     recording: str = ""
     source: str = ""
 
@@ -66,8 +60,6 @@ class Description:
             raise ValueError(f"classes {self.classes}, ignore {self.ignore}: give each another color, of 0 to 255")
         if min(self.size) < 32:
             raise ValueError(f"size {list(self.size)}: give [height, width] of at least 32 pixels each")
-        if self.unknown not in ("error", IGNORE):
-            raise ValueError(f'unknown is {self.unknown!r}; use "error" or "ignore"')
         for value, name in self.label_map.items():
             if name not in (*names, IGNORE):
                 hint = did_you_mean(name, (*names, IGNORE))
@@ -154,8 +146,10 @@ def read_description(path: str | Path) -> Description:
 class CustomDataset(FileDataset):
     """One split of the dataset that a YAML file describes.
 
-    root: folder that the paths in the file are relative to; None: the folder of the file. Raises DatasetNotFound if the
-    file, the split, its images, or its labels are missing, and DatasetError if the file describes no dataset.
+    Image and label are resized to the `size` of the description; the aspect ratio is kept, and the remaining border is
+    ignored. root: folder that the paths in the file are relative to; None: the folder of the file. Raises
+    DatasetNotFound if the file, the split, its images, or its labels are missing, and DatasetError if the file
+    describes no dataset.
     """
 
     RESIZED = True
@@ -174,15 +168,14 @@ class CustomDataset(FileDataset):
         named, problems = self._pairs(split)
         self.names, self.samples = list(named), list(named.values())
         self.problems = tuple(problems)
+        pattern = self.description.recording
         try:
-            found = [re.search(self.description.recording, name) for name in self.names]
+            found = [re.search(pattern, name) for name in self.names]
         except re.error as error:
-            raise DatasetError(
-                f"{self.path}: recording {self.description.recording!r} is no pattern: {error}"
-            ) from None
-        if self.description.recording and not all(found):
+            raise DatasetError(f"{self.path}: recording {pattern!r} is no pattern: {error}") from None
+        if not all(found):
             missed = self.names[found.index(None)]
-            raise DatasetError(f"{self.path}: recording {self.description.recording!r} does not match {missed!r}")
+            raise DatasetError(f"{self.path}: recording {pattern!r} does not match {missed!r}")
         self.drives = [match[match.re.groups and 1] or name for match, name in zip(found, self.names, strict=True)]
 
     def read_label(self, path: Path) -> np.ndarray:
@@ -214,7 +207,6 @@ class CustomDataset(FileDataset):
         return ids.astype(np.uint8)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and label at the protocol's size; ignored borders where the aspect ratio is another one."""
         image, label = super().arrays(index)
         if label.shape == self.protocol.size:
             return image, label
@@ -241,16 +233,14 @@ class CustomDataset(FileDataset):
         """{name: image and label} of a split, and the problems found while pairing."""
         splits = self.description.splits
         if split not in splits:
-            advice = (
-                f"add one under `splits`, for example `{split}: {{every: 5}}`, which takes every fifth pair of train"
-            )
+            advice = f"add one under `splits`, such as `{split}: {{every: 5}}`, which takes every fifth pair of train"
             raise DatasetNotFound(f"{self.path} has no split {split!r}; it has {', '.join(splits)}: {advice}")
         held_out = {name: each["every"] for name, each in splits.items() if set(each) == {"every"}}
         given = splits["train"] if split in held_out and "train" in splits else splits[split]
         if set(given) == {"list"}:
-            named, problems = self._from_list(self._inside(given["list"]))
+            named, problems = self._from_list(inside(self.root, str(given["list"]), str(self.path)))
         elif {"images", "labels"} <= set(given) <= {"images", "labels", "label_suffix"}:
-            folders = [self._inside(given[kind]) for kind in ("images", "labels")]
+            folders = [inside(self.root, str(given[kind]), str(self.path)) for kind in ("images", "labels")]
             named, problems = self._from_folders(*folders, str(given.get("label_suffix", "")))
         else:
             raise DatasetError(f"{self.path}: the split {split!r} is {given}; {SPLIT_HELP}")
@@ -264,31 +254,21 @@ class CustomDataset(FileDataset):
             raise DatasetNotFound(f"{self.path}: no pair is left for the split {split!r}: {SPLIT_HELP}")
         return named, problems
 
-    def _inside(self, given: Any) -> Path:
-        return inside(self.root, str(given), str(self.path))
-
     def _from_list(self, path: Path) -> tuple[dict[str, Sample], list[str]]:
-        try:
-            if not path.is_file():
-                raise OSError("no such file")
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetNotFound(f"{path}: the list of {self.path.name} cannot be read ({error})") from None
+        if not path.is_file():
+            raise DatasetNotFound(f"{path}: the list of {self.path.name} cannot be read (no such file)")
         named: dict[str, Sample] = {}
         problems = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            line = line.strip().replace("\\", "/")  # as written on Windows
+        for place, line in listed_lines(path):
             words = re.split(r"\s*[\t,]\s*", line) if re.search(r"[\t,]", line) else line.split()
             if len(words) != 2:
                 advice = "separate paths that contain spaces by a tab or a comma"
-                raise DatasetError(f"{path}, line {number}: expected `image label`, found {line[:80]!r}; {advice}")
+                raise DatasetError(f"{place}: expected `image label`, found {line[:80]!r}; {advice}")
             parts = Path(words[0]).with_suffix("").parts
             name = "/".join(part for part in parts if part not in ("..", "/"))  # a name never leaves its folder
             if name in named:
-                problems.append(f"{path}, line {number}: the image {words[0]} is listed twice")
-            named[name] = Sample(*(inside(self.root, word, f"{path}, line {number}") for word in words))
+                problems.append(f"{place}: the image {words[0]} is listed twice")
+            named[name] = Sample(*(inside(self.root, word, place) for word in words))
         if not named:
             raise DatasetNotFound(f"{path}: the list of {self.path.name} names no pair")
         return named, problems
@@ -297,23 +277,18 @@ class CustomDataset(FileDataset):
         """Pairs with the same path below the two folders, except for `suffix` and the kind of file."""
         of_label = _stems(labels, suffix)
         of_image = {path: stem for path, stem in _stems(images).items() if path not in of_label}
+        problems = []
         for kind, folder, stems in (("images", images, of_image), ("labels", labels, of_label)):
             if not stems:
                 ending = f" whose name ends in {suffix!r}" if suffix and kind == "labels" else ""
                 state = f"holds no image file{ending}" if folder.is_dir() else "does not exist"
                 raise DatasetNotFound(f"{folder}: the {kind} folder of {self.path} {state}")
+            for stem, count in Counter(stems.values()).items():
+                if count > 1:
+                    problems.append(f"{folder / stem}: the name occurs {count} times, as different kinds of file")
         by_stem = {stem: path for path, stem in of_label.items()}
-        expected = next(iter(of_label)).suffix
-        named = {
-            stem: Sample(path, by_stem.get(stem, labels / f"{stem}{suffix}{expected}"))
-            for path, stem in of_image.items()
-        }
-        problems = [
-            f"{folder / stem}: the name occurs {count} times, as different kinds of file"
-            for folder, stems in ((images, of_image), (labels, of_label))
-            for stem, count in Counter(stems.values()).items()
-            if count > 1
-        ]
+        ending = suffix + next(iter(of_label)).suffix
+        named = {stem: Sample(path, by_stem.get(stem, labels / f"{stem}{ending}")) for path, stem in of_image.items()}
         problems += [f"{path}: label without an image in {images}" for s, path in by_stem.items() if s not in named]
         return named, problems
 

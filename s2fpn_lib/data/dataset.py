@@ -57,11 +57,10 @@ class SegmentationDataset:
 
     def digest(self) -> str:
         """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample."""
-        if self._digest:
-            return self._digest
-        rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
-        samples = [[name, *self.fingerprint(index)] for index, name in enumerate(self.names)]
-        self._digest = hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
+        if not self._digest:
+            rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
+            samples = [[name, *self.fingerprint(index)] for index, name in enumerate(self.names)]
+            self._digest = hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
         return self._digest
 
     def class_problems(self, occurring: Collection[int]) -> list[str]:

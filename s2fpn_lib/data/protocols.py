@@ -36,7 +36,7 @@ class Protocol:
         values = (self.ignore_id, *self.ignore_color, *self.mean_published, *sum(self.palette, ()))
         odd = [each[:80] for each in classes if not 1 <= len(each) <= MOST_CHARACTERS or unprintable(each)]
         for right, message in (
-            (all(NAME.fullmatch(each) for each in names), "name and dataset have up to 150 letters, digits, and _.+-"),
+            (all(map(NAME.fullmatch, names)), "name and dataset have up to 150 letters, digits, and _.+-"),
             (not 0 <= self.ignore_id < len(classes), f"ignore_id {self.ignore_id} is also the id of a class"),
             (not odd, f"class {odd}: give names of 1 to {MOST_CHARACTERS} characters, without control characters"),
             (1 <= len(classes) <= 253, f"{len(classes)} classes; give 1 to 253"),
@@ -83,11 +83,8 @@ _own: dict[str, Protocol] = {}
 
 
 def register(protocol: Protocol) -> Protocol:
-    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it.
-
-    Raises ValueError if that name is known with other classes, ids, or another size: a file could rename the classes of
-    others.
-    """
+    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it. Raises
+    ValueError if that name is known with other classes, ids, or another size."""
     known = {**PROTOCOLS, **_own}.get(protocol.name, protocol)
     for field in ("dataset", "size", "classes", "ignore_id"):
         if getattr(known, field) != getattr(protocol, field):
