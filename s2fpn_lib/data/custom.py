@@ -1,6 +1,5 @@
 """A dataset of the user's own images and masks, described by a YAML file (docs/own-data.md has the fields)."""
 
-import colorsys
 import hashlib
 import json
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
@@ -95,13 +94,15 @@ class Description:
         rules = [list(self.classes), list(self.ids().items()), list(self.colors().items()), self.ignore, self.unknown]
         rules.append(bool(self.label_map))  # then label files hold ids, not colors
         mark = hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:4]
-        palette = list(self.classes.values()) if isinstance(self.classes, dict) else _palette(len(self.classes))
+        # without colors: hues in steps of the golden ratio, neighbors far apart
+        drawn = [f"hsv({n * 0.618034 % 1 * 360:.9f}, 65%, {(90, 65)[n % 2]}%)" for n in range(len(self.classes))]
+        colors = self.classes.values() if isinstance(self.classes, dict) else map(ImageColor.getrgb, drawn)
         return Protocol(
             name=f"{self.name}-{self.size[0]}x{self.size[1]}-{mark}",
             dataset=self.name,
             size=self.size,
             classes=tuple(self.classes),
-            palette=tuple(palette),
+            palette=tuple(colors),
             ignore_id=self.ignore_id,
             mean_published=NORMALIZATIONS["imagenet"][0],
             source=self.source or f"described by {path.name}",
@@ -299,10 +300,3 @@ def _stems(folder: Path, suffix: str = "") -> dict[Path, str]:
     stems = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
     stems = {path: stem for path, stem in stems.items() if "/." not in f"/{stem}"}  # without hidden ones
     return {path: stem.removesuffix(suffix) for path, stem in stems.items() if stem.endswith(suffix)}
-
-
-def _palette(count: int) -> list[Color]:
-    """Colors for classes that have none: hues in steps of the golden ratio, neighbors far apart."""
-    hues = [(number * 0.618034) % 1 for number in range(count)]
-    colors = [colorsys.hsv_to_rgb(hue, 0.65, (0.9, 0.65)[number % 2]) for number, hue in enumerate(hues)]
-    return [tuple(round(255 * channel) for channel in color) for color in colors]

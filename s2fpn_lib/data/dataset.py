@@ -113,10 +113,8 @@ def fingerprint(image: np.ndarray, label: np.ndarray) -> tuple[int, int, int]:
 
 
 def evenly_spaced(length: int, limit: int | None) -> list[int]:
-    """At most ``limit`` (None: all) ascending indices below ``length``, one of each equal part, at varying places.
-
-    Equal steps could meet a single one of RoadScenes' five cycling scenes.
-    """
+    """At most ``limit`` (None: all) ascending indices below ``length``, one of each equal part, at varying places:
+    equal steps could meet a single one of RoadScenes' five cycling scenes."""
     if length == 0:
         raise ValueError("the split is empty: nothing to evaluate")
     if limit is not None and limit < 1:

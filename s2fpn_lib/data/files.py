@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,11 +92,13 @@ class FileDataset(SegmentationDataset):
 
     @classmethod
     def find(cls, base: Path) -> Path | None:
-        """The first of the dataset's usual folders below ``base`` that holds at least one split."""
-        for folder in (base / each for each in cls.FOLDERS):
-            if any(all(map(Path.is_dir, cls.split_folders(folder, split))) for split in SPLITS):
-                return folder
-        return None
+        """The first of the dataset's usual folders below ``base`` that has its layout."""
+        return next(filter(cls.layout, (base / each for each in cls.FOLDERS)), None)
+
+    @classmethod
+    def layout(cls, folder: Path) -> Any:
+        """A true value if the folder looks like this dataset."""
+        return any(all(map(Path.is_dir, cls.split_folders(folder, split))) for split in SPLITS)
 
     @classmethod
     def split_folders(cls, folder: Path, split: str) -> tuple[Path, Path]:

@@ -33,11 +33,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarray:
-    """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other.
-
-    palette_as_colors: the colors of a palette image instead of its indices. Raises ImageError as `read_image` does, and
-    if the ids of a 16-bit file do not fit into 8 bits.
-    """
+    """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other, and
+    with `palette_as_colors` also of a palette image. Raises ImageError as `read_image` does, and if ids do not fit into
+    8 bits."""
     image = _open(path)
     if image.mode == "LA":
         image = image.convert("L")

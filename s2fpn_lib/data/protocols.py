@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 import typing
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,12 +81,13 @@ def _read(path: Path) -> dict[str, Protocol]:
 
 PROTOCOLS = _read(Path(__file__).with_name("protocols.toml"))
 _own: dict[str, Protocol] = {}
+_known = ChainMap(_own, PROTOCOLS)
 
 
 def register(protocol: Protocol) -> Protocol:
     """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it. Raises
     ValueError if that name is known with other classes, ids, or another size."""
-    known = {**PROTOCOLS, **_own}.get(protocol.name, protocol)
+    known = _known.get(protocol.name, protocol)
     for field in ("dataset", "size", "classes", "ignore_id"):
         if getattr(known, field) != getattr(protocol, field):
             differ = f"{field} {getattr(protocol, field)} instead of {getattr(known, field)}"
@@ -97,13 +99,11 @@ def register(protocol: Protocol) -> Protocol:
 
 def dataset_of(name: str) -> str:
     """The dataset of a protocol, also of an own one that is not registered: its name begins with the dataset's."""
-    known = {**PROTOCOLS, **_own}
-    return known[name].dataset if name in known else name.rsplit("-", 2)[0]
+    return _known[name].dataset if name in _known else name.rsplit("-", 2)[0]
 
 
 def get_protocol(name: str) -> Protocol:
     """The protocol with that name; KeyError with the nearest known name if there is none."""
-    known = {**PROTOCOLS, **_own}
-    if name not in known:
-        raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
-    return known[name]
+    if name not in _known:
+        raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, _known)} Known: {', '.join(_known)}")
+    return _known[name]

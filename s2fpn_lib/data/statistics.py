@@ -191,10 +191,8 @@ def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> 
 
 
 def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 64) -> list[dict[int, np.ndarray]]:
-    """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, at most ``most`` pixels per class.
-
-    A class is rare if it has less than ``share`` of the labeled pixels. The pixels are evenly spaced in reading order.
-    """
+    """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, those with less than ``share`` of
+    the labeled pixels; at most ``most`` pixels per class, evenly spaced in reading order."""
     pixels = class_pixels(dataset).numpy()
     rare = [each for each, count in enumerate(pixels) if 0 < count / pixels.sum() < share]
     found = []

@@ -21,12 +21,11 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
     """Write an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits` (B, K, H, W).
 
     It is written atomically. Its metadata hold, as JSON, the mean and std that `preprocess` uses (R, G, B on 0..255).
+    Raises ImportError if the extra [onnx] is not installed.
 
     Args:
         network: `simplify.simplify(model)`, or a model itself.
         dynamic: leave batch, height, and width variable, the sizes from 65 pixels; otherwise they are the example's.
-
-    Raises ImportError if the extra [onnx] is not installed.
     """
     require_onnx()
     traced, shapes = variable_input(example) if dynamic else (example.contiguous(), None)
@@ -41,10 +40,8 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
 
 
 def _pad_in_convolutions(model: Any) -> None:
-    """Replace each Pad with computed amounts, which is one of `SameConv2d`, by the auto_pad of its convolution.
-
-    SAME_UPPER defines the same amounts, and a runtime then copies no map to pad it.
-    """
+    """Replace each Pad with computed amounts, which is one of `SameConv2d`, by the same auto_pad of its convolution: a
+    runtime then copies no map to pad it."""
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 

@@ -1,7 +1,4 @@
-"""The network prepared for inference: batch norms folded, auxiliary heads removed, and one of four backends.
-
-Each change is exact in real arithmetic; precisions below float32 are only used on request.
-"""
+"""The network prepared for inference: batch norms folded, auxiliary heads removed, and one of four backends."""
 
 import contextlib
 import warnings
@@ -116,9 +113,7 @@ def calibration_images(
     model: S2FPN, example: Tensor | SegmentationDataset, scored: SegmentationDataset | None
 ) -> Tensor:
     """The inputs (B, 3, H, W) whose activations give the ranges: `example`, or evenly spaced images of a dataset.
-
-    Raises ValueError if one of them is an image of `scored`: by name for a dataset, otherwise by its pixels.
-    """
+    Raises ValueError if one of them is an image of `scored`: by name for a dataset, otherwise by its pixels."""
     if isinstance(example, SegmentationDataset):
         if scored is not None and (both := set(example.names) & set(scored.names)):
             both = f"{min(both)} and {len(both) - 1} more"

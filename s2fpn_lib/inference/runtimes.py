@@ -32,8 +32,7 @@ class RuntimeRunner:
     A session is created when a size first occurs: a runtime plans better for a known size. int8 takes the activation
     ranges from the images of `example`, resized to that size, and measures on them: `changed`, the share of their
     pixels that get another class; `float_layers`, which were left in float so that this is at most `tolerance`; and
-    `milliseconds` of int8 and of float32. Raises ImportError if a package is missing, ValueError if the processor lacks
-    bfloat16.
+    `milliseconds` of int8 and of float32. Raises ImportError or ValueError for a missing package or bfloat16.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, runtime: str, precision: str, tolerance: float) -> None:
@@ -90,14 +89,11 @@ class RuntimeRunner:
 
 
 class Quantizer:
-    """A float32 ONNX model of one fixed input size, to be written in 8-bit integers: weights per output channel.
+    """A float32 `model` of `export_onnx(..., dynamic=False)`, to be written in 8-bit integers: weights per output
+    channel, activations in the ranges that the `examples`, inputs of its shape, lead to.
 
-    `layers` maps the name of each node that can be quantized to the name of its layer.
-
-    Args:
-        model: written by `export_onnx(..., dynamic=False)`.
-        examples: inputs of its shape from `model.preprocess`. Their smallest and largest activations become the ranges.
-        runtime: which one shall run the file; it decides what is quantized besides convolutions.
+    `layers` maps the name of each node that can be quantized to the name of its layer. The `runtime` that shall run the
+    file decides what is quantized besides convolutions.
     """
 
     def __init__(self, model: bytes, examples: Iterable[Tensor], runtime: str) -> None:

@@ -25,10 +25,8 @@ TAPS = (1, 2, 4, 6)  # the stages whose results the encoder returns, at strides 
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as in TensorFlow's SAME: output ceil(size / stride), the odd pixel at the far edge.
-
-    torch's padding="same" lacks strides above 1. `padding` must be half the kernel.
-    """
+    """A convolution padded as in TensorFlow's SAME: output ceil(size / stride), the odd pixel at the far edge. torch's
+    padding="same" lacks strides above 1. `padding` must be half the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
@@ -45,11 +43,8 @@ class SameConv2d(nn.Conv2d):
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """`F.conv2d` of (B, C, H, W) with (C, 1, k, k), one filter per channel; same values and gradient, faster backward.
-
-    torch lacks a fast bfloat16 gradient of depthwise convolutions on the CPU. Both passes therefore compute in float32
-    there, with operands and result rounded as autocast does it.
-    """
+    """`F.conv2d` of (B, C, H, W) with (C, 1, k, k), one filter per channel. torch lacks a fast bfloat16 gradient of
+    these on the CPU: both passes compute in float32 there, with operands and result rounded as autocast does it."""
     layer = {"stride": stride, "padding": padding, "groups": weight.shape[0]}
     if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -79,10 +74,8 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0, 1, or 2: (B, 3, H, W) -> four maps at strides 4, 8, 16, and 32.
-
-    With `double_resolution` the stem keeps the size (as in S²-FPN34M), and each map has twice the height and width.
-    """
+    """EfficientNet-Lite0, 1, or 2: (B, 3, H, W) -> four maps at strides 4, 8, 16, and 32; at 2, 4, 8, and 16
+    with `double_resolution`, where the stem keeps the size."""
 
     def __init__(self, variant: int = 0, *, double_resolution: bool = False) -> None:
         super().__init__()

@@ -58,11 +58,8 @@ ENCODERS = {
 
 
 class ResNetEncoder(nn.ModuleDict):
-    """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32.
-
-    With `double_resolution` the max-pool of the stem is bypassed (the M of S²-FPN34M), and each map has twice the
-    height and width.
-    """
+    """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32;
+    with `double_resolution` at 2, 4, 8, and 16, because the max-pool of the stem is bypassed (the M of S²-FPN34M)."""
 
     def __init__(self, architecture: str, *, double_resolution: bool) -> None:
         import torchvision  # here, because its import takes over a second

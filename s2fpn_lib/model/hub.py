@@ -81,10 +81,8 @@ def rebuilt(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mo
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file and the JSON object in its header, {} where it has none.
-
-    Raises SafetensorError or ValueError if the file is damaged. Files of earlier versions hold no digest.
-    """
+    """The tensors of a safetensors file and the JSON object in its header, {} where it has none. Raises SafetensorError
+    or ValueError if the file is damaged. Files of earlier versions hold no digest."""
     with safetensors.safe_open(path, framework="pt") as file:
         document = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dict
