@@ -46,12 +46,11 @@ class CacheSpaceError(OSError):
 
 
 def cached(dataset: SegmentationDataset, root: Path | None = None) -> SegmentationDataset:
-    """``dataset`` read through the cache in ``root``: by default the environment variable S2FPN_CACHE, else
-    ``~/.cache/s2fpn``.
+    """``dataset``, a :class:`FileDataset` or one whose ``cache_key()`` identifies its content, read through the cache
+    in ``root``: by default the environment variable S2FPN_CACHE, else ``~/.cache/s2fpn``.
 
-    ``dataset`` is a :class:`FileDataset`, or its ``cache_key()`` identifies its content. Where the folder is not
-    writable or a file cannot be decoded, a warning says so, and a :class:`DecodedDataset` is returned. Raises
-    CacheSpaceError if the disk is full.
+    Where the folder is not writable or a file cannot be decoded, a warning says so, and a :class:`DecodedDataset` is
+    returned. Raises CacheSpaceError if the disk is full.
     """
     root = root or Path(os.environ.get("S2FPN_CACHE") or Path.home() / ".cache" / "s2fpn").expanduser()
     prefix = f"{dataset.protocol.name}-{dataset.split}"  # the protocol decides how labels are decoded

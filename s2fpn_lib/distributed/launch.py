@@ -41,14 +41,12 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
     """Runs `function(*args)` in `devices` new processes on this node, connected to those of the other nodes.
 
     The processes are spawned, so `function` and `args` must be picklable, and a script calls this under
-    `if __name__ == "__main__":`. When one process fails, the others are stopped; when this process ends, they end, too.
-    A signal that ends this process goes to the others first, which have half a minute to end, see `StopSignals`. Each
-    gets an equal share of this process's CPU threads.
+    `if __name__ == "__main__":`. Each gets an equal share of the CPU threads. When one fails, the others are stopped; a
+    signal that ends this process goes to all of them first, which have half a minute to end, see `StopSignals`.
 
     nodes: number of machines; `launch` is called on each of them, see `node_rank`. backend: "cpu:gloo,cuda:nccl" for
     CUDA (one GPU per process), "gloo" for the CPU, over the network of the host's name or of GLOO_SOCKET_IFNAME.
-    Returns what `function` returned in this node's first process. Raises WorkerFailed if a process raised an error or
-    was killed.
+    Returns what `function` returned in this node's first process, or raises WorkerFailed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

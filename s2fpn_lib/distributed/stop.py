@@ -8,17 +8,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import ANY
 
 from s2fpn_lib.distributed import any_process, world_size
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-
-
-class _AnyParent(int):
-    """A process number that differs from no other."""
-
-    def __ne__(self, other: object) -> bool:
-        return False
 
 
 @contextlib.contextmanager
@@ -37,7 +31,7 @@ def parent_watched() -> Iterator[None]:
     if not hasattr(poller, "parent_pid") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, poller.parent_pid = poller.parent_pid, _AnyParent(1)
+    before, poller.parent_pid = poller.parent_pid, ANY  # which differs from no process number
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield

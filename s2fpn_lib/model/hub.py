@@ -147,12 +147,10 @@ class HubMixin:
     def from_pretrained(cls, folder_or_repo: str | Path, *, revision: str | None = None) -> Self:
         """The network of `save_pretrained`, in evaluation mode on the CPU, with what its checkpoint recorded.
 
-        Args:
-            folder_or_repo: a local folder, or a repository of the Hugging Face hub ("owner/name", the extra [hub]).
-            revision: branch, tag, or commit of the repository.
-
-        Raises FileNotFoundError for no such folder or repository, no connection, or a missing file, ImportError for a
-        repository without the extra [hub], and RuntimeError for weights that are damaged or do not fit config.json.
+        folder_or_repo: a local folder, or a repository of the Hugging Face hub ("owner/name", the extra [hub]), of
+        which `revision` is a branch, tag, or commit. Raises FileNotFoundError for no such folder or repository, no
+        connection, or a missing file, ImportError for a repository without the extra [hub], and RuntimeError for
+        weights that are damaged or do not fit config.json.
         """
         name, folder = str(folder_or_repo), Path(folder_or_repo).expanduser()
         if not folder.is_dir():

@@ -49,10 +49,9 @@ def load_published(model: nn.Module, source: str | Path | Mapping[str, Any]) -> 
 def published_tensors(model: nn.Module, source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint in the author's layout, by the names of `model.state_dict()`, whatever their shape.
 
-    source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
-    bare state dict. Keys may have the prefix `module.`. Entries that the published code never uses are left out. Raises
-    KeyError with the missing and unknown keys, and the errors of `read_tensors`.
-    """
+    source: a path, a checkpoint dict `{"epoch": int, "model": state_dict}`, or a bare state dict. Keys may have the
+    prefix `module.`. Entries that the published code never uses are left out. Raises KeyError with the missing and
+    unknown keys, and the errors of `read_tensors`."""
     state, own, revision = _state_dict(source), model.state_dict(), model.config["revision"]
     wanted = {published_name(name, revision): name for name in own}
     missing = sorted(key for key in wanted if key not in state and not key.endswith("num_batches_tracked"))

@@ -39,7 +39,7 @@ def predict_logits(
     """Logits of a batch: the network's own for one view, logarithms of averaged probabilities for several views.
 
     Args:
-        model: has `preprocess`; put into evaluation mode here and restored afterwards.
+        model: has `preprocess`; its mode is restored afterwards.
         images: (B, 3, H, W) uint8 RGB.
         scales: the image is resized by each; the probabilities are resized back and averaged with equal weight.
         flip: also predict each scale mirrored left to right.
