@@ -5,9 +5,8 @@ The cache folder holds one folder per dataset and split::
     <protocol>-train-<paths>/index.json      size, times, and SHA-256 of every source file
     <protocol>-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
 
-Files are written atomically, so processes may build the same cache at once, and an interrupted build continues. A
-changed source file leads to another ``<content>``; files out of use are removed. Files are read, not mapped into
-memory: a mapped file that another process cuts short kills the process that reads it.
+Processes may build the same cache at once, and an interrupted build continues. Files are read, not mapped into memory:
+a mapped file that another process cuts short kills the process that reads it.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ import numpy as np
 
 from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset, Subset, fingerprint
 from s2fpn_lib.data.files import FileDataset
-from s2fpn_lib.runs import atomic_file, remove_leftovers, write_atomic
+from s2fpn_lib.runs import remove_leftovers, write_atomic
 
 FORMAT = "3"  # to be raised whenever decoding changes
 # int64: checksum of the file's name and the rest of the header, checksum of the pixels, height, width, label counts
@@ -46,19 +45,14 @@ class CacheSpaceError(OSError):
     """The disk has no room for the cache."""
 
 
-def cache_root() -> Path:
-    """The folder of all caches: the environment variable S2FPN_CACHE, else ``~/.cache/s2fpn``."""
-    return Path(os.environ.get("S2FPN_CACHE") or Path.home() / ".cache" / "s2fpn").expanduser()
-
-
 def cached(dataset: SegmentationDataset, root: Path | None = None) -> SegmentationDataset:
-    """``dataset`` read through the cache in ``root`` (default :func:`cache_root`), which is created when missing.
+    """``dataset``, a :class:`FileDataset` or one whose ``cache_key()`` identifies its content, read through the cache
+    in ``root``: by default the environment variable S2FPN_CACHE, else ``~/.cache/s2fpn``.
 
-    ``dataset`` is a :class:`FileDataset`, or its ``cache_key()`` identifies its content. Where the folder is not
-    writable or a file cannot be decoded, a warning says so, and a :class:`DecodedDataset` is returned. Raises
-    CacheSpaceError if the disk is full.
+    Where the folder is not writable or a file cannot be decoded, a warning says so, and a :class:`DecodedDataset` is
+    returned. Raises CacheSpaceError if the disk is full.
     """
-    root = root or cache_root()
+    root = root or Path(os.environ.get("S2FPN_CACHE") or Path.home() / ".cache" / "s2fpn").expanduser()
     prefix = f"{dataset.protocol.name}-{dataset.split}"  # the protocol decides how labels are decoded
     try:
         if isinstance(dataset, FileDataset):
@@ -103,11 +97,9 @@ class DecodedDataset(Subset):
 
 
 class CachedDataset(Subset):
-    """All samples of ``source``, read from one cache file per sample.
-
-    The checksum of a file is verified when it is first read and whenever it has been written to since. A missing or
-    damaged file is written again; DatasetError if a source file no longer has the SHA-256 in ``digests``.
-    """
+    """All samples of ``source``, read from one cache file per sample, whose checksum is verified when it is first read
+    and after each change. A missing or damaged file is written again; DatasetError if a source file no longer has the
+    SHA-256 in ``digests``."""
 
     def __init__(self, source: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:
         super().__init__([(source, index) for index in range(len(source))], source.split, like=source)
@@ -142,7 +134,7 @@ class CachedDataset(Subset):
             warnings.warn(f"{file}: the cache is damaged ({error}); building it again.", stacklevel=4)
             content = _encoded(*self.items[index], file, self.digests[index])
             try:
-                _write(content, file)
+                write_atomic(file, content.tobytes())
             except OSError as failure:
                 warnings.warn(f"{failure.strerror}. Until then, the sample is decoded.", stacklevel=4)
             return _parsed(content, file, content.size, verify=False)
@@ -159,9 +151,7 @@ def _state(opened: io.FileIO) -> tuple[int, ...]:
 
 def _parsed(content: np.ndarray, file: Path, size: int, *, verify: bool) -> _Sample:
     """A sample of a cache file of ``size`` bytes; without a check of the pixels, ``content`` may be its header alone.
-
-    Raises ValueError if it is damaged, or the content of another file.
-    """
+    Raises ValueError if it is damaged, or the content of another file."""
     header, pixels = content[: _HEADER * 8], content[_HEADER * 8 :]
     if len(header) < _HEADER * 8 or _header_checksum(header, file) != header[:8].view(np.int64):
         raise ValueError("the header does not match its checksum")
@@ -193,11 +183,6 @@ def _require_unchanged(digests: dict[Path, str]) -> None:
             raise DatasetError(f"{path}: {_CHANGED}")
 
 
-def _write(content: np.ndarray, file: Path) -> None:
-    with atomic_file(file) as output:
-        output.write(content)
-
-
 def _write_missing(dataset: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:
     """Decode and write the samples that have no file yet, and remove files that belong to no sample."""
     folder = files[0].parent
@@ -205,7 +190,7 @@ def _write_missing(dataset: SegmentationDataset, files: list[Path], digests: lis
     missing = {file: index for index, file in enumerate(files) if not file.exists()}
 
     def build(file: Path) -> None:
-        _write(_encoded(dataset, missing[file], file, digests[missing[file]]), file)
+        write_atomic(file, _encoded(dataset, missing[file], file, digests[missing[file]]).tobytes())
 
     if missing:
         folder.mkdir(parents=True, exist_ok=True)

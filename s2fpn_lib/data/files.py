@@ -2,9 +2,10 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,18 @@ def inside(root: Path, given: str | Path, where: str) -> Path:
         advice = "move the files there, or give as data_root a folder that holds all of them, and paths relative to it"
         raise DatasetError(f"{where}: {str(given)[:200]!r} is not a path inside {root}; {advice}")
     return root / path.relative_to(base)
+
+
+def listed_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The place and the text of each line of a list file that is neither empty nor a comment, with ``/`` in paths that
+    were written on Windows. Raises DatasetError if it is no text file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not a text file ({error}); expected `image label` on each line") from None
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#"):
+            yield f"{path}, line {number}", line.replace("\\", "/")
 
 
 class FileDataset(SegmentationDataset):
@@ -79,11 +92,13 @@ class FileDataset(SegmentationDataset):
 
     @classmethod
     def find(cls, base: Path) -> Path | None:
-        """The first of the dataset's usual folders below ``base`` that holds at least one split."""
-        for folder in (base / each for each in cls.FOLDERS):
-            if any(all(map(Path.is_dir, cls.split_folders(folder, split))) for split in SPLITS):
-                return folder
-        return None
+        """The first of the dataset's usual folders below ``base`` that has its layout."""
+        return next(filter(cls.layout, (base / each for each in cls.FOLDERS)), None)
+
+    @classmethod
+    def layout(cls, folder: Path) -> Any:
+        """A true value if the folder looks like this dataset."""
+        return any(all(map(Path.is_dir, cls.split_folders(folder, split))) for split in SPLITS)
 
     @classmethod
     def split_folders(cls, folder: Path, split: str) -> tuple[Path, Path]:
@@ -99,25 +114,19 @@ class FileDataset(SegmentationDataset):
         listing = next(filter(Path.is_file, places), None)
         if listing is None:
             return None
-        try:
-            lines = listing.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"{listing}: not a text file ({error}); expected `image label` on each line") from None
         columns = self.split_folders(folder, self.split)  # of files that are listed by their name alone
         # published lists carry the prefix of the machine that they were made on (/SegNet/CamVid/train/x.png)
         depth = len(Path(self.IMAGE_FOLDER, self.IMAGE_FILES).parts)
         entries = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
+        for place, line in listed_lines(listing):
             # a prefix may contain spaces: only words that end like an image file count
             words = [word for word in line.replace(",", " ").split() if word.lower().endswith(IMAGE_SUFFIXES)]
             if len(words) not in (1, 2):
-                raise DatasetError(f"{listing}, line {number}: expected `image label`, found {line.strip()[:80]!r}")
-            paths = [Path(*word.replace("\\", "/").split("/")[-depth:]) for word in words]
+                raise DatasetError(f"{place}: expected `image label`, found {line[:80]!r}")
+            paths = [Path(*word.split("/")[-depth:]) for word in words]
             bases = [folder if path.parent.name else column for column, path in zip(columns, paths, strict=False)]
             found = [base / path for base, path in zip(bases, paths, strict=True)]
-            entries.append([inside(folder, path.relative_to(folder), f"{listing}, line {number}") for path in found])
+            entries.append([inside(folder, path.relative_to(folder), place) for path in found])
         return entries
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,14 +135,13 @@ class FileDataset(SegmentationDataset):
             image, label = read_image(sample.image), self.read_label(sample.label)
         except ValueError as error:
             raise DatasetError(str(error)) from None
-        if image.shape[:2] != label.shape:
-            (h, w), (lh, lw) = image.shape[:2], label.shape
-            turned = ", turned by the orientation in its EXIF data" if (h, w) == (lw, lh) and h != w else ""
+        (h, w), (lh, lw), (ph, pw) = image.shape[:2], label.shape, self.protocol.size
+        if (h, w) != (lh, lw):
+            turned = ", turned by the orientation in its EXIF data" if (h, w) == (lw, lh) else ""
             raise DatasetError(
                 f"{sample.label}: label is {lh}x{lw} but its image {sample.image.name} is {h}x{w}{turned}"
             )
-        if label.shape != self.protocol.size and not self.RESIZED:
-            (h, w), (ph, pw) = label.shape, self.protocol.size
+        if (h, w) != (ph, pw) and not self.RESIZED:
             raise DatasetError(
                 f"{sample.image}: image and label are {h}x{w}, but {self.protocol.name} is trained and scored at "
                 f"{ph}x{pw}. Resize the image (bilinear) and its label (nearest neighbor) to {ph}x{pw}, or describe "

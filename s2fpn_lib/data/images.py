@@ -23,8 +23,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     16-bit grayscale is scaled from 0..65535 to 0..255, transparency is dropped, and a file with several frames gives
     its first one. Raises ImageError if the file is missing, damaged, no regular file, or holds floating-point pixels,
-    and, before any pixel is decoded, if it claims more than `PIL.Image.MAX_IMAGE_PIXELS`: 89 million, so that 10000 x
-    8000 pixels are read.
+    and, before any pixel is decoded, if it claims more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million).
     """
     image = _open(path)
     if image.mode.startswith("I"):  # grayscale with 16 or 32 bits
@@ -34,11 +33,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarray:
-    """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other.
-
-    palette_as_colors: the colors of a palette image instead of its indices. Raises ImageError as `read_image` does, and
-    if the ids of a 16-bit file do not fit into 8 bits.
-    """
+    """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other, and
+    with `palette_as_colors` also of a palette image. Raises ImageError as `read_image` does, and if ids do not fit into
+    8 bits."""
     image = _open(path)
     if image.mode == "LA":
         image = image.convert("L")
@@ -79,18 +76,16 @@ def ids_of_colors(
 
     Args:
         ids: (R, G, B) in 0..255 -> id in 0..255.
-        path: the file, for the error message.
-        classes: names of the ids 0, 1, ..., for the error message.
+        path, classes: the file, and the names of the ids 0, 1, ..., for the error message.
         unknown: the id of colors that are not in `ids`; None: they are an error.
 
     Raises ImageError for colors that are not in `ids`; with `unknown`, only for those within `NEAR` levels of a known
     color, which are damaged ones.
     """
-    known = {int(_PACK @ np.array(color, dtype=np.uint32)): value for color, value in ids.items()}
-    table = np.array(sorted(known), dtype=np.uint32)
+    table, order = np.unique(np.array(list(ids), dtype=np.uint32) @ _PACK, return_index=True)
     codes = pixels.astype(np.uint32) @ _PACK  # (H, W, 3) -> (H, W)
     places = np.searchsorted(table, codes).clip(max=len(table) - 1)
-    found = np.array([known[code] for code in table.tolist()], dtype=np.uint8)[places]
+    found = np.array(list(ids.values()), dtype=np.uint8)[order][places]
     wrong = table[places] != codes
     if wrong.any():
         if message := _unknown_colors(codes[wrong], ids, classes, only_near=unknown is not None):
@@ -109,6 +104,8 @@ def _unknown_colors(
     distances = np.stack([np.abs(colors - color).max(axis=1) for color in known], axis=1)  # (n, m)
     near = distances.min(axis=1) <= NEAR
     shown = [place for place in np.argsort(-counts, kind="stable") if near[place] or not only_near]
+    if not shown:
+        return ""
     described = []
     for place in shown[:5]:
         text = f"{tuple(colors[place].tolist())} in {counts[place]} px"
@@ -117,8 +114,6 @@ def _unknown_colors(
             name = classes[ids[nearest]] if ids[nearest] < len(classes) else f"id {ids[nearest]}"
             text += f", near {nearest} ({name})"
         described.append(text)
-    if not described:
-        return ""
     fix = (
         "Colors near a class color come from JPEG compression, interpolation, or a reduced palette: export the label "
         "again as RGB PNG, resized by nearest neighbor if at all."
@@ -132,7 +127,7 @@ def _unknown_colors(
 def _open(path: str | Path) -> Image.Image:
     try:
         if isinstance(path, str | Path) and not Path(path).is_file():  # opening a named pipe would wait for a writer
-            raise FileNotFoundError(_what_is_there(Path(path)))
+            raise ImageError(f"{path}: {_what_is_there(Path(path))}")
         Image.init()  # fills `Image.OPEN`; Pillow 10 has no AVIF
         with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # only a warning there
@@ -143,8 +138,6 @@ def _open(path: str | Path) -> Image.Image:
             if image.mode == "F":
                 raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
             return ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: {error}") from None
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # "Image size (10000000000 pixels) exceeds ..."

@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 import typing
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Protocol:
         values = (self.ignore_id, *self.ignore_color, *self.mean_published, *sum(self.palette, ()))
         odd = [each[:80] for each in classes if not 1 <= len(each) <= MOST_CHARACTERS or unprintable(each)]
         for right, message in (
-            (all(NAME.fullmatch(each) for each in names), "name and dataset have up to 150 letters, digits, and _.+-"),
+            (all(map(NAME.fullmatch, names)), "name and dataset have up to 150 letters, digits, and _.+-"),
             (not 0 <= self.ignore_id < len(classes), f"ignore_id {self.ignore_id} is also the id of a class"),
             (not odd, f"class {odd}: give names of 1 to {MOST_CHARACTERS} characters, without control characters"),
             (1 <= len(classes) <= 253, f"{len(classes)} classes; give 1 to 253"),
@@ -80,15 +81,13 @@ def _read(path: Path) -> dict[str, Protocol]:
 
 PROTOCOLS = _read(Path(__file__).with_name("protocols.toml"))
 _own: dict[str, Protocol] = {}
+_known = ChainMap(_own, PROTOCOLS)
 
 
 def register(protocol: Protocol) -> Protocol:
-    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it.
-
-    Raises ValueError if that name is known with other classes, ids, or another size: a file could rename the classes of
-    others.
-    """
-    known = {**PROTOCOLS, **_own}.get(protocol.name, protocol)
+    """Makes a protocol of the user's own dataset known to `get_protocol` in this process, and returns it. Raises
+    ValueError if that name is known with other classes, ids, or another size."""
+    known = _known.get(protocol.name, protocol)
     for field in ("dataset", "size", "classes", "ignore_id"):
         if getattr(known, field) != getattr(protocol, field):
             differ = f"{field} {getattr(protocol, field)} instead of {getattr(known, field)}"
@@ -100,13 +99,11 @@ def register(protocol: Protocol) -> Protocol:
 
 def dataset_of(name: str) -> str:
     """The dataset of a protocol, also of an own one that is not registered: its name begins with the dataset's."""
-    known = {**PROTOCOLS, **_own}
-    return known[name].dataset if name in known else name.rsplit("-", 2)[0]
+    return _known[name].dataset if name in _known else name.rsplit("-", 2)[0]
 
 
 def get_protocol(name: str) -> Protocol:
     """The protocol with that name; KeyError with the nearest known name if there is none."""
-    known = {**PROTOCOLS, **_own}
-    if name not in known:
-        raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
-    return known[name]
+    if name not in _known:
+        raise KeyError(f"no protocol named {name!r}.{did_you_mean(name, _known)} Known: {', '.join(_known)}")
+    return _known[name]

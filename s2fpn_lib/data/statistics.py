@@ -18,9 +18,8 @@ from torch import Tensor
 from s2fpn_lib.data.dataset import DatasetError, SegmentationDataset
 
 SHOWN_ERRORS = 5  # of each kind
-MISSING = "file is missing"
 
-if TYPE_CHECKING:  # the core works without pandas; only the tables below need it
+if TYPE_CHECKING:
     import pandas as pd
 
 
@@ -48,13 +47,13 @@ class AuditReport:
                 lines.append(f"{len(errors)} errors of one kind in {folder}, for example:")
             lines += errors[:SHOWN_ERRORS]
             path, _, reason = errors[0].partition(": ")
-            if reason == MISSING and (cause := _likely_cause(Path(path))):
+            if reason == "file is missing" and (cause := _likely_cause(Path(path))):
                 lines.append(f"Likely cause: {cause}")
         return lines
 
     def class_table(self) -> pd.DataFrame:
         """One row per label value: id, class, pixels, share of the labeled pixels, samples that show it."""
-        import pandas as pd
+        import pandas as pd  # here, because the core works without it
 
         protocol, total = self.dataset.protocol, self.counts.sum(axis=0)
         names = dict(enumerate(protocol.classes)) | {protocol.ignore_id: "(ignored)"}
@@ -71,11 +70,8 @@ class AuditReport:
 
 
 def check_dataset(dataset: SegmentationDataset) -> AuditReport:
-    """Read every sample once and compare it with the protocol.
-
-    The report names missing or truncated files, images without a label and labels without an image, labels of another
-    size than their image, and label values that are neither a class nor the ignored id.
-    """
+    """Read every sample once and compare it with the protocol: the report names missing or truncated files, images and
+    labels without a partner or of another size, and label values that are neither a class nor the ignored id."""
     protocol, errors = dataset.protocol, list(dataset.problems)
     sizes, counts = [], np.zeros((len(dataset), 256), dtype=np.int64)
 
@@ -184,9 +180,7 @@ def class_pixels(dataset: SegmentationDataset) -> Tensor:
 
 def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> Tensor:
     """(K,) float32 class weights 1 / ln(c + share), where share is the class's part of all labeled pixels (ENet).
-
-    Raises ValueError if c is not above 1, a label holds an undeclared id, or no pixel is labeled.
-    """
+    Raises ValueError if c is not above 1, a label holds an undeclared id, or no pixel is labeled."""
     if constant <= 1:
         raise ValueError(f"constant={constant}: the c of the class weights 1/ln(c + share) must be a number above 1")
     pixels = class_pixels(dataset)
@@ -197,10 +191,8 @@ def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> 
 
 
 def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 64) -> list[dict[int, np.ndarray]]:
-    """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, at most ``most`` pixels per class.
-
-    A class is rare if it has less than ``share`` of the labeled pixels. The pixels are evenly spaced in reading order.
-    """
+    """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, those with less than ``share`` of
+    the labeled pixels; at most ``most`` pixels per class, evenly spaced in reading order."""
     pixels = class_pixels(dataset).numpy()
     rare = [each for each, count in enumerate(pixels) if 0 < count / pixels.sum() < share]
     found = []

@@ -1,8 +1,7 @@
 """Crop-first augmentation: draw the scale, cut its window from the source, and resize only that window.
 
-The published loader resizes the whole image by ``s`` and then cuts a crop of ``crop`` pixels. Cutting a window of
-``crop / s`` pixels first gives the same pixels at a cost that does not grow with the image. torchvision's transforms
-draw from the global generator, so their result depends on the number of workers; here the caller passes the generator.
+The published loader resizes the whole image before it cuts a crop. This order gives the same pixels at a cost that does
+not grow with the image. torchvision's transforms draw from the global generator and depend on the number of workers.
 """
 
 from collections.abc import Mapping
@@ -58,11 +57,9 @@ class Cut:
 
 
 def draw(augment: Augment, rng: np.random.Generator, size: Size, crop: Size, rare: Mapping | None = None) -> Cut:
-    """Draw one augmentation for an image of ``size`` (H, W) and an output of ``crop`` (h, w).
-
-    A window larger than the image contains the whole image at a random place. ``rare`` has an item per rare class that
-    the image shows: its id, and pixels (n, 2) as (row, column).
-    """
+    """Draw one augmentation for an image of ``size`` (H, W) and an output of ``crop`` (h, w). A window larger than the
+    image contains the whole image at a random place. ``rare`` has an item per rare class that the image shows: its id,
+    and pixels (n, 2) as (row, column)."""
     # always the same number of draws, so that one option does not change what another one draws
     which, *places, mirror, center, kind, pixel = rng.random(7)
     jitter = 1 + augment.photometric * (2 * rng.random(3) - 1)
@@ -89,10 +86,8 @@ def draw(augment: Augment, rng: np.random.Generator, size: Size, crop: Size, rar
 def apply(
     cut: Cut, image: np.ndarray, label: np.ndarray, crop: Size, *, fill: torch.Tensor, ignore_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The augmented ``(image (3, h, w), label (h, w))``, both uint8, of an image (H, W, 3) and a label (H, W).
-
-    ``fill`` (3,) uint8 is the color beyond the image's edge, where the label is ``ignore_id``.
-    """
+    """The augmented ``(image (3, h, w), label (h, w))``, both uint8, of an image (H, W, 3) and a label (H, W); ``fill``
+    (3,) uint8 is the color beyond the image's edge, where the label is ``ignore_id``."""
     # the part of the image inside the window, in source pixels and in output pixels
     (y0, y1), (top, bottom) = _overlap(cut.top, cut.height, label.shape[0], crop[0])
     (x0, x1), (left, right) = _overlap(cut.left, cut.width, label.shape[1], crop[1])
@@ -148,10 +143,8 @@ def class_mix(
     """Pastes half of the classes of the next sample, at the place where they are, into each sample of a batch.
 
     Each sample is changed with `probability`; each class of the other one is pasted with probability 0.5. The draws
-    come from the device's global generator. images: (B, 3, h, w). labels: (B, h, w) uint8. Returns new tensors.
-
-    Source: Olsson et al., "ClassMix: Segmentation-Based Data Augmentation for Semi-Supervised Learning", WACV 2021,
-    section 3.1; here with labels in place of predictions.
+    come from the device's global generator. images: (B, 3, h, w). labels: (B, h, w) uint8. Returns new tensors. Source:
+    ClassMix (Olsson et al., WACV 2021, section 3.1), here with labels in place of predictions.
     """
     batch, device = len(labels), labels.device
     changed = torch.rand(batch, 1, device=device) < probability

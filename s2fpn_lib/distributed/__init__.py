@@ -1,7 +1,6 @@
 """Devices and processes: where a computation runs, in which precision, and how several processes train together.
 
-In a process that is not one of several, the collective functions answer for it alone: rank 0 of 1, and a sum is the
-value itself.
+In a process that is not one of several, the collective functions answer for it alone.
 """
 
 import contextlib
@@ -18,11 +17,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device called `name` ("cpu", "cuda", "cuda:1"); "auto" is CUDA where available, else the CPU.
-
-    local_rank: number of the calling process on its node, which gets the GPU of that number. Raises ValueError for a
-    device of another kind, that torch does not see, or that several processes cannot share.
-    """
+    """The device called `name` ("cpu", "cuda", "cuda:1"); "auto" is CUDA where available, else the CPU. The process
+    with a `local_rank` on its node gets the GPU of that number. Raises ValueError for a device of another kind, that
+    torch does not see, or that several processes cannot share."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
@@ -57,10 +54,8 @@ def choose_amp(amp: str, device: torch.device) -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep freed memory for the next training step, as torch's allocator does on CUDA.
-
-    Otherwise it maps and unmaps every block over 32 MB, which takes a fifth of a training step of s2fpn_lite on a CPU.
-    """
+    """Makes glibc's malloc keep freed memory for the next training step, as torch's allocator does on CUDA. Otherwise
+    it maps and unmaps every block over 32 MB, which takes a fifth of a training step of s2fpn_lite on a CPU."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
         for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
@@ -120,10 +115,8 @@ def require_equal(what: str, value: Any, advice: str) -> None:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of the gradients that the processes' results get.
-
-    `torch.distributed.nn.functional.all_reduce`, which does this, is deprecated.
-    """
+    """The sum over processes; its gradient is the sum of the gradients that the processes' results get. torch's own,
+    `torch.distributed.nn.functional.all_reduce`, is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -135,7 +128,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """`model` with training statistics of every BatchNorm taken over all processes, for CUDA and CPU."""
+    """`model`, changed in place: the training statistics of every BatchNorm are taken over all processes."""
     if any(parameter.is_cuda for parameter in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
@@ -145,11 +138,8 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm of (B, C, ...) inputs with the mean and variance of the concatenated batches of all processes.
-
-    torch's accepts CUDA tensors only. This one must be affine, with running statistics. The statistics are float32
-    under any autocast; the running variance is unbiased, as in torch.
-    """
+    """BatchNorm of (B, C, ...) inputs with the mean and variance of the concatenated batches of all processes, in
+    float32 under any autocast; torch's accepts CUDA tensors only. It must be affine, with running statistics."""
 
     _check_input_dim = nn.SyncBatchNorm._check_input_dim  # (B, C, ...)
 

@@ -1,19 +1,18 @@
 """Processes that train together: torchrun's elastic launcher, called from a script or a notebook."""
 
-import contextlib
 import ctypes
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from s2fpn_lib.distributed import local_rank
-from s2fpn_lib.distributed.stop import STOP_SIGNALS, parent_watched
+from s2fpn_lib.distributed.stop import STOP_SIGNALS, parent_watched, restored_signal_handlers
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -42,15 +41,12 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
     """Runs `function(*args)` in `devices` new processes on this node, connected to those of the other nodes.
 
     The processes are spawned, so `function` and `args` must be picklable, and a script calls this under
-    `if __name__ == "__main__":`. When one process fails, the others are stopped; when this process ends, they end, too.
-    Each gets an equal share of this process's CPU threads.
-
-    A signal that ends this process goes to the others first, which have half a minute to end, see `StopSignals`.
+    `if __name__ == "__main__":`. Each gets an equal share of the CPU threads. When one fails, the others are stopped; a
+    signal that ends this process goes to all of them first, which have half a minute to end, see `StopSignals`.
 
     nodes: number of machines; `launch` is called on each of them, see `node_rank`. backend: "cpu:gloo,cuda:nccl" for
-    CUDA (one GPU per process), "gloo" for the CPU. gloo uses the network of the host's name, or the one that
-    GLOO_SOCKET_IFNAME names. Returns what `function` returned in this node's first process. Raises WorkerFailed if a
-    process raised an error or was killed.
+    CUDA (one GPU per process), "gloo" for the CPU, over the network of the host's name or of GLOO_SOCKET_IFNAME.
+    Returns what `function` returned in this node's first process, or raises WorkerFailed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -59,15 +55,14 @@ def launch(function: Callable[..., Any], *args: Any, devices: int, nodes: int, b
     first_node = node_rank(nodes) == 0
     returned, received, deterministic = {}, None, torch.are_deterministic_algorithms_enabled()
     endpoint = "localhost:0" if nodes == 1 else "{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
-    with tempfile.TemporaryDirectory(prefix="s2fpn-launch-") as logs, _restored_signal_handlers(), parent_watched():
-        size = {"min_nodes": nodes, "max_nodes": nodes, "nproc_per_node": devices}
-        place = {"rdzv_backend": "c10d", "rdzv_endpoint": endpoint, "rdzv_configs": {"is_host": first_node}}
-        place["local_addr"] = "localhost" if nodes == 1 else None
-        specs = DefaultLogsSpecs(log_dir=logs)
+    # the elastic launcher replaces signal handlers, which a notebook's kernel needs
+    with tempfile.TemporaryDirectory(prefix="s2fpn-launch-") as logs, restored_signal_handlers(), parent_watched():
         # nohup lets a process ignore SIGHUP
         handled = [each.name for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-        rules = {"max_restarts": 0, "logs_specs": specs, "signals_to_handle": ",".join(handled)}
-        config = LaunchConfig(**size, **place, **rules, run_id="s2fpn")
+        place = {"rdzv_backend": "c10d", "rdzv_endpoint": endpoint, "rdzv_configs": {"is_host": first_node}}
+        place |= {"local_addr": "localhost" if nodes == 1 else None, "run_id": "s2fpn"}
+        rules = {"max_restarts": 0, "logs_specs": DefaultLogsSpecs(logs), "signals_to_handle": ",".join(handled)}
+        config = LaunchConfig(min_nodes=nodes, max_nodes=nodes, nproc_per_node=devices, **place, **rules)
         try:
             returned = elastic_launch(config, _run_worker)(function, args, backend, devices, deterministic)
         except ChildFailedError as error:
@@ -100,15 +95,3 @@ def _run_worker(
         raise RuntimeError("the training was stopped") from stopped
     dist.destroy_process_group()  # not after an error: the other processes may be stuck in a collective
     return value
-
-
-@contextlib.contextmanager
-def _restored_signal_handlers() -> Iterator[None]:
-    """Restores the signal handlers that the elastic launcher replaces, which a notebook's kernel needs."""
-    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # only the main thread has handlers
-            for each, handler in before.items():
-                signal.signal(each, handler)

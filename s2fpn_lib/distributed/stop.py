@@ -8,25 +8,17 @@ import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import ANY
 
 from s2fpn_lib.distributed import any_process, world_size
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
-class _AnyParent(int):
-    """A process number that differs from no other."""
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-
 @contextlib.contextmanager
 def parent_watched() -> Iterator[None]:
-    """In a notebook's kernel, SIGTERM when its parent process ends (papermill that was terminated, JupyterLab).
-
-    ipykernel's own thread ends the process within a second then, without a signal.
-    """
+    """In a notebook's kernel, SIGTERM when its parent process ends (papermill that was terminated, JupyterLab), instead
+    of ipykernel's own thread, which ends the process without a signal."""
     kernels, parent, left = sys.modules.get("ipykernel.kernelapp"), os.getppid(), threading.Event()
     poller = getattr(kernels and kernels.IPKernelApp._instance, "poller", None)  # `instance` would create one
 
@@ -39,7 +31,7 @@ def parent_watched() -> Iterator[None]:
     if not hasattr(poller, "parent_pid") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, poller.parent_pid = poller.parent_pid, _AnyParent(1)
+    before, poller.parent_pid = poller.parent_pid, ANY  # which differs from no process number
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
@@ -49,13 +41,24 @@ def parent_watched() -> Iterator[None]:
 
 
 def ignore_stop_signals(_: int) -> None:
-    """Lets a worker of a loader live through the signals that all processes of a group get: its process ends it.
-
-    A second SIGTERM ends the worker, as DataLoader sends one where a worker does not react.
-    """
+    """Lets a worker of a loader live through the signals that all processes of a group get: its process ends it, by a
+    second SIGTERM where it does not react."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@contextlib.contextmanager
+def restored_signal_handlers() -> Iterator[dict[signal.Signals, Any]]:
+    """Restores the handlers of `STOP_SIGNALS`, which it gives, at the end of the block."""
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    try:
+        yield before
+    finally:
+        with contextlib.suppress(ValueError):  # only the main thread has handlers
+            for each, handler in before.items():
+                if handler is not None:  # else it was not installed from Python
+                    signal.signal(each, handler)
 
 
 class StopRequested(BaseException):
@@ -63,12 +66,11 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Holds back SIGINT, SIGTERM, and SIGHUP while a block runs, so that it can end where nothing is lost.
+    """Holds back SIGINT, SIGTERM, and SIGHUP until a block ends, so that it can end where nothing is lost.
 
-    The end of the parent of a notebook's kernel counts as SIGTERM. The signal is delivered when the block ends. A
-    second SIGINT raises KeyboardInterrupt at once; it has no effect in one of several processes, which get SIGINT from
-    the terminal and from their launcher. An ignored signal stays ignored. Outside the main thread, which alone has
-    handlers, nothing is held back.
+    The end of the parent of a notebook's kernel counts as SIGTERM. A second SIGINT raises KeyboardInterrupt at once; it
+    has no effect in one of several processes, which get SIGINT from the terminal and from their launcher. An ignored
+    signal stays ignored. Outside the main thread, which alone has handlers, nothing is held back.
     """
 
     def __init__(self) -> None:
@@ -76,20 +78,17 @@ class StopSignals:
         self._at_once = False
 
     def __enter__(self) -> "StopSignals":
-        before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-        self._before = {each: handler for each, handler in before.items() if handler not in (None, signal.SIG_IGN)}
-        self._parent = contextlib.ExitStack()
-        self._parent.enter_context(parent_watched())
+        self._stack = contextlib.ExitStack()
+        before = self._stack.enter_context(restored_signal_handlers())
+        self._stack.enter_context(parent_watched())
         with contextlib.suppress(ValueError):
-            for each in self._before:
-                signal.signal(each, self._hold)
+            for each, handler in before.items():
+                if handler not in (None, signal.SIG_IGN):
+                    signal.signal(each, self._hold)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._parent.close()
-        with contextlib.suppress(ValueError):
-            for each, handler in self._before.items():
-                signal.signal(each, handler)
+        self._stack.close()
         if self.received:
             if isinstance(error, Exception):  # which the end of the process by the signal would hide
                 traceback.print_exception(error)

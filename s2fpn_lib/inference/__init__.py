@@ -3,5 +3,3 @@
 from s2fpn_lib.inference.export import export_onnx, export_program, onnx_difference
 from s2fpn_lib.inference.optimize import OptimizedModel, optimize_for_inference
 from s2fpn_lib.inference.simplify import simplify
-
-__all__ = ["OptimizedModel", "export_onnx", "export_program", "onnx_difference", "optimize_for_inference", "simplify"]

@@ -1,6 +1,7 @@
 """The network as a file for other runtimes: ONNX, and a torch.export program."""
 
 import copy
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -20,12 +21,11 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
     """Write an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits` (B, K, H, W).
 
     It is written atomically. Its metadata hold, as JSON, the mean and std that `preprocess` uses (R, G, B on 0..255).
+    Raises ImportError if the extra [onnx] is not installed.
 
     Args:
         network: `simplify.simplify(model)`, or a model itself.
         dynamic: leave batch, height, and width variable, the sizes from 65 pixels; otherwise they are the example's.
-
-    Raises ImportError if the extra [onnx] is not installed.
     """
     require_onnx()
     traced, shapes = variable_input(example) if dynamic else (example.contiguous(), None)
@@ -40,10 +40,8 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
 
 
 def _pad_in_convolutions(model: Any) -> None:
-    """Replace each Pad with computed amounts, which is one of `SameConv2d`, by the auto_pad of its convolution.
-
-    SAME_UPPER defines the same amounts, and a runtime then copies no map to pad it.
-    """
+    """Replace each Pad with computed amounts, which is one of `SameConv2d`, by the same auto_pad of its convolution: a
+    runtime then copies no map to pad it."""
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -57,10 +55,8 @@ def _pad_in_convolutions(model: Any) -> None:
 
 
 def onnx_difference(model: nn.Module, path: str | Path, x: Tensor) -> float:
-    """Largest |difference| between the logits of the file in onnxruntime and of `model`, on inputs x (B, 3, H, W).
-
-    Raises RuntimeError if it is above `PARITY` times the largest logit (or 1).
-    """
+    """Largest |difference| between the logits of the file in onnxruntime and of `model`, on inputs x (B, 3, H, W);
+    RuntimeError if it is above `PARITY` times the largest logit (or 1)."""
     (logits,) = onnx_session(path).run(None, {"image": x.contiguous().numpy()})
     return logit_difference(model, torch.from_numpy(logits), x, source=path)
 
@@ -76,11 +72,8 @@ def logit_difference(model: nn.Module, logits: Tensor, x: Tensor, *, source: str
 
 
 def export_program(network: nn.Module, path: str | Path, example: Tensor) -> None:
-    """Write a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this library.
-
-    It is written atomically. The program takes any batch, and heights and widths from 65 pixels; of the example only
-    type and device matter.
-    """
+    """Write, atomically, a torch.export program (.pt2) that `torch.export.load(path).module()` runs without this
+    library, for any batch, and heights and widths from 65 pixels. Of the example only type and device matter."""
     # channels_last weights would tie the program to relations between height and width
     plain = copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)
     traced, shapes = variable_input(example)
@@ -90,12 +83,9 @@ def export_program(network: nn.Module, path: str | Path, example: Tensor) -> Non
 
 
 def variable_input(example: Tensor) -> tuple[Tensor, tuple[dict[int, Any]]]:
-    """An input to trace with batch, height, and width variable, and the variable dimensions, for torch.export.
-
-    It does not have the example's shape: torch.export takes a batch of 1, and the small maps of an image of at most 64
-    pixels, for constants.
-    """
+    """An input to trace with batch, height, and width variable, and the variable dimensions, for torch.export."""
     dynamic = torch.export.Dim.DYNAMIC
+    # not the example's shape: a batch of 1 and the small maps of an image of at most 64 pixels are taken for constants
     return example.new_zeros(2, 3, 128, 96), ({0: dynamic, 2: dynamic, 3: dynamic},)
 
 
@@ -112,9 +102,6 @@ def onnx_session(model: bytes | str | Path) -> Any:
 
 def require_onnx() -> None:
     """Raise an ImportError that names the extra if a package of [onnx] is missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 's2fpn-workbench[onnx]' (the extra [onnx])") from error
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{package} is missing: pip install 's2fpn-workbench[onnx]' (the extra [onnx])")

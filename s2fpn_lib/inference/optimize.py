@@ -1,7 +1,4 @@
-"""The network prepared for inference: batch norms folded, auxiliary heads removed, and one of four backends.
-
-Each change is exact in real arithmetic; precisions below float32 are only used on request.
-"""
+"""The network prepared for inference: batch norms folded, auxiliary heads removed, and one of four backends."""
 
 import contextlib
 import warnings
@@ -28,11 +25,10 @@ CALIBRATION_IMAGES = 8
 class OptimizedModel(nn.Module):
     """A network for prediction only: `fast(x)` gives the logits (B, K, H, W) of the original `model(x)`.
 
-    Attributes: `backend` and `precision` as requested; `max_difference`, the largest |difference| between its logits
-    and the original's on the example; config, num_classes, metadata, preprocess, and device (of the inputs) are the
-    original's. Of int8 also: `miou_cost` in percentage points (NaN if it was not measured), `statement`, which says it
-    in words, `changed`, the share of the example's pixels that get another class, `float_layers`, the names of the
-    layers that stay in float, and `speedup`, how many times as fast as float32 of the same backend.
+    `max_difference` is the largest |difference| between its logits and the original's on the example. Of int8 also:
+    `miou_cost` in percentage points (NaN if it was not measured), `statement`, which says it in words, `changed`, the
+    share of the example's pixels that get another class, `float_layers`, the names of the layers that stay in float,
+    and `speedup`, how many times as fast as float32 of the same backend.
     """
 
     def __init__(self, model: S2FPN, run: Callable[[Tensor], Tensor], backend: str, precision: str):
@@ -72,23 +68,20 @@ def optimize_for_inference(
         model: made by `build_model`, on the device on which it shall run.
         example: (B, 3, H, W) float input from `model.preprocess`, of the size to expect; the result is checked on it.
             Or a dataset: some evenly spaced images of it, at its protocol's size.
-        backend: "eager" needs nothing; "compile" takes a minute once per input size (and a C++ compiler on a CPU);
-            "onnxruntime" needs the extra [onnx], "openvino" the extra [openvino], and both run on the CPU.
+        backend: "eager"; "compile", which takes a minute once per input size and needs a C++ compiler on a CPU; or
+            "onnxruntime" or "openvino", which run on the CPU and need the extra [onnx] or [openvino].
         precision: "float32", on CUDA with TF32 convolutions unless torch.backends forbids them; "bf16" or "fp16" run
-            convolutions in half precision; "int8" (onnxruntime, openvino) quantizes with the activation ranges of
-            `example`, which should then be real training images. With openvino, what is not quantized runs in bfloat16
-            where the processor has it. Below float32, also in TF32, the difference of the logits is not bounded.
-        scored: for int8, a labeled dataset that shares no image with `example`, such as the val split: the mIoU that
-            int8 costs is measured on it.
+            convolutions in half precision; "int8" quantizes with the activation ranges of `example`, which should then
+            be real training images. Below float32, also in TF32, the difference of the logits is not bounded.
+        scored: for int8, a labeled dataset that shares no image with `example`; the mIoU cost is measured on it.
         limit: number of scored images, evenly spaced; None for all.
         tolerance: for int8, the largest share of the example's pixels that may get another class. Layers whose
             quantization changes more stay in float; finding them takes minutes.
         verbose: print the largest difference, and what int8 costs.
 
-    Raises TypeError for a model that `build_model` did not make, ValueError for an unknown backend or precision, one
-    that the device lacks, or scored images in the example, ImportError if the package of the backend is missing, and
-    RuntimeError if the float32 logits differ by more than `export.PARITY` (relative to the largest logit if that is
-    above 1). Warns if int8 is not faster than float32 of the same backend.
+    Raises TypeError for a model that `build_model` did not make, ValueError for a backend or precision that is unknown
+    or that the device lacks and for scored images in the example, ImportError if the package of the backend is missing,
+    and RuntimeError if the float32 logits differ by more than `export.PARITY` (relative to the largest logit above 1).
     """
     if not isinstance(model, S2FPN):
         raise TypeError(f"optimize_for_inference takes a model made by build_model, got {type(model).__name__}")
@@ -100,13 +93,10 @@ def optimize_for_inference(
     if backend in RUNTIMES and device.type != "cpu":
         raise ValueError(f"backend {backend!r} runs on the CPU here, and the model is on {device}")
     example = calibration_images(model, example, scored if precision == "int8" else None)
-    network = simplify(model)
     if backend in RUNTIMES:
-        run = RuntimeRunner(network, example, backend, precision, tolerance)
+        run = RuntimeRunner(simplify(model), example, backend, precision, tolerance)
     else:
-        run = _torch_runner(network, TORCH_PRECISIONS[precision], compiled=backend == "compile")
-        if device.type == "cuda":
-            run = cuda_graphs(run)
+        run = _torch_runner(simplify(model), TORCH_PRECISIONS[precision], compiled=backend == "compile")
     optimized = OptimizedModel(model, run, backend, precision)
     rounded = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     options = {"source": backend, "bounded": precision == "float32" and not rounded}
@@ -123,9 +113,7 @@ def calibration_images(
     model: S2FPN, example: Tensor | SegmentationDataset, scored: SegmentationDataset | None
 ) -> Tensor:
     """The inputs (B, 3, H, W) whose activations give the ranges: `example`, or evenly spaced images of a dataset.
-
-    Raises ValueError if one of them is an image of `scored`: by name for a dataset, otherwise by its pixels.
-    """
+    Raises ValueError if one of them is an image of `scored`: by name for a dataset, otherwise by its pixels."""
     if isinstance(example, SegmentationDataset):
         if scored is not None and (both := set(example.names) & set(scored.names)):
             both = f"{min(both)} and {len(both) - 1} more"
@@ -177,7 +165,7 @@ def _torch_runner(network: S2FPN, dtype: torch.dtype | None, *, compiled: bool) 
         with torch.autocast(device.type, dtype, enabled=dtype is not None), freezing():
             return network(x).float()
 
-    return run
+    return cuda_graphs(run) if device.type == "cuda" else run
 
 
 def cuda_graphs(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

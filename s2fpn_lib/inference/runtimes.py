@@ -1,7 +1,4 @@
-"""The runtimes that run an exported network on the CPU, onnxruntime and OpenVINO: one session per input size, and int8.
-
-8-bit integers take their ranges from calibration images, and layers stay in float where integers cost accuracy.
-"""
+"""The runtimes onnxruntime and OpenVINO on the CPU: one session per input size, float or 8-bit integers."""
 
 import copy
 import ctypes
@@ -11,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,9 +32,7 @@ class RuntimeRunner:
     A session is created when a size first occurs: a runtime plans better for a known size. int8 takes the activation
     ranges from the images of `example`, resized to that size, and measures on them: `changed`, the share of their
     pixels that get another class; `float_layers`, which were left in float so that this is at most `tolerance`; and
-    `milliseconds` of int8 and of float32.
-
-    Raises ImportError if a package is missing, ValueError if the processor lacks bfloat16.
+    `milliseconds` of int8 and of float32. Raises ImportError or ValueError for a missing package or bfloat16.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, runtime: str, precision: str, tolerance: float) -> None:
@@ -53,7 +48,11 @@ class RuntimeRunner:
         if x.shape not in self.sessions:
             model = self._export(x)
             if self.precision == "int8":
-                model = Quantizer(model, _batches(self.example, x.shape), self.runtime).write(self.nodes)
+                images = F.interpolate(self.example, x.shape[-2:], mode="bilinear")
+                count, batch = len(images), len(x)
+                # batches of the same size; the last one is filled up with the first images
+                batches = images[torch.arange(-(-count // batch) * batch) % count].split(batch)
+                model = Quantizer(model, batches, self.runtime).write(self.nodes)
             self.sessions[x.shape] = self._session(model, self.precision)
         return self.sessions[x.shape](x.contiguous())
 
@@ -89,23 +88,12 @@ class RuntimeRunner:
         self.milliseconds = (1e3 * times.median(dim=0).values).tolist()
 
 
-def _batches(examples: Tensor, shape: torch.Size) -> list[Tensor]:
-    """All examples, resized, in batches of `shape`; the last one is filled up with the first examples."""
-    images = F.interpolate(examples, shape[-2:], mode="bilinear")
-    count, batch = len(images), shape[0]
-    return list(images[torch.arange(-(-count // batch) * batch) % count].split(batch))
-
-
 class Quantizer:
-    """A float32 ONNX model of one fixed input size, to be written in 8-bit integers: weights per output channel.
+    """A float32 `model` of `export_onnx(..., dynamic=False)`, to be written in 8-bit integers: weights per output
+    channel, activations in the ranges that the `examples`, inputs of its shape, lead to.
 
-    onnxruntime and OpenVINO run such a file in integer arithmetic where they can. `layers` maps the name of each node
-    that can be quantized to the name of its layer.
-
-    Args:
-        model: written by `export_onnx(..., dynamic=False)`.
-        examples: inputs of its shape from `model.preprocess`. Their smallest and largest activations become the ranges.
-        runtime: which one shall run the file; it decides what is quantized besides convolutions.
+    `layers` maps the name of each node that can be quantized to the name of its layer. The `runtime` that shall run the
+    file decides what is quantized besides convolutions.
     """
 
     def __init__(self, model: bytes, examples: Iterable[Tensor], runtime: str) -> None:
@@ -144,9 +132,8 @@ class Quantizer:
 def accurate_part(layers: Sequence[str], changed: Callable[[Sequence[str]], float], tolerance: float) -> list[str]:
     """The layers that can be quantized together so that `changed(them)` is at most `tolerance`.
 
-    Where all together exceed it, they are halved until those are found that exceed it alone. While the others together
-    still exceed it, the same is done with half of the tolerance, and so on. Parts that have not been examined after
-    `MAX_TRIALS` calls count as harmful.
+    Where all together exceed it, they are halved until those are found that exceed it alone; while the others together
+    still do, again with half of the tolerance. Parts that were not examined in `MAX_TRIALS` calls count as harmful.
     """
     trials: dict[tuple[str, ...], float] = {}
 
@@ -179,16 +166,12 @@ def kept_signal_stack() -> Iterator[None]:
     plugins are not unloaded in reverse order, that one has been freed, and the next signal that Python handles kills
     the process. With the first stack restored at once, the plugin has nothing to restore.
     """
-    if not sys.platform.startswith("linux"):
+    with ExitStack() as stack:
+        if sys.platform.startswith("linux"):
+            sigaltstack, before = ctypes.CDLL(None).sigaltstack, ctypes.create_string_buffer(64)  # over a stack_t
+            sigaltstack(None, before)
+            stack.callback(sigaltstack, before, None)
         yield
-        return
-    sigaltstack = ctypes.CDLL(None).sigaltstack
-    before = ctypes.create_string_buffer(64)  # larger than a stack_t
-    sigaltstack(None, before)
-    try:
-        yield
-    finally:
-        sigaltstack(before, None)
 
 
 @kept_signal_stack()

@@ -19,8 +19,8 @@ def simplify(model: S2FPN) -> S2FPN:
     """A copy for inference, equal to `model` in real arithmetic: in evaluation mode, without auxiliary heads, with
     batch norms folded into convolutions, and in channels_last.
 
-    A 1x1 convolution without bias and a bilinear resize, whose weights sum to 1, commute. The 1x1 convolution of GFU
-    and the half of FRB's that reads the upsampled map therefore run before the resize, on a quarter of the pixels.
+    A 1x1 convolution without bias and a bilinear resize commute. Those of GFU and FRB that read the upsampled map
+    therefore run before the resize, on a quarter of the pixels.
     """
     simple = copy.deepcopy(model).eval().requires_grad_(False)
     simple.auxiliary = nn.ModuleList()
@@ -34,13 +34,12 @@ def simplify(model: S2FPN) -> S2FPN:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold each batch norm that directly follows a convolution into it, in place.
+    """Fold each batch norm into the convolution before it, another child of the same module, in place.
 
-    Pairs are consecutive children of a module. The shared convolution of strip attention has two norms and keeps both.
     torch fuses one pair; its `torch.fx` pass over a whole module needs static control flow.
     """
     for parent in module.modules():
-        if isinstance(parent, StripGate):
+        if isinstance(parent, StripGate):  # its convolution has two norms
             continue
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

@@ -3,5 +3,3 @@
 from s2fpn_lib.model.encoders import ENCODERS
 from s2fpn_lib.model.published import PUBLISHED_MODELS, load_published
 from s2fpn_lib.model.s2fpn import NORMALIZATIONS, S2FPN, Switches, build_model
-
-__all__ = ["ENCODERS", "NORMALIZATIONS", "PUBLISHED_MODELS", "S2FPN", "Switches", "build_model", "load_published"]

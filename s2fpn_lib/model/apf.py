@@ -19,10 +19,8 @@ class FRB(nn.Sequential):
 
 
 class CRB(nn.Module):
-    """The channel-wise reweighting block: `x * sigmoid(W2 relu(W1 avgpool(x)))`, (B, C, H, W) -> (B, C, H, W).
-
-    W1 maps C channels to C/4 and W2 maps them back; both are plain 1x1 convolutions.
-    """
+    """The channel-wise reweighting block: `x * sigmoid(W2 relu(W1 avgpool(x)))`, (B, C, H, W) -> (B, C, H, W), with
+    plain 1x1 convolutions W1 from C to C/4 channels and W2 back."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,10 +69,8 @@ class APF(nn.Module):
 
 
 class FPNLevel(nn.Module):
-    """The substitute for APF in ablations: the sum of lateral and upsampled map of a feature pyramid, then a 3x3.
-
-    Same arguments and shapes as APF; the auxiliary head reads the result itself.
-    """
+    """The substitute for APF in ablations: the sum of lateral and upsampled map of a feature pyramid, then a 3x3. Same
+    arguments and shapes as APF; the auxiliary head reads the result itself."""
 
     def __init__(self, high: int, low: int, out: int, *, revision: str) -> None:
         super().__init__()

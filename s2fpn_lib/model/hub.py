@@ -1,7 +1,6 @@
 """A network as a folder to share: model.safetensors, config.json, and a model card, here or on the Hugging Face hub.
 
-`huggingface_hub.ModelHubMixin` does the same, but a class that inherits from it cannot be imported without the package.
-It is imported here for a transfer only.
+A class that inherits from `huggingface_hub.ModelHubMixin` could not be imported without that package.
 """
 
 import hashlib
@@ -34,10 +33,8 @@ DESCRIBED = {"config", "protocol", "protocol_definition", "training", "pretraini
 
 
 def serialized(model: nn.Module, metadata: Mapping[str, Any], *, half: bool = False) -> bytes:
-    """A safetensors file with the weights of `model` and, in its header, the JSON of {"config": ..., **metadata}.
-
-    half: floating-point tensors in float16. The JSON also holds the `digest` of both as "sha256".
-    """
+    """A safetensors file with the weights of `model` (with `half`, those of floating point in float16) and, in its
+    header, the JSON of {"config": ..., **metadata} and of the `digest` of both as "sha256"."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -84,10 +81,8 @@ def rebuilt(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mo
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file and the JSON object in its header, {} where it has none.
-
-    Raises SafetensorError or ValueError if the file is damaged. Files of earlier versions hold no digest.
-    """
+    """The tensors of a safetensors file and the JSON object in its header, {} where it has none. Raises SafetensorError
+    or ValueError if the file is damaged. Files of earlier versions hold no digest."""
     with safetensors.safe_open(path, framework="pt") as file:
         document = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dict
@@ -121,11 +116,9 @@ class HubMixin:
                 else its last part, under the account of the token.
             private: whether a new repository is private; None: as the account's settings say.
 
-        Raises:
-            ValueError: the network is not the one that its `config` describes, such as a simplified one.
-            FileExistsError: the folder holds another config.json or README.md, such as a run's.
-            ImportError: an upload without the extra [hub]; nothing is written then.
-            WriteError: a file cannot be written; the same call completes the folder once it can.
+        Raises ValueError for a network that its `config` does not describe, such as a simplified one, FileExistsError
+        for a folder with another config.json or README.md, such as a run's, ImportError, before anything is written,
+        for an upload without the extra [hub], and WriteError where a file cannot be written.
         """
         from s2fpn_lib.model.s2fpn import build_model
 
@@ -154,21 +147,24 @@ class HubMixin:
     def from_pretrained(cls, folder_or_repo: str | Path, *, revision: str | None = None) -> Self:
         """The network of `save_pretrained`, in evaluation mode on the CPU, with what its checkpoint recorded.
 
-        Args:
-            folder_or_repo: a local folder, or a repository of the Hugging Face hub ("owner/name", the extra [hub]).
-            revision: branch, tag, or commit of the repository.
-
-        Raises:
-            FileNotFoundError: no such folder or repository, no network, or a file is missing.
-            ImportError: a repository without the extra [hub].
-            RuntimeError: the weights are damaged, or do not fit config.json.
+        folder_or_repo: a local folder, or a repository of the Hugging Face hub ("owner/name", the extra [hub]), of
+        which `revision` is a branch, tag, or commit. Raises FileNotFoundError for no such folder or repository, no
+        connection, or a missing file, ImportError for a repository without the extra [hub], and RuntimeError for
+        weights that are damaged or do not fit config.json.
         """
-        folder = Path(folder_or_repo).expanduser()
+        name, folder = str(folder_or_repo), Path(folder_or_repo).expanduser()
         if not folder.is_dir():
-            folder = _downloaded(str(folder_or_repo), revision)
-        for name in (WEIGHTS, CONFIG):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}: give a folder that save_pretrained wrote")
+            hub = _huggingface_hub(f"{name} is no local folder, and for the Hugging Face hub ")
+            try:
+                folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+            except Exception as error:  # those of the hub, of its HTTP library, and of the operating system
+                raise FileNotFoundError(
+                    f"{name} is no local folder, and the Hugging Face hub does not give it ({error}). Without a "
+                    f"network, fetch it elsewhere (hf download {name} --local-dir FOLDER) and give that folder's path"
+                ) from error
+        for file in (WEIGHTS, CONFIG):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder} has no {file}: give a folder that save_pretrained wrote")
         try:
             document = read_document((folder / CONFIG).read_text(encoding="utf-8"))
             tensors, header = read_weights(folder / WEIGHTS)
@@ -233,17 +229,6 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 def _plain(text: Any) -> str:
     """A text of one line, without elements of HTML, links, and pictures."""
     return escape(" ".join(str(text).split()), quote=False).replace("](", "]&#40;")
-
-
-def _downloaded(repo_id: str, revision: str | None) -> Path:
-    hub = _huggingface_hub(f"{repo_id} is no local folder, and for the Hugging Face hub ")
-    try:
-        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
-    except Exception as error:  # those of the hub, of its HTTP library, and of the operating system
-        raise FileNotFoundError(
-            f"{repo_id} is no local folder, and the Hugging Face hub does not give it ({error}). Without a network, "
-            f"fetch it elsewhere (hf download {repo_id} --local-dir FOLDER) and give the path of the folder"
-        ) from error
 
 
 def _huggingface_hub(reason: str = "") -> ModuleType:

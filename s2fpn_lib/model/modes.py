@@ -11,11 +11,8 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Runs the block with `model` in evaluation mode and restores the mode of every submodule afterwards.
-
-    `model.train(was_training)` would not: it also puts submodules into training mode that had been frozen in evaluation
-    mode, such as the BatchNorms of a frozen encoder.
-    """
+    """Runs the block with `model` in evaluation mode and restores the mode of every submodule afterwards; unlike
+    `model.train(was_training)`, also of those that are frozen in evaluation mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -33,9 +33,8 @@ def published_name(name: str, revision: str) -> str:
 def load_published(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
     """Loads a checkpoint in the author's layout into `model` and returns it. Arguments: as in `published_tensors`.
 
-    Raises KeyError with the missing and unknown keys, ValueError for a shape that does not fit, RuntimeError for a file
-    that cannot be read; the model is then unchanged. The weights expect the published input: build the model with
-    `normalization="camvid-mean"` or "cityscapes-mean" if images go through `model.preprocess`.
+    The weights expect the published input: build the model with `normalization="camvid-mean"` or "cityscapes-mean" if
+    images go through `model.preprocess`. Raises also ValueError for a shape that does not fit; the model is unchanged.
     """
     loaded, own = published_tensors(model, source), model.state_dict()
     for name, tensor in loaded.items():
@@ -50,10 +49,9 @@ def load_published(model: nn.Module, source: str | Path | Mapping[str, Any]) -> 
 def published_tensors(model: nn.Module, source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint in the author's layout, by the names of `model.state_dict()`, whatever their shape.
 
-    source: a path, read without running any of its code; a checkpoint dict `{"epoch": int, "model": state_dict}`; or a
-    bare state dict. Keys may have the prefix `module.`. Entries that the published code stores without using them are
-    left out. Raises KeyError with the missing and unknown keys, and RuntimeError for a file that cannot be read.
-    """
+    source: a path, a checkpoint dict `{"epoch": int, "model": state_dict}`, or a bare state dict. Keys may have the
+    prefix `module.`. Entries that the published code never uses are left out. Raises KeyError with the missing and
+    unknown keys, and the errors of `read_tensors`."""
     state, own, revision = _state_dict(source), model.state_dict(), model.config["revision"]
     wanted = {published_name(name, revision): name for name in own}
     missing = sorted(key for key in wanted if key not in state and not key.endswith("num_batches_tracked"))
@@ -89,10 +87,8 @@ def load_plain(path: Path) -> Any:
 
 
 def read_tensors(path: str | Path) -> Mapping[str, Any]:
-    """The dict of tensors and plain values in a .pth file, on the CPU, read with `weights_only=True`.
-
-    Raises FileNotFoundError if there is no file, and RuntimeError if it is damaged, holds pickled objects, or no dict.
-    """
+    """The dict of tensors and plain values in a .pth file, on the CPU. Raises FileNotFoundError if there is none, and
+    RuntimeError if it is damaged, holds pickled objects, which are never executed, or no dict."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -118,12 +114,9 @@ def _state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _is_unused(key: str, wanted: Mapping[str, str]) -> bool:
-    """Whether the published code stores `key` without using it, or the model has no auxiliary heads for it.
-
-    Of some blocks only the convolution is used: our network has `.conv.weight`, but no batch norm `.bn`.
-    """
+    """Whether the published code stores `key` without using it, or the model has no auxiliary heads for it."""
     other_head = re.match(r"apf\d\.classifier\.", key) and not any(".classifier." in name for name in wanted)
     if _ALWAYS_UNUSED.fullmatch(key) or other_head:
         return True
-    block = re.fullmatch(r"(.*)\.(bn|act)\.\w+", key)
+    block = re.fullmatch(r"(.*)\.(bn|act)\.\w+", key)  # of some blocks only the convolution is used
     return block is not None and f"{block[1]}.conv.weight" in wanted and f"{block[1]}.bn.weight" not in wanted

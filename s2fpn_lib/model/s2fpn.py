@@ -30,25 +30,18 @@ NORMALIZATIONS = {
 
 @dataclass(frozen=True)
 class Switches:
-    """The parts that an ablation turns off or varies; the defaults are the published network.
+    """The parts that an ablation turns off or varies; the defaults are the published network."""
 
-    ssam=False: identity gate. crb=False: plain convolution branch. apf=False: FPN sum of lateral and upsampled map.
-    gfu=False: upsample and add. deep_supervision=False: no auxiliary heads. strip_axis: the axis that SSAM pools over,
-    "height" as published or "width". gfu_pool: global pooling in GFU, as in the paper's figure. gamma_init: initial
-    value of SSAM's learned blend. dropout: the rate everywhere. double_resolution: the stem of the encoder halves the
-    resolution once less, so that each level has twice the height and width (S²-FPN34M is S²-FPN34 with this switch).
-    """
-
-    ssam: bool = True
-    crb: bool = True
-    apf: bool = True
-    gfu: bool = True
-    deep_supervision: bool = True
-    strip_axis: str = "height"
-    gfu_pool: bool = False
-    gamma_init: float = 0.0
-    dropout: float = DROPOUT
-    double_resolution: bool = False
+    ssam: bool = True  # False: identity gate
+    crb: bool = True  # False: plain convolution branch
+    apf: bool = True  # False: FPN sum of lateral and upsampled map
+    gfu: bool = True  # False: upsample and add
+    deep_supervision: bool = True  # False: no auxiliary heads
+    strip_axis: str = "height"  # that SSAM pools over, as published, or "width"
+    gfu_pool: bool = False  # global pooling in GFU, as in the paper's figure
+    gamma_init: float = 0.0  # initial value of SSAM's learned blend
+    dropout: float = DROPOUT  # the rate everywhere
+    double_resolution: bool = False  # twice the height and width in each level: S²-FPN34 becomes S²-FPN34M
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -62,7 +55,7 @@ class Switches:
 @dataclass
 class Pyramid:
     """All results of one forward pass, each at its own resolution, from coarse to fine: apf1 to apf4, their auxiliary
-    class logits (empty unless requested), gfu4 to gfu1, and the head's logits (B, K, H/4, W/4)."""
+    logits (empty unless requested), gfu4 to gfu1, and the head's logits (B, K, H/4, W/4)."""
 
     apf: list[Tensor]
     auxiliary: list[Tensor]
@@ -150,9 +143,8 @@ class S2FPN(HubMixin, nn.Module):
         at strides 32, 16, 8, and 4; half these strides for S²-FPN34M or with double_resolution).
         """
         result = self.pyramid(x, aux=aux)
-        logits, auxiliary = result.logits, result.auxiliary
-        if resize:
-            logits, auxiliary = resize_like(logits, x), [resize_like(level, x) for level in auxiliary]
+        maps = [result.logits, *result.auxiliary]
+        logits, *auxiliary = [resize_like(each, x) for each in maps] if resize else maps
         return (logits, auxiliary) if aux else logits
 
     @property
@@ -208,13 +200,10 @@ def build_model(
 def continued_network(
     recorded: Mapping[str, Any], given: Mapping[str, Any], deliberate: Collection[str] = (), source: str = ""
 ) -> dict[str, Any]:
-    """The arguments of `build_model`, without `num_classes`, of a network that starts from another one's weights.
+    """The arguments of `build_model`, without `num_classes`, of a network that starts from another one's weights: those
+    of its `recorded` config, replaced by the `given` ones, which may contradict it only in the `deliberate` ones.
 
-    Args:
-        recorded: the other network's `config`, or the part of it that is known.
-        given: what the user chose; everything else is taken over.
-        deliberate: names of arguments in which the new network may differ.
-        source: of the weights, for the message of the ValueError if a given value contradicts a recorded one.
+    Raises ValueError, with the `source` of the weights, for another contradiction.
     """
     known = {**asdict(Switches()), **recorded} if "name" in recorded else {}
     for name, value in given.items():

@@ -15,8 +15,7 @@ STRIP_AXES = {"height": 2, "width": 3}
 class StripGate(nn.Module):
     """The part that both revisions share: the weight W of both strips, and `relu(g dropout(fuse(S)) + (1 - g) x)`.
 
-    `gamma` is the learned scalar g. Its initial value is `gamma_init`, 0 in the published network, where the attention
-    therefore starts as relu(x).
+    `gamma` is the learned scalar g, initially `gamma_init`: 0 in the published network, which starts with relu(x).
     """
 
     def __init__(

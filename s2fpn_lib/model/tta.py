@@ -39,7 +39,7 @@ def predict_logits(
     """Logits of a batch: the network's own for one view, logarithms of averaged probabilities for several views.
 
     Args:
-        model: has `preprocess`; put into evaluation mode here and restored afterwards.
+        model: has `preprocess`; its mode is restored afterwards.
         images: (B, 3, H, W) uint8 RGB.
         scales: the image is resized by each; the probabilities are resized back and averaged with equal weight.
         flip: also predict each scale mirrored left to right.
@@ -48,9 +48,7 @@ def predict_logits(
         overlap: least share of a window that the next one covers again, 0 <= overlap < 1.
         amp: "bf16" or "fp16" runs the network under autocast; None in float32, also inside a caller's autocast.
 
-    Returns:
-        (B, K, H, W) float32 on the model's device; softmax over dimension 1 gives the (averaged) probabilities.
-
+    Returns (B, K, H, W) float32 on the model's device; softmax over dimension 1 gives the (averaged) probabilities.
     Raises TypeError for images that are not uint8, and ValueError for an argument outside its range.
     """
     if images.dtype != torch.uint8:
@@ -69,12 +67,13 @@ def predict_logits(
     total = 0
     with torch.inference_mode(), evaluation_mode(model):
         x = model.preprocess(images)  # (B, 3, H, W); affine per channel, so it commutes with resizing
-        for scale, mirrored in views:
-            logits = _predict_view(model, x.flip(-1) if mirrored else x, scale, window, overlap, amp)
-            if len(views) == 1:
-                return logits
-            probability = logits.softmax(1)
-            total = total + (probability.flip(-1) if mirrored else probability)
+        with torch.autocast(x.device.type, AMP_DTYPES.get(amp), enabled=amp is not None):
+            for scale, mirrored in views:
+                logits = _predict_view(model, x.flip(-1) if mirrored else x, scale, window, overlap)
+                if len(views) == 1:
+                    return logits
+                probability = logits.softmax(1)
+                total = total + (probability.flip(-1) if mirrored else probability)
     return (total / len(views)).clamp_min(LEAST_PROBABILITY).log()
 
 
@@ -93,9 +92,7 @@ def window_weights(height: int, width: int) -> Tensor:
     return torch.minimum(rows[:, None], columns)
 
 
-def _predict_view(
-    model: nn.Module, x: Tensor, scale: float, window: tuple[int, int] | None, overlap: float, amp: str | None
-) -> Tensor:
+def _predict_view(model: nn.Module, x: Tensor, scale: float, window: tuple[int, int] | None, overlap: float) -> Tensor:
     """(B, K, H, W) logits at x's size, from x resized by `scale`."""
     size = x.shape[-2:]
     height, width = (max(1, round(n * scale)) for n in size)
@@ -103,21 +100,15 @@ def _predict_view(
     h, w = (min(window[0], height), min(window[1], width)) if window else (height, width)
     corners = list(itertools.product(window_starts(height, h, overlap), window_starts(width, w, overlap)))
     if len(corners) == 1:
-        return resize_bilinear(_forward(model, x, amp), size, antialias=scale > 1)
+        return resize_bilinear(model(x).float(), size, antialias=scale > 1)
     weights = window_weights(h, w).to(x.device)
-    share = x.new_zeros(height, width)
-    total = None
+    total, share = None, x.new_zeros(height, width)
     for top, left in corners:
         part = (..., slice(top, top + h), slice(left, left + w))
-        probability = _forward(model, x[part], amp).softmax(1) * weights  # (B, K, h, w)
+        probability = model(x[part]).float().softmax(1) * weights  # (B, K, h, w)
         if total is None:
             total = x.new_zeros(*probability.shape[:2], height, width)
         total[part] += probability
         share[part] += weights
     probability = resize_bilinear(total / share, size, antialias=scale > 1)
     return probability.clamp_min(LEAST_PROBABILITY).log()
-
-
-def _forward(model: nn.Module, x: Tensor, amp: str | None) -> Tensor:
-    with torch.autocast(x.device.type, dtype=AMP_DTYPES.get(amp, torch.bfloat16), enabled=amp is not None):
-        return model(x).float()
