@@ -1,7 +1,4 @@
-"""The numbers behind the pictures: what each view draws on which color scale, and the chosen pixel in words.
-
-The words are for readers, files, and screen readers.
-"""
+"""The numbers behind the pictures: what each view draws on which color scale, and the chosen pixel in words."""
 
 import math
 from collections.abc import Sequence
@@ -117,13 +114,13 @@ class LevelReadout:
     name: str  # apf1 to apf4
     size: tuple[int, int]  # (h, w)
     pixel: tuple[int, int]  # (y, x) on the level
-    entries: str  # what the strip entries stand for: "columns" or (strip_axis="width") "rows"
-    own_distribution: bool  # True in v2, where each pixel has a distribution over the entries
-    gamma: float | None  # learned weight of the strips
-    share: float | None  # of the strips in the blend
-    gates: tuple[float, ...]  # the two gates at the pixel
-    top: tuple[tuple[int, int, float], ...]
-    decides: str  # class predicted here by the level's auxiliary head
+    entries: str = ""  # what the strip entries stand for: "columns" or (strip_axis="width") "rows"
+    own_distribution: bool = False  # True in v2, where each pixel has a distribution over the entries
+    gamma: float | None = None  # learned weight of the strips
+    share: float | None = None  # of the strips in the blend
+    gates: tuple[float, ...] = ()  # the two gates at the pixel
+    top: tuple[tuple[int, int, float], ...] = ()
+    decides: str = ""  # class predicted here by the level's auxiliary head
 
     def weight(self) -> str:
         """How much the strips contribute at this level."""
@@ -217,17 +214,16 @@ def _short(value: float) -> str:
 def _level_readout(state: State, inspection: Inspection, index: int) -> LevelReadout:
     level = inspection.levels[index]
     place = inspection.on_level(level, state.y, state.x)
-    axis = 0 if level.strip_axis == "width" else 1
-    entries, gates, top, decides = "", (), (), ""
+    found = LevelReadout(level.name, tuple(level.size), place, own_distribution=level.query is not None)
     if level.auxiliary is not None:
-        decides = inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()]
-    if level.gates is not None:
-        entries = ("rows", "columns")[axis]
-        gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
-        values = torch.from_numpy(level_values(inspection, index, state.y, state.x)).abs()
-        edges = [math.ceil(entry * inspection.size[axis] / len(values)) for entry in range(len(values) + 1)]
-        order = values.argsort(descending=True, stable=True)[:3].tolist()
-        top = tuple((edges[entry], edges[entry + 1] - 1, float(values[entry])) for entry in order)
-    own, share = level.query is not None, None if level.attended_share is None else float(level.attended_share[0])
-    gates, size = tuple(map(float, gates)), tuple(level.size)
-    return LevelReadout(level.name, size, place, entries, own, level.gamma, share, gates, top, decides)
+        found = replace(found, decides=inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()])
+    if level.gates is None:
+        return found
+    axis = 0 if level.strip_axis == "width" else 1
+    gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
+    values = torch.from_numpy(level_values(inspection, index, state.y, state.x)).abs()
+    edges = [math.ceil(entry * inspection.size[axis] / len(values)) for entry in range(len(values) + 1)]
+    order = values.argsort(descending=True, stable=True)[:3].tolist()
+    top = tuple((edges[entry], edges[entry + 1] - 1, float(values[entry])) for entry in order)
+    strips = {"gamma": level.gamma, "share": float(level.attended_share[0])}
+    return replace(found, **strips, entries=("rows", "columns")[axis], gates=tuple(gates.tolist()), top=top)
