@@ -37,7 +37,7 @@ from s2fpn_lib.report import comparison, results_table
 from s2fpn_lib.report.tables import TableFolder
 from s2fpn_lib.runs import RunDirectory, WriteError, append_row, atomic_file, write_atomic
 from s2fpn_lib.viz.style import save_figure
-from s2fpn_lib.workbench import media, pipeline, report_page, run_notebook
+from s2fpn_lib.workbench import media, pipeline, run_notebook
 from s2fpn_lib.workbench.predict import predict
 from s2fpn_lib.workbench.provenance import newest_run
 from tests.inspecting import inspection, network
@@ -222,7 +222,7 @@ def report(folder):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in ("a", "# Report")])
     source = folder.parents[1] / "90_report.ipynb"
     nbformat.write(notebook, source)
-    report_page.export_html(source, folder / "report.html")
+    run_notebook.export_html(source, folder / "report.html")
 
 
 def predict_pictures(folder):

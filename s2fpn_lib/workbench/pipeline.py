@@ -19,8 +19,7 @@ import papermill
 from s2fpn_lib.runs import PROJECT, results_folder, results_root
 from s2fpn_lib.validate import did_you_mean
 from s2fpn_lib.workbench.provenance import newest_run
-from s2fpn_lib.workbench.report_page import export_html
-from s2fpn_lib.workbench.run_notebook import NotebookError, execute
+from s2fpn_lib.workbench.run_notebook import NotebookError, execute, export_html
 
 NOTEBOOKS = ("10_train", "00_quickstart", "11_evaluate", "12_speed", "31_inspector", "90_report")
 # Values of this pipeline where the user gives none. The notebook's own default is for a quick look in JupyterLab.

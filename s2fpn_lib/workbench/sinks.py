@@ -3,8 +3,7 @@
     with RunLogger("tensorboard,mlflow", config) as logger:
         result = train(config, run_dir=logger.run_dir, on_epoch=logger)
 
-A sink gets the configuration, the row of each epoch, and after each validation a figure of example images. Sinks are
-filled from metrics.jsonl, so an epoch that a sink missed follows with the next one.
+A sink gets the configuration, the row of each epoch, and after each validation a figure of example images.
 """
 
 import importlib.util
@@ -12,6 +11,7 @@ import logging
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 class Sink:
-    """Base of the sinks. A subclass with an entry in `SINKS` writes nothing before `open` and has three methods.
+    """Base of the sinks. A subclass has an entry in `SINKS`, writes nothing before `open`, and has three methods.
 
     - ``open(epoch)`` starts or continues the run and sets `last`, the last epoch that the sink has. Epochs from `epoch`
       on, which an interrupted training logged before it saved its state, are removed where the sink can do that.
@@ -133,11 +133,11 @@ def _values(row: Row) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
 
 
-class RunLogger:
+class RunLogger(AbstractContextManager):
     """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs.
 
-    A sink that fails, such as a server that does not answer, gives a warning and is tried again after the next epoch.
-    The object is picklable, for trainings of several processes.
+    It is picklable, for trainings of several processes. Sinks are filled from metrics.jsonl: one that fails, such as a
+    server that does not answer, gives a warning, and gets the epochs that it missed after the next one.
 
     Args:
         log_to: names of `SINKS`, separated by commas; empty: none, and `run_dir` stays None, which `train` replaces.
@@ -181,9 +181,6 @@ class RunLogger:
         if self.names:
             some = evenly_spaced(len(self.val_set), self.images) if row["val_miou"] is not None else []
             self._log(row["epoch"], prediction_grid(model, self.val_set, some) if some else None)
-
-    def __enter__(self) -> "RunLogger":
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         trained = error is None or self._open or isinstance(error, WorkerFailed)  # else another process has the run

@@ -81,22 +81,18 @@ class Variant(NamedTuple):
     config: TrainConfig
     record: dict[str, Any]
 
-    @property
-    def folder_name(self) -> str:
-        return "{variant}-{dataset}-{model}-{revision}-s{seed}-{hash}".format(**self.record)
-
     def folder(self, results: str | Path | None) -> Path:
         """Its folder under `results` (empty: `results_root()`)."""
-        return Path(results or results_root()) / "studies" / self.record["study"] / self.folder_name
+        name = "{study}/{variant}-{dataset}-{model}-{revision}-s{seed}-{hash}".format(**self.record)
+        return Path(results or results_root()) / "studies" / name
 
 
 def make_variant(
     study: str, name: str, preset: str, changes: Mapping[str, Any], *, split: str = "val", limit: int = 0
 ) -> Variant:
-    """The variant with its dataset resolved, because "auto" would name another folder once CamVid is installed.
+    """The variant, in which "auto" is resolved to a dataset: it would name another folder once CamVid is installed.
 
-    Raises StudyError if `study` or `name` makes no folder name, or a switch does not exist; otherwise as
-    `TrainConfig.preset`.
+    Raises StudyError for a name that makes no folder name or an unknown switch, else as `TrainConfig.preset`.
     """
     for what, value in {"study": study, "variant": name}.items():
         if not NAME.fullmatch(value):
@@ -130,17 +126,11 @@ def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
     return dataset
 
 
-def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
-    """{name: jobs} of every study file in a folder, by `read_study`."""
-    return {path.stem: read_study(path, overrides) for path in sorted(Path(folder).glob("*.yaml"))}
-
-
 def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
     """The jobs of a study file: all variants of the first seed, then of the next one. StudyError if it is no study.
 
-    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}. Texts in
-    them are read as YAML, because `snakemake --config` gives lists and mappings of texts. StudyError also for a field
-    that no kind of study has.
+    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}; texts in
+    them are read as YAML, because `snakemake --config` gives texts. StudyError for a field that no study has.
     """
     overrides = _parsed(overrides)
     _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
@@ -175,9 +165,8 @@ def _measuring_jobs(study: str, values: dict[str, Any]) -> list[Job]:
 def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
     for name, described in values["variants"].items():
         if not isinstance(described, Mapping) or not isinstance(described.get("changes", {}), Mapping):
-            raise StudyError(
-                f"variant {name} is {described!r}; it takes switches, and fields of TrainConfig under changes"
-            )
+            takes = "it takes switches, and fields of TrainConfig under changes"
+            raise StudyError(f"variant {name} is {described!r}; {takes}")
     variants = [(name, {"changes": {}, **described}) for name, described in values["variants"].items()]
     varied = sorted({field for _, described in variants for field in described["changes"]})
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
@@ -191,7 +180,7 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
         given = {field: value for field, value in network.items() if value not in ("", {})}
         changes = values["changes"] | described["changes"]
         variant = make_variant(study, name, values["preset"], given | changes, **scored)
-        folder = variant.folder_name
+        folder = variant.folder(None).name
         if folder in jobs:
             raise ValueError(f"{folder} occurs more than once: name every seed, dataset, model, and revision once")
         parameters = {"study": study, "variant": name, "preset": values["preset"], **network, **scored}
