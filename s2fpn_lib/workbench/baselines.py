@@ -12,7 +12,7 @@ def majority_baselines(dataset: SegmentationDataset, *, limit: int | None = None
     """Scores of two predictors that are fitted to the labels on which they are scored, which favors them: the
     "commonest class" everywhere, and the "commonest class at each position" of the image.
 
-    Returns one row per predictor: baseline, class (None for positions), miou, pixel_accuracy.
+    Returns one row per predictor: baseline, class (None for positions), protocol, split, images, miou, pixel_accuracy.
     """
     protocol, classes = dataset.protocol, dataset.protocol.num_classes
     indices = evenly_spaced(len(dataset), limit)
@@ -31,6 +31,7 @@ def majority_baselines(dataset: SegmentationDataset, *, limit: int | None = None
         matrix = ConfusionMatrix(classes, protocol.ignore_id)
         for index in indices:
             matrix.update(guess, dataset[index][1])
+        row = {"baseline": name, "class": named, "protocol": protocol.name, "split": dataset.split}
         scores = {"miou": matrix.miou(), "pixel_accuracy": matrix.pixel_accuracy()}
-        rows.append({"baseline": name, "class": named, **scores})
+        rows.append({**row, "images": len(indices), **scores})
     return rows
