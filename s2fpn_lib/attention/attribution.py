@@ -3,9 +3,6 @@
 The entries of a column in the two strips of a level (v1: average and maximum, v2: value and key) are replaced by their
 mean over all columns: the network no longer knows what is special about this column at this level. What the pixel's
 logit of the class loses is the column's contribution. It is positive where the column speaks for the class.
-
-`occlusion` runs the decoder once per group of columns. `gradient` approximates single columns to first order, all in
-one backward pass: the sum over channels of d logit / d entry * (entry - mean entry).
 """
 
 from contextlib import ExitStack
@@ -27,7 +24,7 @@ def occlusion(
 
     Returns the logit; for each level ("apf1", ...) the contributions (n,) of n = min(groups, L) groups of neighboring
     columns from left to right (strip_axis="width": of rows from top to bottom); and that of all its columns together,
-    which is not their sum, because columns stand in for each other.
+    which is not their sum, because columns stand in for each other. Runs the decoder once per group.
     """
     single, together = {}, {}
     with evaluation_mode(model):
@@ -45,7 +42,10 @@ def occlusion(
 
 
 def gradient(model: S2FPN, image: Tensor, pixel: tuple[int, int], class_id: int) -> dict[str, Tensor]:
-    """{level: (L,) first-order contributions of its columns} to the logit of a class at a pixel, see `occlusion`."""
+    """{level: (L,) first-order contributions of its columns} to the logit of a class at a pixel, see `occlusion`.
+
+    They are the sums over channels of d logit / d entry * (entry - mean entry), all from one backward pass.
+    """
     entries: dict[tuple[str, int], Tensor] = {}
     with torch.enable_grad(), evaluation_mode(model), ExitStack() as hooks:
         for name, modules, dim in _strips(model):

@@ -59,6 +59,9 @@ def attention_figure(
     gray, bars = as_array(image).mean(-1), {}
     for row_axes, (title, (kind, values)) in zip(axes[1:], rows.items(), strict=True):
         row_axes[0].annotate(title, (0, 0.5), ha="right", va="center", fontsize=10, color=style.INK, **offset)
+        cmap, norm = style.ATTENTION_CMAP, LogNorm(*style.ATTENTION_RANGE, clip=True)  # shared by all levels
+        if kind == "gates":
+            cmap, norm = style.GATE_CMAP, CenteredNorm(0, max(float(np.abs(each).max()) for each in values))
         for axis, level, each in zip(row_axes, levels, values, strict=True):
             if kind == "classes":
                 _show(axis, colorize(each, protocol))
@@ -66,7 +69,7 @@ def attention_figure(
                 drawn = _show(axis, each, cmap=style.SHARE_CMAP, vmin=0, vmax=1)
                 axis.set_title(f"share {each.min():.2f} to {each.max():.2f}", **SMALL)
             else:
-                drawn = _show_strip(axis, gray, each, level, *_scale(kind, values))
+                drawn = _show_strip(axis, gray, each, level, cmap, norm)
         if kind != "classes":
             bars.setdefault(kind, (drawn, []))[1].extend(row_axes)
     for i, (y, x) in enumerate(pixels if levels[0].query is not None else ()):
@@ -144,13 +147,6 @@ def _show(axis: Axes, values: np.ndarray, **options: Any) -> AxesImage:
     axis.set_axis_off()
     axis.set(xlim=(-0.02, 1.02), ylim=(1, 0))
     return axis.imshow(values, aspect="auto", **{"extent": (0, 1, 1, 0), **options})
-
-
-def _scale(kind: str, values: Sequence[np.ndarray]) -> tuple[str, Normalize]:
-    """The color map and the scale that all levels share."""
-    if kind == "attention":
-        return style.ATTENTION_CMAP, LogNorm(*style.ATTENTION_RANGE, clip=True)
-    return style.GATE_CMAP, CenteredNorm(0, max(float(np.abs(each).max()) for each in values))
 
 
 def _show_strip(

@@ -2,8 +2,7 @@
 
     with AttentionRecorder(model) as recorder:
         model(model.preprocess(images))
-    capture = recorder.capture
-    capture.levels[3].gates, capture.levels[3].gamma, capture.logits
+    recorder.capture.levels[3].gates, recorder.capture.logits
 
 Strips are feature maps after pooling over the height, with one entry per image column (`strip_axis="width"`: pooling
 over the width, one entry per row). In v1 two gates per column weigh two strips; in v2 each pixel has a distribution

@@ -1,11 +1,4 @@
-"""Statistics of the attention over a split: its entropy, its reach, and its influence on the prediction.
-
-    statistics = attention_statistics(model, open_dataset("camvid", split="val"), limit=50)
-    statistics.summary()
-
-`switched` gives the trained network with a part switched off, which tells what the part contributes to this network.
-That is not an ablation: a network that is trained without a part learns to do without it.
-"""
+"""Statistics of the attention over a split: its entropy, its reach, and its influence on the prediction."""
 
 import math
 from dataclasses import dataclass
@@ -29,13 +22,9 @@ PIXELS_AT_ONCE = 16384  # pixels whose distributions over columns are in memory 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """images: one row per image and level: image, level, gamma, and the columns of `level_statistics`.
-
-    crb_by_class: levels x classes, the mean CRB weight in the regions of a class, with channels weighted by their mean
-    activation |R| there: the share of a class's features that passes CRB; NaN where the class is absent.
-    """
-
-    images: pd.DataFrame
+    images: pd.DataFrame  # one row per image and level: image, level, gamma, and the columns of `level_statistics`
+    # levels x classes: the share of a class's features that passes CRB, that is the mean weight with channels weighted
+    # by their mean activation |R| in the regions of the class; NaN where the class is absent
     crb_by_class: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
@@ -136,16 +125,15 @@ def untrained_warning(model: S2FPN) -> str:
     start = float(model.config.get("gamma_init", 0.0))
     if not gammas or any(not math.isclose(gamma, start, abs_tol=1e-6) for gamma in gammas):
         return ""
-    return (
-        f"This network is untrained: gamma still has its initial value {start:g} at every level. Its attention maps "
-        "come from random weights and say nothing about the method"
-    )
+    reason = f"This network is untrained: gamma still has its initial value {start:g} at every level"
+    return f"{reason}. Its attention maps come from random weights and say nothing about the method"
 
 
 def switched(model: S2FPN, **switches: Any) -> S2FPN:
     """A new network with the weights of `model` and other switches (see `Switches`), on its device, in evaluation mode.
 
-    Raises ValueError if the substitute of a part has weights of its own, which need training (apf=False).
+    It tells what a part contributes to this network. That is not an ablation: a network that is trained without a part
+    learns to do without it. Raises ValueError if the part's substitute has weights of its own (apf=False).
     """
     other = build_model(**{**model.config, **switches})
     state, wanted = model.state_dict(), other.state_dict()

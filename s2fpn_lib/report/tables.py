@@ -70,16 +70,15 @@ def percent(mean: float, std: float | None = None, sign: str = "") -> str:
 
 def significant(number: float) -> str:
     """The number with three significant digits: "0.0123", "5.80", "1230", "2.4e-06"; empty for an unknown one."""
-    if pd.isna(number) or 0 < abs(number) < 1e-3:
-        return "" if pd.isna(number) else f"{number:.1e}"
-    return format(Decimal(f"{number:#.3g}"), "f")
+    if pd.isna(number):
+        return ""
+    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else format(Decimal(f"{number:#.3g}"), "f")
 
 
 def words(rows: pd.DataFrame) -> pd.DataFrame:
     """The columns to show: headings in words with their units, and numbers as texts, in the rounding of all tables.
 
-    Shares have one decimal (in percent), parameters (in millions) and multiply-accumulates (in 1e9) two, and times,
-    speeds, and ratios three significant digits.
+    Shares (in percent) have one decimal, parameters (1e6) and multiply-accumulates (1e9) two, others three digits.
     """
     shown = {}
     for key, column in rows.items():
@@ -114,10 +113,8 @@ def one_protocol(frame: pd.DataFrame) -> str:
         raise ValueError(f"{unstated} rows name no protocol: a score without its protocol cannot go into a table")
     found = sorted(split_by_protocol(frame))
     if len(found) > 1:
-        raise ProtocolMixError(
-            f"refusing to put {len(found)} protocols into one column: {'; '.join(found)}. Their scores cannot be"
-            " compared; make one table each: split_by_protocol(frame)"
-        )
+        refusal = f"refusing to put {len(found)} protocols into one column: {'; '.join(found)}"
+        raise ProtocolMixError(f"{refusal}. Their scores cannot be compared; make one table each: split_by_protocol")
     return found[0] if found else ""
 
 
@@ -206,19 +203,17 @@ def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
         if column in rows:
             values = sorted(rows[column].dropna().unique())
             listed = ", ".join(f"{value:g}" if column == "seed" else value for value in values[:6])
-            parts.append(
-                f"{name}: {listed or 'unstated'}" + (f" and {len(values) - 6} more" if len(values) > 6 else "")
-            )
+            more = f" and {len(values) - 6} more" if len(values) > 6 else ""
+            parts.append(f"{name}: {listed or 'unstated'}{more}")
     return "; ".join(parts)
 
 
 def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
     """One short name per row: the variant, the network (if several, or no variant), and the values of `columns`."""
-    several = len(set(_networks(rows))) > 1
-    names = []
-    for row, network in zip(named(rows).to_dict("records"), _networks(rows), strict=True):
+    networks, names = _networks(rows), []
+    for row, network in zip(named(rows).to_dict("records"), networks, strict=True):
         words = [] if pd.isna(row.get("variant")) else [row["variant"]]
-        if several or not words:
+        if len(set(networks)) > 1 or not words:
             words.append(network)
         others = [c for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row.get(c))]
         words += [f"seed {row[c]:g}" if c == "seed" else str(row[c]) for c in others]

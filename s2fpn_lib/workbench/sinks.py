@@ -1,7 +1,7 @@
-"""Sinks: what a run's numbers go to besides metrics.jsonl, that is TensorBoard and MLflow.
+"""What a run's numbers go to besides metrics.jsonl: curves in the notebook, and sinks, that is TensorBoard and MLflow.
 
     with RunLogger("tensorboard,mlflow", config) as logger:
-        result = train(config, run_dir=logger.run_dir, on_epoch=logger)
+        result = train(config, run_dir=logger.run_dir, on_epoch=LiveCurves(logger.run_dir, logger))
 
 A sink gets the configuration, the row of each epoch, and after each validation a figure of example images.
 """
@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -24,9 +26,39 @@ from s2fpn_lib.distributed.launch import WorkerFailed, node_rank
 from s2fpn_lib.runs import RunDirectory, config_hash, read_json, read_rows, results_root, write_json
 from s2fpn_lib.state import data_digests, default_run_dir, open_splits
 from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.viz.charts import training_curves
 from s2fpn_lib.viz.images import prediction_grid
 
 Row = dict[str, Any]
+LARGEST_SHARE = 0.25  # of the time that goes into redrawing the curves, where epochs are very short
+
+
+class LiveCurves:
+    """`on_epoch` of `train`, which displays the curves where it is created; papermill keeps the last figure.
+
+    It is picklable. The processes of a training on several devices have no notebook and draw nothing. then: further
+    functions with the arguments of `on_epoch`, called first.
+    """
+
+    def __init__(self, run_dir: str | Path, *then: Any):
+        self.metrics, self.then = RunDirectory(run_dir).metrics, then
+        self.shown = display(Markdown("*The curves appear after the first epoch.*"), display_id=True)
+        self.draw()  # the epochs of an interrupted run
+
+    def __call__(self, row: Row, model: nn.Module) -> None:
+        for each in self.then:
+            each(row, model)
+        if get_ipython() is not None and time.monotonic() >= self.due:
+            self.draw()
+
+    def draw(self) -> Figure | None:
+        """Redraws the epochs in metrics.jsonl and returns the figure; None if there are none."""
+        start = time.monotonic()
+        figure = training_curves(rows) if (rows := read_rows(self.metrics)) else None
+        if figure and self.shown:
+            self.shown.update(figure)
+        self.due = time.monotonic() + (time.monotonic() - start) / LARGEST_SHARE
+        return figure
 
 
 class Sink:

@@ -1,6 +1,7 @@
 """Studies: one YAML file describes many notebook runs. Each run is a job with its own folder.
 
-Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. This module names things:
+Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. study_fields.yaml has the
+fields of a study. This module names things:
 
     <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/
         variant.json       `Variant.record`: what the folder's name says, preset, recipe (hash of the whole recipe),
@@ -32,23 +33,7 @@ from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
 from s2fpn_lib.validate import did_you_mean, read_yaml
 
-# The fields of a study file and their defaults. A field whose default is None must be given.
-TRAINING: dict[str, Any] = {
-    "question": None,  # what the study answers
-    "notebook": "20_ablation",
-    "threads": 1,  # of each job, at most what `snakemake --cores` allows
-    "device": "auto",  # cpu, cuda, or auto: cuda where there is one
-    "preset": None,  # of TrainConfig
-    "changes": {},  # other fields of TrainConfig
-    "datasets": ["auto"],  # auto: CamVid where found, else RoadScenes; or the path of an own dataset's YAML file
-    "models": [""],  # "": that of init_from, else the preset's
-    "revisions": [""],
-    "seeds": [0, 1, 2],
-    "variants": {"full": {}},  # name: switches, and under "changes" fields of TrainConfig
-    "split": "val",  # what is scored
-    "limit": 0,  # images scored, evenly spaced; 0: all
-}
-MEASURING: dict[str, Any] = {"question": None, "notebook": None, "parameters": {}}
+TRAINING, MEASURING = yaml.safe_load(Path(__file__).with_name("study_fields.yaml").read_text()).values()
 MOST_JOBS = 10_000  # of a study
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
