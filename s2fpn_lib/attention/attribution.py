@@ -42,10 +42,7 @@ def occlusion(
 
 
 def gradient(model: S2FPN, image: Tensor, pixel: tuple[int, int], class_id: int) -> dict[str, Tensor]:
-    """{level: (L,) first-order contributions of its columns} to the logit of a class at a pixel, see `occlusion`.
-
-    They are the sums over channels of d logit / d entry * (entry - mean entry), all from one backward pass.
-    """
+    """{level: (L,) contributions of single columns, to first order}, from one backward pass; see `occlusion`."""
     entries: dict[tuple[str, int], Tensor] = {}
     with torch.enable_grad(), evaluation_mode(model), ExitStack() as hooks:
         for name, modules, dim in _strips(model):

@@ -89,11 +89,10 @@ class Capture:
 
 
 class AttentionRecorder:
-    """Context manager that records each forward pass of a model inside it; `capture` is the last one.
+    """Context manager that records each forward pass of a model inside it, without a graph; `capture` is the last one.
 
-    It takes every model of `build_model`, also wrapped in DistributedDataParallel, and raises TypeError for others:
-    optimized, exported, and compiled models do not call their submodules. Recorded tensors keep no graph. Auxiliary
-    heads that the pass leaves out run in evaluation mode.
+    It takes every model of `build_model`, also wrapped in DistributedDataParallel, and raises TypeError for optimized,
+    exported, and compiled ones. Auxiliary heads that the pass leaves out run in evaluation mode.
     """
 
     def __init__(self, model: nn.Module) -> None:

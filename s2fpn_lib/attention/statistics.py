@@ -58,9 +58,8 @@ def level_statistics(level: LevelCapture) -> dict[str, Tensor]:
 def column_statistics(level: LevelCapture) -> tuple[Tensor, Tensor]:
     """Entropy and reach of the distributions P over columns (v2), averaged over the pixels, each (B,).
 
-    Entropy: H(P) / ln L, 0 for a single column and 1 for the uniform distribution. Reach: mean over P of the distance
-    from the pixel's column to the attended one, in image widths (rows and image heights for strip_axis="width"); the
-    uniform distribution has (L^2 - 1) / (3 L^2), about a third.
+    Entropy: H(P) / ln L, from 0 (a single column) to 1 (uniform). Reach: mean over P of the distance from the pixel's
+    column to the attended one, in image widths (strip_axis="width": heights); the uniform one has (L^2 - 1) / (3 L^2).
     """
     (h, w), keys = level.size, level.strip_max
     entries = torch.arange(keys.shape[2], device=keys.device)
@@ -77,17 +76,14 @@ def column_statistics(level: LevelCapture) -> tuple[Tensor, Tensor]:
 
 
 def coarse_share(gfu: GFUCapture) -> Tensor:
-    """(B, h, w) share of the coarser level in the two terms of GFU: mean |s1 f'| / (mean |s1 f'| + mean |s2 p'|).
-
-    The means are over the channels; v1 has no gates s1 and s2.
-    """
+    """(B, h, w) share of the coarser level in GFU's terms, by channel means: |s1 f'| / (|s1 f'| + |s2 p'|)."""
     s1, s2 = (1, 1) if gfu.s1 is None else (gfu.s1, gfu.s2)
     context, fine = (s1 * gfu.context).abs().mean(1), (s2 * gfu.fine).abs().mean(1)  # (B, 1, 1) context with gfu_pool
     return context / (context + fine).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> Tensor:
-    """Sums of w |R| and of |R| over all channels and the pixels of each class, w CRB's weights: (2, num_classes).
+    """(2, num_classes): sums of w |R| and of |R| over all channels and the pixels of each class, w CRB's weights.
 
     label: (B, H, W) ids of any size, read at the center of each pixel of the level; ids of no class are left out.
     """

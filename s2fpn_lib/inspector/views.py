@@ -27,8 +27,7 @@ WIDTH = 11  # of the still figure, in inches
 def render(state: State, inspection: Inspection, other: Inspection | None = None) -> np.ndarray:
     """The image with the view's colors, the chosen pixel, and the pins: (h, w, 3) uint8.
 
-    Left of the wipe's divider is the view `state.before`. other: the second model of the same image, which the views of
-    `PAIR_VIEWS` and the wipe between two models need.
+    other: the second model of the same image, which the views of `PAIR_VIEWS` and the wipe between two models need.
     """
     s, picture = inspection.stride, _blended(state, inspection, other)
     if state.before:
@@ -43,11 +42,7 @@ def render(state: State, inspection: Inspection, other: Inspection | None = None
 
 
 def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray:
-    """What level `index` (0 is apf1) does at the chosen pixel: (h, w, 3) uint8, the gray image in the level's colors.
-
-    `level_scale` gives the colors. v2: how much the pixel attends to each column. v1: the difference of the two gates
-    of each column. Without SSAM the image is gray.
-    """
+    """The gray image in colors of level `index` (0: apf1) at the chosen pixel, by `level_scale`: (h, w, 3) uint8."""
     s, level = inspection.stride, inspection.levels[index]
     image = as_array(inspection.drawn(inspection.picture.image)).astype(np.float32)
     picture = FADED[0] + FADED[1] * np.repeat(image.mean(-1, keepdims=True), 3, -1)

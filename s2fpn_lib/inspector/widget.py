@@ -45,11 +45,9 @@ STILL = """<style>
 class Inspector(anywidget.AnyWidget):
     """One image, first `picture`, seen by one model or by two models side by side.
 
-    models: one or two; others can be chosen in the widget. dataset: its images can be opened by index. protocol:
-    classes and colors that the models were trained on. size: the size at which the network sees the images that are
-    opened in the widget. results: folder for saved files; beside it are the runs that can be chosen as models.
-
-    `state` and `inspections` (one per model) are what is shown. The methods raise exceptions; the widget shows them.
+    models: one or two; others can be chosen in the widget. dataset: its images can be opened by index. protocol: of the
+    models. size: at which the network sees the images that are opened. results: folder for saved files, beside which
+    the runs are that can be chosen. `state` and `inspections` (one per model) are what is shown.
     """
 
     _esm = script("widget.js")

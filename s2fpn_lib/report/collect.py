@@ -160,12 +160,9 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """One row per evaluation, its folder in `evaluation`.
-
-    Outside of studies, the hash of the whole recipe takes the place of a missing `recipe_without_seed`.
-    """
+    """One row per evaluation, its folder in `evaluation`, with the same keys of repetition for all of them."""
     frame = pd.DataFrame([{"evaluation": name, **evaluation.row()} for name, evaluation in evaluations.items()])
-    if "recipe" in frame:
+    if "recipe" in frame:  # outside of studies it stands for a missing hash without the seed
         unknown = frame["recipe"] if "variant" not in frame else frame["recipe"].where(frame["variant"].isna())
         frame["recipe_without_seed"] = frame.get("recipe_without_seed", unknown).fillna(unknown)
     return frame
@@ -182,10 +179,7 @@ def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
 
 @functools.cache
 def network_cost(model: str, revision: str, switches: str, num_classes: int, size: tuple[int, int]) -> Complexity:
-    """Parameters and multiply-accumulates of a network as rows name it, counted without computing anything.
-
-    switches: as `describe_switches` writes them: "none", or "ssam=False strip_axis=width".
-    """
+    """Parameters and multiply-accumulates of a network. switches: as `describe_switches` writes them."""
     words = [] if switches == "none" else switches.split()
     given = {name: yaml.safe_load(value) for name, value in (word.split("=") for word in words)}
     with torch.device("meta"):  # shapes without values

@@ -27,10 +27,7 @@ def recorded_study(folder: Path) -> pd.DataFrame:
 
 
 def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{title: rows} of one study and protocol, trained and scored alike: the parts that belong into one table.
-
-    frame: of `collect.scored_rows`. The full network comes first. Only the last row of a repeated seed is kept.
-    """
+    """{title: rows} of one study and protocol, trained and scored alike; the full network comes first."""
     if "study" not in frame:
         return {}
     frame = frame[frame["study"].notna()]

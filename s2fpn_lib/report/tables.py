@@ -96,10 +96,7 @@ def words(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{protocol: its rows}, in order of appearance; rows without a protocol are under "unstated".
-
-    Published rows (with `miou_percent`) have keys with dataset and input size: "camvid / 720x960 / 720x960".
-    """
+    """{protocol: its rows}, in order of appearance; keys of published rows have dataset and input size, too."""
     if frame.empty:
         return {}
     parts = ["dataset", "protocol", "input"] if "miou_percent" in frame else ["protocol"]
@@ -142,10 +139,7 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
-
-    Columns with the same value in every row are left out; `provenance` names them.
-    """
+    """One row per network and recipe of one protocol: scores in percent ± deviation, and the keys that differ."""
     table = named(over_seeds(frame))
     out = table[[*_differing(table), "runs"]].rename(columns=heading)
     out.insert(0, "network", _networks(table))

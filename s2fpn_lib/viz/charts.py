@@ -61,10 +61,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
 def _class_bars(
     axis: Axes, values: pd.DataFrame, texts: pd.DataFrame, protocol: Protocol | None, left: float
 ) -> list[Patch]:
-    """A group of bars per row (class), with one bar and text per column, which begin at `left`; the legend's handles.
-
-    The bars have the color of their class, paler from column to column; without a protocol each column has a color.
-    """
+    """A group of bars per row (class), one bar and text per column, from `left` on; returns the legend's handles."""
     handles, (rows, count) = [], values.shape
     for i, name in enumerate(values):
         alpha = 1.0 if protocol is None else 1 - 0.6 * i / max(1, count - 1)

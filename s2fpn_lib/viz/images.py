@@ -116,10 +116,7 @@ def prediction_views(model: nn.Module, dataset: SegmentationDataset, index: int,
 def prediction_grid(
     model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], captions: Sequence[str] = (), **views: Any
 ) -> Figure:
-    """Image | label | prediction | error, one sample per row. captions: one per sample instead of its name.
-
-    The caption of an image that the network was trained on says so.
-    """
+    """Image | label | prediction | error, one sample per row. Captions (default: names) say what was trained on."""
     rows = [prediction_views(model, dataset, i, **views) for i in indices]
     captions = _with_caveats(model, dataset, indices, captions or [dataset.names[i] for i in indices])
     return image_grid(rows, TITLES, captions, dataset.protocol, 11.0)
@@ -171,10 +168,7 @@ def worst_images(
 
 
 def largest_error(label: Tensor, pred: Tensor, class_name: str, protocol: Protocol) -> tuple[Tensor, str]:
-    """The largest connected region that is wrong about a class, (H, W) bool, and what happened there in words.
-
-    A region is wrong about a class where either the (H, W) label or the prediction has it, but not both.
-    """
+    """The largest connected region, (H, W) bool, where label or prediction alone has the class; and it in words."""
     k = protocol.classes.index(class_name)
     wrong = ((label == k) != (pred == k)) & (label != protocol.ignore_id)
     if not wrong.any():

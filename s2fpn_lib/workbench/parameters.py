@@ -32,10 +32,7 @@ class ParameterError(ValueError):
 
 
 def declarations(source: str) -> dict[str, tuple[str, str, str]]:
-    """{name: (annotation, default, comment), as source code} of a parameters cell; {} for any other cell.
-
-    Raises ParameterError for a parameters cell with a line that has no type or comment.
-    """
+    """{name: (annotation, default, comment)} of a parameters cell, else {}; ParameterError for an incomplete line."""
     lines, complete, incomplete = source.splitlines(), {}, []
     try:
         for statement in ast.parse(source).body:

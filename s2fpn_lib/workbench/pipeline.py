@@ -32,8 +32,8 @@ def run(
 ) -> Path:
     """Executes `notebooks` of `folder` in order and returns the path of the report: the last one, without its code.
 
-    assignments: "NAME=value" texts. Raises NotebookError if no notebook has such a parameter (before the first one
-    runs), or a notebook fails, and WriteError if the results folder is not writable.
+    assignments: "NAME=value" texts. Raises NotebookError for an unknown NAME, before the first notebook runs, and for a
+    notebook that fails; WriteError if the results folder is not writable.
     """
     results = results_root().resolve()
     values = distribute(assignments, {name: declared_types(folder / f"{name}.ipynb") for name in notebooks})
@@ -56,7 +56,7 @@ def declared_types(path: Path) -> dict[str, str]:
 
 
 def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """Assigns "NAME=value" texts to the notebooks that declare them: {notebook: {parameter: value}}.
+    """{notebook: {parameter: value}} of "NAME=value" texts, for the notebooks that declare them.
 
     types: {notebook: {parameter: type}}. A value is read as a Python literal where it is one and not declared `str`.
     """
@@ -65,10 +65,8 @@ def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name.upper() not in known:
-            hint = did_you_mean(name.upper(), known)
-            raise NotebookError(
-                f"{assignment!r} fits no notebook of the pipeline: write NAME=value.{hint}\nKnown: {' '.join(known)}"
-            )
+            hint = f"write NAME=value.{did_you_mean(name.upper(), known)}\nKnown: {' '.join(known)}"
+            raise NotebookError(f"{assignment!r} fits no notebook of the pipeline: {hint}")
         if ("/" in text or Path(text).suffix) and Path(text).exists():
             text = str(Path(text).resolve())  # the notebooks run in their own folder
         name, literal = name.lower(), text

@@ -149,8 +149,8 @@ def predict(
 def ids_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Class ids of (1, K, h, w) scores resized bilinearly to `size`: (H, W) uint8 on the CPU.
 
-    One band of rows at a time, because the scores of a large photograph at its own size take gigabytes.
-    `F.interpolate` resizes a whole image only; `F.grid_sample` computes the same at the pixel centers it is given.
+    In bands of rows, because the scores of a large photograph at its own size take gigabytes: `F.grid_sample` computes
+    at the pixel centers it is given what `F.interpolate` computes for a whole image.
     """
     ys, xs = ((2 * torch.arange(n, device=scores.device) + 1) / n - 1 for n in size)  # pixel centers in -1..1
     bands = []

@@ -4,7 +4,6 @@
 
 The folder gets the executed notebook and then done.json, or failure.json, which the next success removes. papermill,
 which executes it, neither waits for another process in the same folder, nor reserves GPUs, nor records a failure.
-`export_html` writes an executed notebook, such as 90_report, as a page without its code.
 """
 
 import argparse
@@ -40,10 +39,8 @@ PAGE = Path(__file__).with_name("report_page.html")
 
 
 class NotebookError(RuntimeError):
-    """A notebook failed, or it cannot be run as asked.
-
-    cell: first line of the cell that failed. error: what it raised. executed: path of the notebook as far as it ran.
-    """
+    """A notebook failed, or it cannot be run as asked; with the failed cell's first line, what it raised, and the path
+    of the notebook as far as it ran."""
 
     def __init__(self, message: str, cell: str = "", error: str = "", executed: str = ""):
         super().__init__(message)
@@ -51,14 +48,14 @@ class NotebookError(RuntimeError):
 
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
-    """Runs a notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`.
+    """Runs a notebook in its own folder, as JupyterLab does; `target` is the executed copy, as far as it ran.
 
-    Raises NotebookError if a cell failed, or the kernel died or did not start. `target` holds the outputs up to there.
+    Raises NotebookError if a cell failed, or the kernel died or did not start.
     """
     target.unlink(missing_ok=True)  # an earlier attempt's copy must not be taken for this one's
+    options = {"kernel_name": "python3", "progress_bar": False, "cwd": source.parent}
+    options["extra_arguments"] = ["--log-level=CRITICAL"]  # a kernel's warnings would break progress lines
     try:
-        options = {"kernel_name": "python3", "progress_bar": False, "cwd": source.parent}
-        options["extra_arguments"] = ["--log-level=CRITICAL"]  # a kernel's warnings would break progress lines
         with naming(target):
             papermill.execute_notebook(source, target, parameters=values, **options)
     except Exception as failure:
@@ -76,8 +73,7 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
 def export_html(notebook: str | Path, target: str | Path) -> Path:
     """Writes the texts and outputs of an executed notebook as one self-contained page, atomically; returns its path.
 
-    The first cell, which introduces the notebook, and the table of parameters are left out. The page's title is the
-    first heading of what remains.
+    The page has no introduction (the first cell) and no parameters. Its title is the first heading of what remains.
     """
     executed = nbformat.read(notebook, as_version=4)
     executed.cells = executed.cells[1:]
@@ -95,10 +91,9 @@ def export_html(notebook: str | Path, target: str | Path) -> Path:
 
 
 def run_notebook(source: Path, folder: Path, values: dict[str, Any]) -> None:
-    """Executes `source` with the parameters `values` into `folder` and writes done.json.
+    """Executes `source` with the parameters `values` into `folder`, and writes done.json, or failure.json on an error.
 
     Waits for any other process that works in this folder: another study, or the kernel of one that was just killed.
-    Raises NotebookError if the notebook failed; failure.json says where and why.
     """
     folder = folder.resolve()
     executed, failure = folder / source.name, folder / "failure.json"

@@ -36,8 +36,7 @@ LARGEST_SHARE = 0.25  # of the time that goes into redrawing the curves, where e
 class LiveCurves:
     """`on_epoch` of `train`, which displays the curves where it is created; papermill keeps the last figure.
 
-    It is picklable. The processes of a training on several devices have no notebook and draw nothing. then: further
-    functions with the arguments of `on_epoch`, called first.
+    It is picklable, and draws nothing in processes without a notebook. then: further functions, called first.
     """
 
     def __init__(self, run_dir: str | Path, *then: Any):
@@ -126,8 +125,7 @@ class MLflow(Sink):
         given = os.environ.get("MLFLOW_TRACKING_URI")
         uri = given or f"sqlite:///{self.results / 'mlflow.db'}"
         self.client = MlflowClient(uri)
-        # An address may contain a password, so only its hash is stored
-        record, key = self.run_dir / "mlflow.json", config_hash({"uri": uri})
+        record, key = self.run_dir / "mlflow.json", config_hash({"uri": uri})  # an address may contain a password
         known = read_json(record) if record.exists() else {}
         if key in known:
             self.run_id = known[key]
@@ -141,8 +139,8 @@ class MLflow(Sink):
         tags = {"run_dir": str(self.run_dir)}
         self.run_id = self.client.create_run(number, run_name=self.run_dir.name, tags=tags).info.run_id
         write_json(record, known | {key: self.run_id})
-        fields = self.config.to_dict().items()
-        self.client.log_batch(self.run_id, params=[Param(field, str(value)) for field, value in fields])
+        params = [Param(field, str(value)) for field, value in self.config.to_dict().items()]
+        self.client.log_batch(self.run_id, params=params)
 
     def log(self, row: Row, figure: Figure | None) -> None:
         from mlflow.entities import Metric
@@ -166,10 +164,10 @@ def _values(row: Row) -> dict[str, float]:
 
 
 class RunLogger(AbstractContextManager):
-    """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs.
+    """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs. It is picklable.
 
-    It is picklable, for trainings of several processes. Sinks are filled from metrics.jsonl: one that fails, such as a
-    server that does not answer, gives a warning, and gets the epochs that it missed after the next one.
+    Sinks are filled from metrics.jsonl: one that fails, such as a server that does not answer, gives a warning and gets
+    the epochs that it missed after the next one.
 
     Args:
         log_to: names of `SINKS`, separated by commas; empty: none, and `run_dir` stays None, which `train` replaces.
@@ -222,10 +220,7 @@ class RunLogger(AbstractContextManager):
             self._log(rows[-1]["epoch"] + 1, status=status)
 
     def _log(self, epoch: int, figure: Figure | None = None, status: str = "") -> None:
-        """Gives each sink the rows that it lacks, the last one with `figure`, and ends its run if there is a status.
-
-        epoch: see `Sink.open`. A training must not end because a sink cannot be written.
-        """
+        """Gives each sink the rows that it lacks, the last one with `figure`, and ends its run if there is a status."""
         rows = read_rows(RunDirectory(self.run_dir).metrics)
         for name in self.names:
             try:

@@ -75,10 +75,7 @@ class Variant(NamedTuple):
 def make_variant(
     study: str, name: str, preset: str, changes: Mapping[str, Any], *, split: str = "val", limit: int = 0
 ) -> Variant:
-    """The variant, in which "auto" is resolved to a dataset: it would name another folder once CamVid is installed.
-
-    Raises StudyError for a name that makes no folder name or an unknown switch, else as `TrainConfig.preset`.
-    """
+    """The variant; StudyError for a name that makes no folder name or a switch that does not exist."""
     for what, value in {"study": study, "variant": name}.items():
         if not NAME.fullmatch(value):
             raise StudyError(f"{what} {value!r}: use lower-case letters, digits, - and _, which make a folder name")
