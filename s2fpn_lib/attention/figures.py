@@ -18,7 +18,6 @@ from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.viz import style
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 
-PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))  # (y, x) in 0..1 whose attention over the columns is drawn
 WIDTH = 11.0  # inches
 BAND = 0.14  # height of the band that shows the pure colors of the scale, as a share of the image's
 SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": style.MUTED, "pad": 3}
@@ -26,14 +25,7 @@ SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": style
 
 @style.styled
 def attention_figure(
-    image: Tensor,
-    capture: Capture,
-    protocol: Protocol,
-    *,
-    index: int = 0,
-    label: Tensor | None = None,
-    pixels: Sequence[tuple[float, float]] = PIXELS,
-    warning: str = "",
+    image: Tensor, capture: Capture, protocol: Protocol, index: int, label: Tensor, pixels: Sequence[Sequence[float]]
 ) -> Figure:
     """One image of a recorded batch; below it what each level attends to, its auxiliary prediction, and its GFU share.
 
@@ -46,15 +38,12 @@ def attention_figure(
     rows, aspect = _rows(capture, levels, index, pixels), image.shape[-2] / image.shape[-1]
     size = (WIDTH, ((WIDTH - 2.2) / 4 * aspect + 0.26) * (1 + len(rows)) + 0.9)
     figure, axes = plt.subplots(1 + len(rows), 4, figsize=size, squeeze=False, layout="constrained")
-    style.with_warning(figure, warning)
     images = {"image": as_array(image), "prediction": colorize(class_ids(capture.logits)[index], protocol)}
-    if label is not None:
-        images["label"] = colorize(label, protocol)
+    images["label"] = colorize(label, protocol)
     for axis, (title, shown) in zip(axes[0], images.items(), strict=False):
         _show(axis, shown)
         axis.set_title(title)
-    for axis in axes[0, len(images) :]:
-        axis.set_axis_off()
+    axes[0, 3].set_axis_off()
     offset = {"xycoords": "axes fraction", "xytext": (-8, 0), "textcoords": "offset points"}
     gray, bars = as_array(image).mean(-1), {}
     for row_axes, (title, (kind, values)) in zip(axes[1:], rows.items(), strict=True):
@@ -123,7 +112,7 @@ def attribution_figure(
 
 
 def _rows(
-    capture: Capture, levels: Sequence[LevelCapture], index: int, pixels: Sequence[tuple[float, float]]
+    capture: Capture, levels: Sequence[LevelCapture], index: int, pixels: Sequence[Sequence[float]]
 ) -> dict[str, tuple[str, list[Any]]]:
     """{title of a row: kind of its cells, and one value per level}, for the parts that the network has."""
     first, rows = levels[0], {}

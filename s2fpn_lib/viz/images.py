@@ -131,27 +131,21 @@ def _with_caveats(
 
 
 def worst_images(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    evaluation: Evaluation,
-    *,
-    class_name: str | None = None,
-    count: int = 3,
-    **views: Any,
+    model: nn.Module, dataset: SegmentationDataset, evaluation: Evaluation, class_name: str, count: int, **views: Any
 ) -> Figure:
-    """The images with the lowest IoU of a class (None: of the mean), lowest first, with the score in the caption.
+    """The images with the lowest IoU of a class (empty: of the mean), lowest first, with the score in the caption.
 
     For a class, the image shows where the label has it (yellow outline), and beside it the region around its largest
     error. Raises ValueError if no scored image has enough pixels of the class (see `Evaluation.worst`).
     """
-    indices, protocol = evaluation.worst(class_name, count), dataset.protocol
+    indices, protocol = evaluation.worst(class_name or None, count), dataset.protocol
     if not indices:
         raise ValueError(f"no scored image has enough pixels of the class {class_name!r} to be ranked")
     iou = 100 * evaluation.image_iou()
-    column = iou.nanmean(1) if class_name is None else iou[:, evaluation.classes.index(class_name)]
-    scores, what = dict(zip(evaluation.indices, column, strict=True)), class_name or "mean"
-    captions = [f"{dataset.names[i]}: {what} IoU in this image {scores[i]:.1f} %" for i in indices]
-    if class_name is None:
+    column = iou[:, evaluation.classes.index(class_name)] if class_name else iou.nanmean(1)
+    scores = dict(zip(evaluation.indices, column, strict=True))
+    captions = [f"{dataset.names[i]}: {class_name or 'mean'} IoU in this image {scores[i]:.1f} %" for i in indices]
+    if not class_name:
         return prediction_grid(model, dataset, indices, captions=captions, **views)
     rows = []
     for place, i in enumerate(indices):

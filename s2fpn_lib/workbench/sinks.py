@@ -1,6 +1,6 @@
 """What a run's numbers go to besides metrics.jsonl: curves in the notebook, and sinks, that is TensorBoard and MLflow.
 
-    with RunLogger("tensorboard,mlflow", config) as logger:
+    with RunLogger("tensorboard,mlflow", config, run_dir=None, results=None) as logger:
         result = train(config, run_dir=logger.run_dir, on_epoch=LiveCurves(logger.run_dir, logger))
 
 A sink gets the configuration, the row of each epoch, and after each validation a figure of example images.
@@ -178,13 +178,7 @@ class RunLogger(AbstractContextManager):
     """
 
     def __init__(
-        self,
-        log_to: str,
-        config: TrainConfig,
-        run_dir: str | Path | None = None,
-        *,
-        results: str | Path | None = None,
-        images: int = 3,
+        self, log_to: str, config: TrainConfig, run_dir: str | Path | None, results: str | Path | None, images: int = 3
     ):
         self.names = [name.strip() for name in log_to.split(",") if name.strip()]
         for name in self.names:
