@@ -98,23 +98,20 @@ class Inspector(anywidget.AnyWidget):
         self._do_show()
 
     def _do_show(self) -> None:
-        of, scores = self._scores()
+        first, data, (of, scores) = self.inspections[0], self.dataset, self._scores()
         chosen = [each.model.path or each.model.name for each in self.inspections]
+        seen = seen_caveat(count_seen(first.model.network, data, self.strip), len(self.strip))
+        images = f"images of {protocol_name(data.name)} {data.split}"
+        about = f"mIoU of {first.model.name} on {images}, worst first{seen and f'. {seen}'}."
         content = {"kind": "data", "choices": self.choices, "chosen": [chosen[0], *(chosen[1:] or [""])]}
-        content |= {"name": self.inspections[0].picture.name, "index": self._index(), "last": len(self.dataset) - 1}
-        content |= {"about": self._about(), "of": of, "scores": scores}
+        content |= {"name": first.picture.name, "index": self._index(), "last": len(data) - 1}
+        content |= {"about": about, "of": of, "scores": scores}
         self.send(content, [packed(self.state, self.inspections)])
 
     def _index(self) -> int | None:
         """Index of the open image in the dataset, None for another image."""
         dataset, index = self.inspections[0].picture.sample or (None, None)
         return index if dataset is self.dataset else None
-
-    def _about(self) -> str:
-        model, data = self.inspections[0].model, self.dataset
-        seen = seen_caveat(count_seen(model.network, data, self.strip), len(self.strip))
-        images = f"images of {protocol_name(data.name)} {data.split}"
-        return f"mIoU of {model.name} on {images}, worst first{seen and f'. {seen}'}."
 
     def _scores(self) -> tuple[str, dict[int, float | None]]:
         model = self.inspections[0].model

@@ -61,7 +61,7 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `difference`: the mIoU minus that of the full network with the same seed.
 
     Partners agree in everything of `REPETITION` except `VARYING`. The difference is NaN for the full network and where
-    it lacks the seed. Raises ProtocolMixError for several protocols, ValueError if it was scored twice with one seed.
+    it lacks the seed. Raises ValueError for several protocols, and if it was scored twice with one seed.
     """
     tables.one_protocol(frame)
     found, keys = [], [c for c in tables.REPETITION if c in frame and c not in VARYING]

@@ -26,10 +26,6 @@ DATASETS = {"roadscenes": "RoadScenes", "camvid": "CamVid", "cityscapes": "Citys
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
 
-class ProtocolMixError(ValueError):
-    """Numbers of different protocols were about to share a column."""
-
-
 def heading(key: str) -> str:
     """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data ms" for "data_ms"."""
     return _HEADINGS["keys"].get(key) or " ".join(_HEADINGS["words"].get(word, word) for word in key.split("_"))
@@ -105,13 +101,13 @@ def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def one_protocol(frame: pd.DataFrame) -> str:
-    """The frame's only protocol. Raises ProtocolMixError that names every one found; ValueError if a row has none."""
+    """The frame's only protocol. Raises ValueError that names all if there are several, or if a row has none."""
     if unstated := frame.reindex(columns=["protocol"])["protocol"].isna().sum():
         raise ValueError(f"{unstated} rows name no protocol: a score without its protocol cannot go into a table")
     found = sorted(split_by_protocol(frame))
     if len(found) > 1:
         refusal = f"refusing to put {len(found)} protocols into one column: {'; '.join(found)}"
-        raise ProtocolMixError(f"{refusal}. Their scores cannot be compared; make one table each: split_by_protocol")
+        raise ValueError(f"{refusal}. Their scores cannot be compared; make one table each: split_by_protocol")
     return found[0] if found else ""
 
 
@@ -120,7 +116,7 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
 
     If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own. Returns
     the keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and the largest `parameters`,
-    `gmacs`, and `images_seen`. Raises ProtocolMixError for several protocols, ValueError if a seed would count twice.
+    `gmacs`, and `images_seen`. Raises ValueError for several protocols, and if a seed would count twice.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]

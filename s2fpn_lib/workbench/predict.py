@@ -107,7 +107,7 @@ def predict(
                     ids = _finished(files, digest(path)) if not overwrite else None
                     image = torch.from_numpy(load()).permute(2, 0, 1) if ids is None else None  # (H, W, 3) -> (3, H, W)
                 except ImageError as error:
-                    skipped.append(_problem(path, error))
+                    skipped.append((str(path), str(error).removeprefix(f"{path}: ")))
                     continue
                 if ids is None:
                     seen = at_size(image, network_size(image.shape[-2:], size, protocol))
@@ -189,14 +189,10 @@ def _images(
                 if number % every == 0:
                     yield path, f"{name}/{number:06d}", load
         except MediaError as error:
-            skipped.append(_problem(path, error))
+            skipped.append((str(path), str(error).removeprefix(f"{path}: ")))
         finally:  # also where the limit ends the loop
             if unused := number - number // every:
                 skipped.append((str(path), f"{unused} of its first {number + 1} frames: every = {every}"))
-
-
-def _problem(path: Path, error: ImageError) -> tuple[str, str]:
-    return str(path), str(error).removeprefix(f"{path}: ")
 
 
 def _digest(path: Path) -> str:
