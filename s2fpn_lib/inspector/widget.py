@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import anywidget
@@ -23,7 +24,7 @@ from PIL import Image
 from s2fpn_lib.checkpoint import CheckpointError, released_names
 from s2fpn_lib.data import Protocol, SegmentationDataset, evenly_spaced
 from s2fpn_lib.evaluate import count_seen, seen_caveat
-from s2fpn_lib.inspector.export import export_html, file_stem, packed, save_inspection, script, style
+from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script, style
 from s2fpn_lib.inspector.numbers import readout
 from s2fpn_lib.inspector.state import Inspection, NamedModel, Picture, Size, State, Upload, inspect, label_ids
 from s2fpn_lib.inspector.views import inspection_figure
@@ -35,11 +36,7 @@ from s2fpn_lib.workbench.provenance import checkpoint_protocol
 
 MOST_THUMBS = 24
 THUMB_HEIGHT = 84  # pixels; shown at half this height
-# The still figure below the widget is shown where neither the widget nor its own still figure is
-STILL = """<style>
-.jp-OutputArea:not(:has(.s2fpn-viewer, .jp-RenderedImage)) .s2fpn-still {{display: block !important}}
-</style>
-<div class="s2fpn-still" style="display: none">{}</div>"""
+STILL = Template((HERE / "still.html").read_text())  # shown where neither the widget nor its own still figure is
 
 
 class Inspector(anywidget.AnyWidget):
@@ -181,7 +178,7 @@ class Inspector(anywidget.AnyWidget):
         bundle, _ = self._repr_mimebundle_()
         picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).convert("RGB")
         display(bundle, raw=True)
-        display(HTML(STILL.format(html_image(jpeg(np.asarray(picture), quality=92), bundle["text/plain"]))))
+        display(HTML(STILL.substitute(image=html_image(jpeg(np.asarray(picture), quality=92), bundle["text/plain"]))))
 
 
 def thumbnail(dataset: SegmentationDataset, index: int) -> bytes:

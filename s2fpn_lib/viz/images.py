@@ -26,6 +26,7 @@ from s2fpn_lib.viz.style import HIGHLIGHT, MUTED, styled
 
 TITLES = ("image", "label", "prediction", "error (ignored: white)")
 ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image
+Rows = Sequence[Sequence[np.ndarray]]  # of (H, W, 3) uint8 images
 
 
 def colorize(ids: Tensor, protocol: Protocol) -> np.ndarray:
@@ -200,17 +201,12 @@ def outline(pixels: np.ndarray, mask: Tensor) -> np.ndarray:
 
 @styled
 def image_grid(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    names: Sequence[str],
-    protocol: Protocol,
-    width: float,
-    scale: tuple[str, str] = (),
+    rows: Rows, titles: Sequence[str], names: Sequence[str], protocol: Protocol, width: float, scale: Sequence[str] = ()
 ) -> Figure:
     """Images side by side under column titles, with a caption below each row and the class legend at the bottom.
 
-    rows: (H, W, 3) uint8 arrays, at least one row; titles: one per column; names: one caption per row; width: inches;
-    scale: color map and text of a color bar from 0 to 1.
+    titles: one per column; names: one caption per row; width: inches; scale: color map and text of a color bar from 0
+    to 1. Raises ValueError if there is no row.
     """
     if not rows:
         raise ValueError("no images to show: the list of samples is empty")

@@ -48,10 +48,8 @@ def declarations(source: str) -> dict[str, tuple[str, str, str]]:
     except (SyntaxError, TypeError, ValueError):
         return {}
     if complete and incomplete:
-        raise ParameterError(
-            f"The parameters cell has a line without a type or a comment: {incomplete[0]!r}\n"
-            "Write every parameter as:  name: type = value  # what it does"
-        )
+        problem = f"The parameters cell has a line without a type or a comment: {incomplete[0]!r}"
+        raise ParameterError(f"{problem}\nWrite every parameter as:  name: type = value  # what it does")
     return complete
 
 
@@ -124,10 +122,9 @@ def _parameter_cells(cells: list[str]) -> tuple[dict[str, tuple[str, str, str]],
             return declared, injected
         if not injected and source.lstrip().startswith(INJECTED_HEADING + "\n"):
             injected = [ast.unparse(statement.targets[0]) for statement in ast.parse(source).body]
-    raise ParameterError(
-        "No parameters cell has run in this notebook. Above the call of checked_parameters(), put a cell tagged "
-        "'parameters' with nothing in it but lines such as:\n    epochs: int = 3  # passes over the training split"
-    )
+    example = "    epochs: int = 3  # passes over the training split"
+    cell = f"a cell tagged 'parameters' with nothing in it but lines such as:\n{example}"
+    raise ParameterError(f"No parameters cell has run in this notebook. Above checked_parameters(), put {cell}")
 
 
 def _type_hint(name: str, value: Any, annotation: Any) -> str:

@@ -29,8 +29,6 @@ def newest_run(root: str | Path | None = None) -> Path | None:
 def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
     """Classes and colors that a checkpoint predicts; None for a published .pth, which does not record them."""
     metadata = read_metadata(path_or_name)
-    if own := metadata.get("protocol_definition"):
-        return Protocol.from_dict(own)
     return get_protocol(metadata["protocol"]) if "protocol" in metadata else None
 
 

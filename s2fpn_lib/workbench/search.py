@@ -1,7 +1,7 @@
 """Hyperparameter search: an Optuna study whose trials are training runs, for the notebook 21_search.
 
-    search = Search("first", config, search_space(lr=(3e-4, 1e-2), crop=[(64, 96), (96, 128)], aux_weight=(0.1, 1.0)))
-    search.run(trials=20, minutes=60)
+    space = search_space(lr=(3e-4, 1e-2), crop=[(64, 96), (96, 128)], aux_weight=(0.1, 1.0))
+    Search("first", config, space, results=None, pruner="median", seed=0).run(trials=20, minutes=60)
 
     <results>/studies/search-<name>-<hash>/study.db     the Optuna study (SQLite)
     <results>/studies/search-<name>-<hash>/<hash>/      the run folder of each trial
@@ -32,14 +32,15 @@ except ImportError as error:
     raise ImportError("a search needs Optuna: pip install 's2fpn-workbench[search]'") from error
 
 LOGARITHMIC = ("lr", "encoder_lr", "weight_decay")
+Space = dict[str, BaseDistribution]  # of each field of TrainConfig that is searched
 
 
-def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
+def search_space(**ranges: Sequence[Any]) -> Space:
     """The distribution of each field of TrainConfig that is searched; ValueError for a wrong number of values.
 
     ranges: for `crop` and `class_weights` the values to choose from; for others the lowest and highest one, or one.
     """
-    space: dict[str, BaseDistribution] = {}
+    space: Space = {}
     for field, values in ranges.items():
         if field == "crop" and values:
             space[field] = CategoricalDistribution(["x".join(map(str, each)) for each in values])
@@ -63,15 +64,8 @@ class Search:
     """
 
     def __init__(
-        self,
-        name: str,
-        config: TrainConfig,
-        space: Mapping[str, BaseDistribution],
-        *,
-        results: str | Path | None = None,
-        pruner: str = "median",
-        seed: int = 0,
-    ):
+        self, name: str, config: TrainConfig, space: Space, results: str | Path | None, pruner: str, seed: int
+    ) -> None:
         if not config.val_split or config.processes > 1:
             raise ValueError("a search needs a val_split, and each trial is one process: devices=1, nodes=1")
         pruners = {"median": optuna.pruners.MedianPruner(n_startup_trials=3), "none": optuna.pruners.NopPruner()}
@@ -85,7 +79,7 @@ class Search:
         train_set, val_set = open_splits(config)
         if config.dataset == "auto":  # would mean something else once CamVid is installed
             self.config = config.replace(dataset=train_set.name)
-        self.space, self.name = dict(space), name
+        self.space, self.name = space, name
         ranges = {field: optuna.distributions.distribution_to_json(each) for field, each in space.items()}
         identity = {"recipe": self.config.recipe(), "space": ranges, "data": data_digests(train_set, val_set)}
         self.folder = Path(results or results_root()).resolve() / "studies" / f"search-{name}-{config_hash(identity)}"
