@@ -1,7 +1,7 @@
 """The attention inspector as a widget for JupyterLab, VS Code, and Voila.
 
-The script of the exported page draws it in the browser from data that the kernel sends once per image, so that clicks,
-keys, and views need no kernel. The kernel opens images and models, scores the thumbnails, saves, and exports.
+The script of the exported page draws it from data that the kernel sends once per image, so that clicks, keys, and views
+need no kernel. The kernel opens images and models, scores the thumbnails, saves, and exports.
 """
 
 import base64

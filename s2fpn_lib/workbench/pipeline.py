@@ -2,8 +2,7 @@
 
     python -m s2fpn_lib.workbench.pipeline DATASET=roadscenes MAX_EPOCHS=5
 
-Each NAME=value goes to every notebook that declares a parameter of that name (in lower case). The executed notebooks
-are kept in results/main/, the report is results/report.html.
+Each NAME=value goes to every notebook that declares a parameter of that name (in lower case).
 """
 
 import ast

@@ -3,11 +3,8 @@
     space = search_space(lr=(3e-4, 1e-2), crop=[(64, 96), (96, 128)], aux_weight=(0.1, 1.0))
     Search("first", config, space, results=None, pruner="median", seed=0).run(trials=20, minutes=60)
 
-    <results>/studies/search-<name>-<hash>/study.db     the Optuna study (SQLite)
-    <results>/studies/search-<name>-<hash>/<hash>/      the run folder of each trial
-
-The first hash covers the base recipe, the data, and the search space. Optuna lacks a lock that tells the trial of a
-killed process from one that another process still runs.
+The study is <results>/studies/search-<name>-<hash>/study.db, beside the run folder of each trial; the hash covers the
+base recipe, the data, and the space. Optuna has no lock that tells a killed process's trial from one that still runs.
 """
 
 import time
@@ -56,11 +53,10 @@ def search_space(**ranges: Sequence[Any]) -> Space:
 class Search:
     """A study that maximizes the validation mIoU of runs: that of `TrainResult.summary`, by the checkpoint rule.
 
-    name: the same name, configuration, data, and space continue a study. config: what all trials have in common; the
-    ratio of an encoder's own learning rate to the other one is kept. results: None: `results_root()`. pruner: "median"
-    stops a trial whose validation mIoU is below the median of the earlier trials at that epoch, "hyperband" all but the
-    best third at each of its rungs, "none" no trial. seed: of the sampler. Raises ValueError for an unknown pruner, no
-    validation split, several processes, or an invalid value in `space`.
+    config: what all trials have in common; the ratio of an encoder's own learning rate to the other one is kept.
+    results: None: `results_root()`. pruner: "median" stops a trial whose validation mIoU is below the median of the
+    earlier trials at that epoch, "hyperband" all but the best third at each of its rungs, "none" no trial. Raises
+    ValueError for an unknown pruner, no validation split, several processes, or an invalid value in `space`.
     """
 
     def __init__(

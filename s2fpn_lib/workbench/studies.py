@@ -1,19 +1,8 @@
 """Studies: one YAML file describes many notebook runs. Each run is a job with its own folder.
 
-Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. study_fields.yaml has the
-fields of a study. This module names things:
-
-    <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/
-        variant.json       `Variant.record`: what the folder's name says, preset, recipe (hash of the whole recipe),
-                           split, limit (images scored, 0: all), data (digests of the training and the scored split)
-        run/               the training run: config.json, metrics.jsonl, result.json, ...; last.pt until it is finished
-        evaluation.json    the scores; their provenance is that of 11_evaluate plus "study" and "variant"
-        predictions.png, 20_ablation.ipynb (as executed)
-        failure.json       while the last attempt failed: notebook, cell, error, time, and the study's names
-        done.json          when the notebook has finished; the only file that Snakemake knows
-
-The hash covers what determines the scores, so a changed configuration gets a new folder.
-A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook>-<hash>/, with the same last four.
+Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. This module reads the files
+and names the folders, <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/, of trainings,
+and <results>/studies/<study>/<notebook>-<hash>/ of measurements. docs/studies.md lists what they hold.
 """
 
 import functools
