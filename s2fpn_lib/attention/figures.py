@@ -30,9 +30,8 @@ def attention_figure(
     """One image of a recorded batch; below it what each level attends to, its auxiliary prediction, and its GFU share.
 
     v2: one row per pixel with its weights of the columns relative to uniform attention. v1: one row with the average
-    minus the maximum gate of each column. All levels have one color bar.
-
-    image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids; pixels: (y, x) in 0..1 (v2 only).
+    minus the maximum gate of each column. image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids;
+    pixels: (y, x) in 0..1 (v2 only).
     """
     levels = [level.of_image(index) for level in capture.levels]
     rows, aspect = _rows(capture, levels, index, pixels), image.shape[-2] / image.shape[-1]

@@ -83,7 +83,7 @@ def coarse_share(gfu: GFUCapture) -> Tensor:
 
 
 def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> Tensor:
-    """(2, num_classes): sums of w |R| and of |R| over all channels and the pixels of each class, w CRB's weights.
+    """(2, num_classes): sums of w |R| and |R| over channels and the pixels of each class, with w CRB's weights.
 
     label: (B, H, W) ids of any size, read at the center of each pixel of the level; ids of no class are left out.
     """
@@ -95,9 +95,7 @@ def crb_passes(level: LevelCapture, label: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.inference_mode()
-def attention_statistics(
-    model: S2FPN, dataset: SegmentationDataset, *, limit: int | None = None
-) -> AttentionStatistics:
+def attention_statistics(model: S2FPN, dataset: SegmentationDataset, limit: int | None = None) -> AttentionStatistics:
     """The statistics of `limit` evenly spaced images of a split (None: of all), at the protocol's size."""
     protocol, rows, sums = dataset.protocol, [], {}
     with evaluation_mode(model), AttentionRecorder(model) as recorder:

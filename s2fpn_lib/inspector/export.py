@@ -97,8 +97,8 @@ def still(state: State, inspections: Sequence[Inspection]) -> str:
 def packed(state: State, inspections: Sequence[Inspection], most: float = np.inf) -> bytes:
     """What the viewer's script reads, a zlib stream: the length of the header (8 bytes), the header, the arrays.
 
-    The header is JSON, in which {"array": type, "at": offset, "length": n} stands for an array.
-    most: query values to keep of a level; a larger query map is strided.
+    The header is JSON, in which {"array": type, "at": offset, "length": n} stands for an array. most: query values of a
+    level that are kept.
     """
     arrays = bytearray()
 

@@ -136,8 +136,7 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     - "busy machine": other processes had the cores for more than 1 - `FREE` of the time.
     - "faster than its network": an end-to-end time below that of the network which it contains.
 
-    Such a row has no ratio, and neither have the rows that were compared with it. rows: of `measure_rows` or any other
-    benchmark; columns that they lack raise no remark.
+    Such a row has no ratio, and neither have the rows that were compared with it. Missing columns raise no remark.
     """
     known = rows.reindex(columns=rows.columns.union(["stage", "p50_ms", "spread", "cpu_share", "backend", "way"]))
     known["all"] = 0  # the group of all rows, where they have none of the other columns

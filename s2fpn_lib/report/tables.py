@@ -114,9 +114,9 @@ def one_protocol(frame: pd.DataFrame) -> str:
 def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
     """Mean and sample standard deviation over repetitions: rows that agree in `REPETITION`.
 
-    If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own. Returns
-    the keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and the largest `parameters`,
-    `gmacs`, and `images_seen`. Raises ValueError for several protocols, and if a seed would count twice.
+    Checkpoints of one seed that agree in all of these have a row each. Returns the keys, `runs`, for each score s the
+    columns s and s_std (NaN for a single run), and the largest `parameters`, `gmacs`, and `images_seen`. Raises
+    ValueError for several protocols, and if a seed would count twice.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]
@@ -212,8 +212,7 @@ def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
 
 
 def evaluation_names(rows: pd.DataFrame) -> dict[str, str]:
-    """{short name: folder of the evaluation}; a name has the seed, the checkpoint's hash or folder if needed, and the
-    remark that the weights were trained on the scored images."""
+    """{short name: folder of the evaluation}, with seed and checkpoint as far as needed, and what was trained on."""
     for more in ([], ["checkpoint_sha"], ["evaluation"]):
         names = short_names(rows, ["seed", *more])
         if len(set(names)) == len(names):

@@ -69,8 +69,7 @@ def predict(
         protocol: classes and colors of the dataset that the model was trained on.
         size: what the network sees: "protocol" scales each image to the protocol's height and keeps its aspect ratio;
             "own" leaves it as it is; (height, width) resizes to that.
-        every: of a video, predict every n-th frame.
-        limit: stop after this number of images and frames; 0 or None: no limit.
+        every, limit: of a video, each n-th frame; the most images and frames, 0 or None: no limit.
         overwrite: predict again what `out` already holds. A source whose content has changed always is.
         views: scales, flip, window, overlap, amp of `predict_logits`.
 

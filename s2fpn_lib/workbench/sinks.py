@@ -110,8 +110,7 @@ class TensorBoard(Sink):
 class MLflow(Sink):
     """A run at MLFLOW_TRACKING_URI, or in mlflow.db of the results folder, in the experiment MLFLOW_EXPERIMENT_NAME.
 
-    mlflow.json in the run's folder identifies the MLflow run. MLflow cannot remove metrics: of epochs that are trained
-    again after an interruption, the first values stay.
+    mlflow.json in the run's folder identifies it. Of epochs that are trained again, MLflow keeps the first values.
     """
 
     packages = ("mlflow", "sqlalchemy", "alembic")  # the last two for the local store
@@ -167,14 +166,9 @@ class RunLogger(AbstractContextManager):
     """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs. It is picklable.
 
     Sinks are filled from metrics.jsonl: one that fails, such as a server that does not answer, gives a warning and gets
-    the epochs that it missed after the next one.
-
-    Args:
-        log_to: names of `SINKS`, separated by commas; empty: none, and `run_dir` stays None, which `train` replaces.
-        run_dir: folder of the run; None: `default_run_dir` under `results` (None: `results_root()`).
-        images: number of example images, evenly spaced over the validation split.
-
-    Raises ValueError for an unknown sink, and ImportError if its package is not installed.
+    the epochs that it missed after the next one. log_to: names of `SINKS`, separated by commas; empty: none, and the
+    attribute `run_dir` stays None. run_dir: None: `default_run_dir` under `results` (None: `results_root()`). images:
+    number of examples. Raises ValueError for an unknown sink, and ImportError if its package is not installed.
     """
 
     def __init__(
