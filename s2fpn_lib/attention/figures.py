@@ -118,10 +118,10 @@ def _rows(
     if first.query is not None:
         for y, x in pixels:
             places = [(min(int(y * h), h - 1), min(int(x * w), w - 1)) for h, w in (level.size for level in levels)]
-            weights = [level.column_attention(*at)[0].numpy() for level, at in zip(levels, places, strict=True)]
-            rows[f"pixel\n{y:.2f}, {x:.2f}"] = ("attention", [len(each) * each for each in weights])
+            values = [level.strip_values(*at)[0].numpy() for level, at in zip(levels, places, strict=True)]
+            rows[f"pixel\n{y:.2f}, {x:.2f}"] = ("attention", values)
     elif first.gates is not None:
-        rows["gates"] = ("gates", [(level.gates[0, 0] - level.gates[0, 1]).numpy() for level in levels])
+        rows["gates"] = ("gates", [level.strip_values(0, 0)[0].numpy() for level in levels])
     if first.auxiliary is not None:
         rows["auxiliary\nprediction"] = ("classes", [class_ids(level.auxiliary)[0] for level in levels])
     if capture.gfu is not None:

@@ -61,6 +61,13 @@ class LevelCapture:
             raise LookupError(f"{self.name} has no distribution over columns: {why}")
         return ColumnAttention.distribution(self.query[:, :, y, x, None, None], self.strip_max)[:, 0]
 
+    def strip_values(self, y: int, x: int) -> Tensor:
+        """(B, L) numbers of the strip entries at a pixel: v2: its attention relative to uniform attention (1); v1: the
+        gates of the average strip minus those of the maximum strip."""
+        if self.query is None:
+            return self.gates[:, 0].flatten(1) - self.gates[:, 1].flatten(1)
+        return self.column_attention(y, x) * self.strip_max.shape[-1]
+
     def of_image(self, index: int) -> Self:
         """The level of one image of the batch, as a batch of one on the CPU."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

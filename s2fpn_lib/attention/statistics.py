@@ -22,6 +22,8 @@ PIXELS_AT_ONCE = 16384  # pixels whose distributions over columns are in memory 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
+    """Statistics of the images of a split."""
+
     images: pd.DataFrame  # one row per image and level: image, level, gamma, and the columns of `level_statistics`
     # levels x classes: the share of a class's features that passes CRB, that is the mean weight with channels weighted
     # by their mean activation |R| in the regions of the class; NaN where the class is absent

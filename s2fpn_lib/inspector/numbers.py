@@ -87,28 +87,18 @@ def level_scale(inspection: Inspection) -> Scale:
     """The scale that the levels share: of the attention in v2, of the difference of the gates in v1."""
     if inspection.revision == "v2":
         return ATTENTION
-    gates = [level.gates[0] for level in inspection.levels if level.gates is not None]
-    limit = max((float((one - two).abs().max()) for one, two in gates), default=1.0) or 1.0
+    values = [level.strip_values(0, 0).abs().max() for level in inspection.levels if level.gates is not None]
+    limit = float(max(values, default=1.0)) or 1.0
     title, ticks = "gate of the average strip minus that of the maximum strip", (-limit, 0, limit)
     return Scale(title, Normalize(-limit, limit, clip=True), ticks, [f"{tick:.2g}" for tick in ticks], GATE_CMAP)
-
-
-def level_values(inspection: Inspection, index: int, y: int, x: int) -> np.ndarray:
-    """(L,) numbers that a level draws at the pixel (y, x), as `level_scale` has them."""
-    level = inspection.levels[index]
-    if level.query is None:
-        return (level.gates[0, 0] - level.gates[0, 1]).numpy()
-    attention = level.column_attention(*inspection.on_level(level, y, x))[0].numpy()
-    return attention * len(attention)
 
 
 @dataclass(frozen=True)
 class LevelReadout:
     """One level at the chosen pixel; what belongs to SSAM or the auxiliary head is empty or None without it.
 
-    `top` has up to three (first, last, weight), the image columns (or rows) first..last of a strip entry. v2: the
-    entries that the pixel attends to most, with the weight relative to uniform attention. v1: the entries whose two
-    gates differ most, with the difference.
+    `top` has up to three (first, last, weight), the image columns (or rows) first..last of the strip entries with the
+    largest `LevelCapture.strip_values`.
     """
 
     name: str  # apf1 to apf4
@@ -221,7 +211,7 @@ def _level_readout(state: State, inspection: Inspection, index: int) -> LevelRea
         return found
     axis = 0 if level.strip_axis == "width" else 1
     gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
-    values = torch.from_numpy(level_values(inspection, index, state.y, state.x)).abs()
+    values = level.strip_values(*place)[0].abs()
     edges = [math.ceil(entry * inspection.size[axis] / len(values)) for entry in range(len(values) + 1)]
     order = values.argsort(descending=True, stable=True)[:3].tolist()
     top = tuple((edges[entry], edges[entry + 1] - 1, float(values[entry])) for entry in order)

@@ -49,7 +49,7 @@ def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray
     if level.gates is not None:
         rows = level.strip_axis == "width"
         length = picture.shape[0 if rows else 1]
-        values = numbers.level_values(inspection, index, state.y, state.x)
+        values = level.strip_values(*inspection.on_level(level, state.y, state.x))[0].numpy()
         colors = numbers.level_scale(inspection).paint(values)[np.arange(length) * len(values) // length]
         spread = colors[:, None] if rows else colors[None]
         picture = (1 - LEVEL_OPACITY) * picture + LEVEL_OPACITY * spread

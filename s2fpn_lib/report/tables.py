@@ -258,8 +258,7 @@ class TableFolder:
         shown.set_table_styles({c: [{"selector": "", "props": "text-align: left"}] for c in text})
         shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
         below_latex = {"caption": escape_latex(f"{caption} {origin}".strip()), "label": f"tab:{name}"}
-        latex = table.to_latex(index=False, escape=True, na_rep="", position="t", **below_latex)
-        latex = latex.replace("±", r"$\pm$")
+        latex = table.to_latex(index=False, escape=True, na_rep="", position="t", **below_latex).replace("±", r"$\pm$")
         texts = {"csv": table.to_csv(index=False), "tex": latex, "html": shown.to_html(doctype_html=True)}
         for kind, content in texts.items():
             write_atomic(self.folder / f"{name}.{kind}", content)

@@ -38,12 +38,8 @@ def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple
     results = leave_out.resolve()
     if results in (source.resolve(), *source.resolve().parents):
         raise MediaError(f"{source} lies in the folder of the results, {leave_out}: choose another one")
-    found, left_out = [], []
-
-    def unreadable(error: OSError) -> None:
-        left_out.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
-
-    for parent, folders, files in os.walk(source, onerror=unreadable):
+    found, left_out, unreadable = [], [], []
+    for parent, folders, files in os.walk(source, onerror=unreadable.append):
         for path in [Path(parent, name) for name in folders]:
             if reason := _why_not(path, results):
                 left_out.append((path, reason))
@@ -55,6 +51,7 @@ def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple
                 left_out.append((path, "not a file (a broken link or a device)"))
             else:
                 found.append(path)
+    left_out += [(Path(error.filename), f"the folder cannot be read ({error.strerror})") for error in unreadable]
     if not found:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in left_out[:20])
         raise MediaError(f"{source} holds no file: give an image, a video, or a folder of them{reasons}")
@@ -82,26 +79,20 @@ def result_names(media: Sequence[Path], source: Path) -> dict[Path, str]:
     """
     stems = {path: (path.relative_to(source) if path != source else Path(path.name)).with_suffix("") for path in media}
     counts = Counter(str(stem).casefold() for stem in stems.values())
-    taken: set[str] = set()
-    folders: set[str] = set()
-
-    def claimed(name: str, path: Path) -> bool:
-        lower = name.casefold()
-        places = {lower, f"{lower}.mp4"} if is_video(path) else {f"{lower}.png"}
-        parents = {str(parent) for parent in Path(lower).parents}
-        if places & (taken | folders) or parents & taken:
-            return False
-        taken.update(places)
-        folders.update(parents)
-        return True
-
     shared = {path: counts[str(stem).casefold()] > 1 for path, stem in stems.items()}
-    names = {}
+    taken, folders, names = set(), set(), {}
     for path in sorted(media, key=lambda path: (shared[path], is_video(path))):
         long = f"{stems[path]}_{path.suffix.lstrip('.').lower()}"
         numbered = (f"{long}-{number}" for number in itertools.count(2))
-        candidates = itertools.chain([] if shared[path] else [str(stems[path])], [long], numbered)
-        names[path] = next(name for name in candidates if claimed(name, path))
+        for name in itertools.chain([] if shared[path] else [str(stems[path])], [long], numbered):
+            lower = name.casefold()
+            places = {lower, f"{lower}.mp4"} if is_video(path) else {f"{lower}.png"}
+            parents = {str(parent) for parent in Path(lower).parents}
+            if not (places & (taken | folders) or parents & taken):
+                break
+        taken |= places
+        folders |= parents
+        names[path] = name
     return {path: names[path] for path in media}
 
 
