@@ -65,7 +65,7 @@ def checked_parameters() -> dict[str, Any]:
     if shell is None:
         message = "checked_parameters() reads the cells of a notebook, and no notebook is running here"
         raise ParameterError(f"{message}: pass values instead")
-    declared, injected = _parameter_cells(_executed_cells(shell))
+    declared, injected = _parameter_cells(shell)
     lines = (f"  {name}: {kind} = {default}  # {comment}" for name, (kind, default, comment) in declared.items())
     listing = "\n".join(["Its parameters, with their defaults:", *lines])
     for name in injected:
@@ -107,17 +107,12 @@ def _row(tag: str, *texts: str, bold: bool = False) -> str:
     return "<tr>" + "".join(f'<{tag} style="text-align: left">{cell}</{tag}>' for cell in cells) + "</tr>"
 
 
-def _executed_cells(shell: Any) -> list[str]:
-    """Sources of the cells that have run, oldest first."""
+def _parameter_cells(shell: Any) -> tuple[dict[str, tuple[str, str, str]], list[str]]:
+    """The latest parameters cell that ran, and the names in the papermill cell that ran after it, if any."""
     history = list(shell.history_manager.input_hist_parsed)  # off under nbval: entries of `linecache` without a time
     cached = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
-    return history if any(history) else ["".join(lines) for _, _, lines, _ in cached]
-
-
-def _parameter_cells(cells: list[str]) -> tuple[dict[str, tuple[str, str, str]], list[str]]:
-    """The latest parameters cell that ran, and the names in the papermill cell that ran after it, if any."""
     injected: list[str] = []
-    for source in reversed(cells):
+    for source in reversed(history if any(history) else ["".join(lines) for _, _, lines, _ in cached]):
         if declared := declarations(source):
             return declared, injected
         if not injected and source.lstrip().startswith(INJECTED_HEADING + "\n"):
