@@ -183,11 +183,6 @@ def readout(state: State, inspection: Inspection) -> Readout:
     return Readout(state.y, state.x, first, confidence, tuple(others), truth, *unsure, levels, inspection.seen)
 
 
-def pin_readouts(state: State, inspection: Inspection) -> list[Readout]:
-    """The readouts of the pinned pixels."""
-    return [readout(replace(state, y=y, x=x), inspection) for y, x in state.pins]
-
-
 def revision_note(inspection: Inspection) -> str:
     """Explains what the pictures of the levels show, which differs between v1 and v2."""
     axes = [level.strip_axis for level in inspection.levels if level.strip_axis]

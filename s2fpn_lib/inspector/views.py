@@ -134,7 +134,7 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction:.24}")
     texts = [f"True class: {found.truth_words()}. Entropy {found.entropy:.2f} bits, margin {found.margin:.2f}."]
     texts.append(numbers.revision_note(inspection))
-    pins = numbers.pin_readouts(state, inspection)
+    pins = [numbers.readout(replace(state, y=y, x=x), inspection) for y, x in state.pins]
     pinned = "; ".join(f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pins)
     texts += [f"Pinned (row, column): {pinned}"] if pins else []
     axes["text"].set_axis_off()
