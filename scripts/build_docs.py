@@ -95,7 +95,7 @@ def inspector_page(target: Path) -> None:
 
 def page(notebook: Path, paths: dict[str, str]) -> str:
     """An executed notebook as one HTML page; `paths` are replaced in its outputs."""
-    from s2fpn_lib.workbench.report_page import CSS, PAGE
+    from s2fpn_lib.workbench.run_notebook import CSS, PAGE
 
     read = nbformat.read(notebook, as_version=4)
     for cell in list(read.cells):

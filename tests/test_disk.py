@@ -33,11 +33,11 @@ from s2fpn_lib.data import DatasetError, get_protocol, open_dataset, train_loade
 from s2fpn_lib.data.cache import CachedDataset, CacheSpaceError, DecodedDataset
 from s2fpn_lib.inference.export import export_onnx, export_program
 from s2fpn_lib.inspector import State, export
-from s2fpn_lib.report import comparison, results_table
+from s2fpn_lib.report import collect, comparison
 from s2fpn_lib.report.tables import TableFolder
 from s2fpn_lib.runs import RunDirectory, WriteError, append_row, atomic_file, write_atomic
 from s2fpn_lib.viz.style import save_figure
-from s2fpn_lib.workbench import media, pipeline, report_page, run_notebook
+from s2fpn_lib.workbench import media, pipeline, run_notebook
 from s2fpn_lib.workbench.predict import predict
 from s2fpn_lib.workbench.provenance import newest_run
 from tests.inspecting import inspection, network
@@ -214,15 +214,15 @@ def write_video(folder):
 
 def write_parquet(folder):
     frame = pd.DataFrame({"a": ["1"]})
-    with mock.patch.multiple(results_table, results_table=lambda *_: frame, class_table=lambda *_: frame):
-        results_table.write_results(folder)
+    with mock.patch.multiple(collect, results_table=lambda *_: frame, class_table=lambda *_: frame):
+        collect.write_results(folder)
 
 
 def report(folder):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in ("a", "# Report")])
     source = folder.parents[1] / "90_report.ipynb"
     nbformat.write(notebook, source)
-    report_page.export_html(source, folder / "report.html")
+    run_notebook.export_html(source, folder / "report.html")
 
 
 def predict_pictures(folder):

@@ -135,7 +135,7 @@ def test_form(path):
     assert declared, "the cell tagged 'parameters' holds more than typed, commented literals"
     assert "checked_parameters()" in cells[index + 1].source
     # papermill reads the same names and types: no line has a second '='
-    assert declared_types(path) == {name: each.annotation for name, each in declared.items()}
+    assert declared_types(path) == {name: annotation for name, (annotation, _, _) in declared.items()}
 
 
 @named([path for path in NOTEBOOKS if path.stem not in GOLDEN])

@@ -12,9 +12,8 @@ from s2fpn_lib.data.protocols import _own
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.inspector import State, readout, render
 from s2fpn_lib.inspector.state import NamedModel, Picture, inspect
-from s2fpn_lib.report.collect import collect_evaluations, collect_runs, scored_rows
+from s2fpn_lib.report.collect import class_table, collect_evaluations, collect_runs, results_table, scored_rows
 from s2fpn_lib.report.comparison import compare_evaluations, save_samples
-from s2fpn_lib.report.results_table import class_table, results_table
 from s2fpn_lib.report.tables import class_score_table, run_table, score_table
 from s2fpn_lib.runs import PROJECT
 from s2fpn_lib.train import TrainConfig, train

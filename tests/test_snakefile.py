@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from s2fpn_lib.checkpoint import load_state
 from s2fpn_lib.evaluate import Evaluation
 from s2fpn_lib.runs import RunDirectory, read_json
-from s2fpn_lib.workbench.studies import failures, read_studies
+from s2fpn_lib.workbench.studies import failures, read_study
 
 PROJECT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
@@ -55,7 +55,7 @@ def snakemake(results: Path, *words: str | Path) -> tuple[int, str]:
 def test_dry_run_of_all(tmp_path):
     status, said = snakemake(tmp_path, "-n", "all", "--cores", "3")
     assert status == 0, said
-    planned = read_studies(PROJECT / "notebooks" / "studies")
+    planned = {path.stem: read_study(path) for path in (PROJECT / "notebooks" / "studies").glob("*.yaml")}
     jobs = [job for study in ("ablation", "sizes", "speed") for job in planned[study]]
     assert re.search(rf"^notebook +{len(jobs)}$", said, re.MULTILINE)
     assert all(str(job.folder(tmp_path)) in said for job in jobs)

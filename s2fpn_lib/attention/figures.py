@@ -18,7 +18,6 @@ from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.viz import style
 from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 
-PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))  # (y, x) in 0..1 whose attention over the columns is drawn
 WIDTH = 11.0  # inches
 BAND = 0.14  # height of the band that shows the pure colors of the scale, as a share of the image's
 SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": style.MUTED, "pad": 3}
@@ -26,39 +25,31 @@ SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": style
 
 @style.styled
 def attention_figure(
-    image: Tensor,
-    capture: Capture,
-    protocol: Protocol,
-    *,
-    index: int = 0,
-    label: Tensor | None = None,
-    pixels: Sequence[tuple[float, float]] = PIXELS,
-    warning: str = "",
+    image: Tensor, capture: Capture, protocol: Protocol, index: int, label: Tensor, pixels: Sequence[Sequence[float]]
 ) -> Figure:
     """One image of a recorded batch; below it what each level attends to, its auxiliary prediction, and its GFU share.
 
     v2: one row per pixel with its weights of the columns relative to uniform attention. v1: one row with the average
-    minus the maximum gate of each column. All levels have one color bar.
-
-    image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids; pixels: (y, x) in 0..1 (v2 only).
+    minus the maximum gate of each column. image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids;
+    pixels: (y, x) in 0..1 (v2 only).
     """
     levels = [level.of_image(index) for level in capture.levels]
     rows, aspect = _rows(capture, levels, index, pixels), image.shape[-2] / image.shape[-1]
     size = (WIDTH, ((WIDTH - 2.2) / 4 * aspect + 0.26) * (1 + len(rows)) + 0.9)
     figure, axes = plt.subplots(1 + len(rows), 4, figsize=size, squeeze=False, layout="constrained")
-    style.with_warning(figure, warning)
     images = {"image": as_array(image), "prediction": colorize(class_ids(capture.logits)[index], protocol)}
-    if label is not None:
-        images["label"] = colorize(label, protocol)
+    images["label"] = colorize(label, protocol)
     for axis, (title, shown) in zip(axes[0], images.items(), strict=False):
         _show(axis, shown)
         axis.set_title(title)
-    for axis in axes[0, len(images) :]:
-        axis.set_axis_off()
+    axes[0, 3].set_axis_off()
     offset = {"xycoords": "axes fraction", "xytext": (-8, 0), "textcoords": "offset points"}
     gray, bars = as_array(image).mean(-1), {}
     for row_axes, (title, (kind, values)) in zip(axes[1:], rows.items(), strict=True):
         row_axes[0].annotate(title, (0, 0.5), ha="right", va="center", fontsize=10, color=style.INK, **offset)
+        cmap, norm = style.ATTENTION_CMAP, LogNorm(*style.ATTENTION_RANGE, clip=True)  # shared by all levels
+        if kind == "gates":
+            cmap, norm = style.GATE_CMAP, CenteredNorm(0, max(float(np.abs(each).max()) for each in values))
         for axis, level, each in zip(row_axes, levels, values, strict=True):
             if kind == "classes":
                 _show(axis, colorize(each, protocol))
@@ -66,7 +57,7 @@ def attention_figure(
                 drawn = _show(axis, each, cmap=style.SHARE_CMAP, vmin=0, vmax=1)
                 axis.set_title(f"share {each.min():.2f} to {each.max():.2f}", **SMALL)
             else:
-                drawn = _show_strip(axis, gray, each, level, *_scale(kind, values))
+                drawn = _show_strip(axis, gray, each, level, cmap, norm)
         if kind != "classes":
             bars.setdefault(kind, (drawn, []))[1].extend(row_axes)
     for i, (y, x) in enumerate(pixels if levels[0].query is not None else ()):
@@ -120,17 +111,17 @@ def attribution_figure(
 
 
 def _rows(
-    capture: Capture, levels: Sequence[LevelCapture], index: int, pixels: Sequence[tuple[float, float]]
+    capture: Capture, levels: Sequence[LevelCapture], index: int, pixels: Sequence[Sequence[float]]
 ) -> dict[str, tuple[str, list[Any]]]:
     """{title of a row: kind of its cells, and one value per level}, for the parts that the network has."""
     first, rows = levels[0], {}
     if first.query is not None:
         for y, x in pixels:
             places = [(min(int(y * h), h - 1), min(int(x * w), w - 1)) for h, w in (level.size for level in levels)]
-            weights = [level.column_attention(*at)[0].numpy() for level, at in zip(levels, places, strict=True)]
-            rows[f"pixel\n{y:.2f}, {x:.2f}"] = ("attention", [len(each) * each for each in weights])
+            values = [level.strip_values(*at)[0].numpy() for level, at in zip(levels, places, strict=True)]
+            rows[f"pixel\n{y:.2f}, {x:.2f}"] = ("attention", values)
     elif first.gates is not None:
-        rows["gates"] = ("gates", [(level.gates[0, 0] - level.gates[0, 1]).numpy() for level in levels])
+        rows["gates"] = ("gates", [level.strip_values(0, 0)[0].numpy() for level in levels])
     if first.auxiliary is not None:
         rows["auxiliary\nprediction"] = ("classes", [class_ids(level.auxiliary)[0] for level in levels])
     if capture.gfu is not None:
@@ -144,13 +135,6 @@ def _show(axis: Axes, values: np.ndarray, **options: Any) -> AxesImage:
     axis.set_axis_off()
     axis.set(xlim=(-0.02, 1.02), ylim=(1, 0))
     return axis.imshow(values, aspect="auto", **{"extent": (0, 1, 1, 0), **options})
-
-
-def _scale(kind: str, values: Sequence[np.ndarray]) -> tuple[str, Normalize]:
-    """The color map and the scale that all levels share."""
-    if kind == "attention":
-        return style.ATTENTION_CMAP, LogNorm(*style.ATTENTION_RANGE, clip=True)
-    return style.GATE_CMAP, CenteredNorm(0, max(float(np.abs(each).max()) for each in values))
 
 
 def _show_strip(

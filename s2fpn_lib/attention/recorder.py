@@ -2,8 +2,7 @@
 
     with AttentionRecorder(model) as recorder:
         model(model.preprocess(images))
-    capture = recorder.capture
-    capture.levels[3].gates, capture.levels[3].gamma, capture.logits
+    recorder.capture.levels[3].gates, recorder.capture.logits
 
 Strips are feature maps after pooling over the height, with one entry per image column (`strip_axis="width"`: pooling
 over the width, one entry per row). In v1 two gates per column weigh two strips; in v2 each pixel has a distribution
@@ -62,6 +61,13 @@ class LevelCapture:
             raise LookupError(f"{self.name} has no distribution over columns: {why}")
         return ColumnAttention.distribution(self.query[:, :, y, x, None, None], self.strip_max)[:, 0]
 
+    def strip_values(self, y: int, x: int) -> Tensor:
+        """(B, L) numbers of the strip entries at a pixel: v2: its attention relative to uniform attention (1); v1: the
+        gates of the average strip minus those of the maximum strip."""
+        if self.query is None:
+            return self.gates[:, 0].flatten(1) - self.gates[:, 1].flatten(1)
+        return self.column_attention(y, x) * self.strip_max.shape[-1]
+
     def of_image(self, index: int) -> Self:
         """The level of one image of the batch, as a batch of one on the CPU."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -90,11 +96,10 @@ class Capture:
 
 
 class AttentionRecorder:
-    """Context manager that records each forward pass of a model inside it; `capture` is the last one.
+    """Context manager that records each forward pass of a model inside it, without a graph; `capture` is the last one.
 
-    It takes every model of `build_model`, also wrapped in DistributedDataParallel, and raises TypeError for others:
-    optimized, exported, and compiled models do not call their submodules. Recorded tensors keep no graph. Auxiliary
-    heads that the pass leaves out run in evaluation mode.
+    It takes every model of `build_model`, also wrapped in DistributedDataParallel, and raises TypeError for optimized,
+    exported, and compiled ones. Auxiliary heads that the pass leaves out run in evaluation mode.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,7 +1,4 @@
-"""The attention inspector: immutable state, pure pictures and numbers of it, a thin widget, and the exported page.
-
-widget.py needs anywidget and a kernel; this module does not import it.
-"""
+"""The attention inspector: immutable state, pure pictures and numbers of it, a thin widget, and the exported page."""
 
 from s2fpn_lib.inspector.numbers import readout
 from s2fpn_lib.inspector.state import State, inspect

@@ -23,7 +23,7 @@ import numpy as np
 
 from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.inspector import views
-from s2fpn_lib.inspector.numbers import SCALES, LevelReadout, level_scale, pin_readouts, readout, revision_note
+from s2fpn_lib.inspector.numbers import SCALES, LevelReadout, level_scale, readout, revision_note
 from s2fpn_lib.inspector.state import Inspection, State, available_views
 from s2fpn_lib.runs import atomic_file, config_hash, environment, write_atomic, write_json
 from s2fpn_lib.viz.images import ERROR_COLOR, as_array, html_image, jpeg
@@ -65,7 +65,7 @@ def inspection_record(state: State, inspections: Sequence[Inspection]) -> dict[s
     first, models = inspections[0], []
     for each in inspections:
         about = {"name": each.model.name, "revision": each.revision, "provenance": each.model.provenance}
-        pins = list(map(asdict, pin_readouts(state, each)))
+        pins = [asdict(readout(replace(state, y=y, x=x), each)) for y, x in state.pins]
         models.append({**about, "warning": each.warning, "pixel": asdict(readout(state, each)), "pins": pins})
     shown = {"image": first.picture.name, "size": first.size, "protocol": first.protocol.name}
     return {**shown, "state": state.plain(), "models": models}
@@ -97,8 +97,8 @@ def still(state: State, inspections: Sequence[Inspection]) -> str:
 def packed(state: State, inspections: Sequence[Inspection], most: float = np.inf) -> bytes:
     """What the viewer's script reads, a zlib stream: the length of the header (8 bytes), the header, the arrays.
 
-    The header is JSON, in which {"array": type, "at": offset, "length": n} stands for an array.
-    most: query values to keep of a level; a larger query map is strided.
+    The header is JSON, in which {"array": type, "at": offset, "length": n} stands for an array. most: query values of a
+    level that are kept.
     """
     arrays = bytearray()
 

@@ -1,7 +1,4 @@
-"""The numbers behind the pictures: what each view draws on which color scale, and the chosen pixel in words.
-
-The words are for readers, files, and screen readers.
-"""
+"""The numbers behind the pictures: what each view draws on which color scale, and the chosen pixel in words."""
 
 import math
 from collections.abc import Sequence
@@ -90,40 +87,30 @@ def level_scale(inspection: Inspection) -> Scale:
     """The scale that the levels share: of the attention in v2, of the difference of the gates in v1."""
     if inspection.revision == "v2":
         return ATTENTION
-    gates = [level.gates[0] for level in inspection.levels if level.gates is not None]
-    limit = max((float((one - two).abs().max()) for one, two in gates), default=1.0) or 1.0
+    values = [level.strip_values(0, 0).abs().max() for level in inspection.levels if level.gates is not None]
+    limit = float(max(values, default=1.0)) or 1.0
     title, ticks = "gate of the average strip minus that of the maximum strip", (-limit, 0, limit)
     return Scale(title, Normalize(-limit, limit, clip=True), ticks, [f"{tick:.2g}" for tick in ticks], GATE_CMAP)
-
-
-def level_values(inspection: Inspection, index: int, y: int, x: int) -> np.ndarray:
-    """(L,) numbers that a level draws at the pixel (y, x), as `level_scale` has them."""
-    level = inspection.levels[index]
-    if level.query is None:
-        return (level.gates[0, 0] - level.gates[0, 1]).numpy()
-    attention = level.column_attention(*inspection.on_level(level, y, x))[0].numpy()
-    return attention * len(attention)
 
 
 @dataclass(frozen=True)
 class LevelReadout:
     """One level at the chosen pixel; what belongs to SSAM or the auxiliary head is empty or None without it.
 
-    `top` has up to three (first, last, weight), the image columns (or rows) first..last of a strip entry. v2: the
-    entries that the pixel attends to most, with the weight relative to uniform attention. v1: the entries whose two
-    gates differ most, with the difference.
+    `top` has up to three (first, last, weight), the image columns (or rows) first..last of the strip entries with the
+    largest `LevelCapture.strip_values`.
     """
 
     name: str  # apf1 to apf4
     size: tuple[int, int]  # (h, w)
     pixel: tuple[int, int]  # (y, x) on the level
-    entries: str  # what the strip entries stand for: "columns" or (strip_axis="width") "rows"
-    own_distribution: bool  # True in v2, where each pixel has a distribution over the entries
-    gamma: float | None  # learned weight of the strips
-    share: float | None  # of the strips in the blend
-    gates: tuple[float, ...]  # the two gates at the pixel
-    top: tuple[tuple[int, int, float], ...]
-    decides: str  # class predicted here by the level's auxiliary head
+    entries: str = ""  # what the strip entries stand for: "columns" or (strip_axis="width") "rows"
+    own_distribution: bool = False  # True in v2, where each pixel has a distribution over the entries
+    gamma: float | None = None  # learned weight of the strips
+    share: float | None = None  # of the strips in the blend
+    gates: tuple[float, ...] = ()  # the two gates at the pixel
+    top: tuple[tuple[int, int, float], ...] = ()
+    decides: str = ""  # class predicted here by the level's auxiliary head
 
     def weight(self) -> str:
         """How much the strips contribute at this level."""
@@ -196,11 +183,6 @@ def readout(state: State, inspection: Inspection) -> Readout:
     return Readout(state.y, state.x, first, confidence, tuple(others), truth, *unsure, levels, inspection.seen)
 
 
-def pin_readouts(state: State, inspection: Inspection) -> list[Readout]:
-    """The readouts of the pinned pixels."""
-    return [readout(replace(state, y=y, x=x), inspection) for y, x in state.pins]
-
-
 def revision_note(inspection: Inspection) -> str:
     """Explains what the pictures of the levels show, which differs between v1 and v2."""
     axes = [level.strip_axis for level in inspection.levels if level.strip_axis]
@@ -217,17 +199,16 @@ def _short(value: float) -> str:
 def _level_readout(state: State, inspection: Inspection, index: int) -> LevelReadout:
     level = inspection.levels[index]
     place = inspection.on_level(level, state.y, state.x)
-    axis = 0 if level.strip_axis == "width" else 1
-    entries, gates, top, decides = "", (), (), ""
+    found = LevelReadout(level.name, tuple(level.size), place, own_distribution=level.query is not None)
     if level.auxiliary is not None:
-        decides = inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()]
-    if level.gates is not None:
-        entries = ("rows", "columns")[axis]
-        gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
-        values = torch.from_numpy(level_values(inspection, index, state.y, state.x)).abs()
-        edges = [math.ceil(entry * inspection.size[axis] / len(values)) for entry in range(len(values) + 1)]
-        order = values.argsort(descending=True, stable=True)[:3].tolist()
-        top = tuple((edges[entry], edges[entry + 1] - 1, float(values[entry])) for entry in order)
-    own, share = level.query is not None, None if level.attended_share is None else float(level.attended_share[0])
-    gates, size = tuple(map(float, gates)), tuple(level.size)
-    return LevelReadout(level.name, size, place, entries, own, level.gamma, share, gates, top, decides)
+        found = replace(found, decides=inspection.protocol.classes[level.auxiliary[0, :, *place].argmax()])
+    if level.gates is None:
+        return found
+    axis = 0 if level.strip_axis == "width" else 1
+    gates = level.gates[0, :, place[axis]] if level.query is None else level.gates[0, :, *place]
+    values = level.strip_values(*place)[0].abs()
+    edges = [math.ceil(entry * inspection.size[axis] / len(values)) for entry in range(len(values) + 1)]
+    order = values.argsort(descending=True, stable=True)[:3].tolist()
+    top = tuple((edges[entry], edges[entry + 1] - 1, float(values[entry])) for entry in order)
+    strips = {"gamma": level.gamma, "share": float(level.attended_share[0])}
+    return replace(found, **strips, entries=("rows", "columns")[axis], gates=tuple(gates.tolist()), top=top)

@@ -174,6 +174,12 @@ class State:
         y, x = (min(max(int(place), 0), side - 1) // stride * stride for place, side in zip((y, x), size, strict=True))
         return replace(self, y=y, x=x)
 
+    def fitting(self, inspections: Sequence[Inspection]) -> Self:
+        """The state with views that can be drawn of these inspections in place of others."""
+        views = available_views(inspections)
+        view = self.view if self.view in views else "prediction"
+        return replace(self, view=view, before=self.before if self.before in (*views, OTHER) else "")
+
 
 def available_views(inspections: Sequence[Inspection]) -> list[str]:
     """The views that can be drawn of an image, with or without a label, and of one or two models."""

@@ -27,8 +27,7 @@ WIDTH = 11  # of the still figure, in inches
 def render(state: State, inspection: Inspection, other: Inspection | None = None) -> np.ndarray:
     """The image with the view's colors, the chosen pixel, and the pins: (h, w, 3) uint8.
 
-    Left of the wipe's divider is the view `state.before`. other: the second model of the same image, which the views of
-    `PAIR_VIEWS` and the wipe between two models need.
+    other: the second model of the same image, which the views of `PAIR_VIEWS` and the wipe between two models need.
     """
     s, picture = inspection.stride, _blended(state, inspection, other)
     if state.before:
@@ -43,17 +42,14 @@ def render(state: State, inspection: Inspection, other: Inspection | None = None
 
 
 def render_level(state: State, inspection: Inspection, index: int) -> np.ndarray:
-    """What level `index` (0 is apf1) does at the chosen pixel: (h, w, 3) uint8, the gray image in the level's colors.
-
-    `level_scale` gives the colors. v2: how much the pixel attends to each column. v1: the difference of the two gates
-    of each column. Without SSAM the image is gray.
-    """
-    s, level, image = inspection.stride, inspection.levels[index], _image(inspection)
+    """The gray image in colors of level `index` (0: apf1) at the chosen pixel, by `level_scale`: (h, w, 3) uint8."""
+    s, level = inspection.stride, inspection.levels[index]
+    image = as_array(inspection.drawn(inspection.picture.image)).astype(np.float32)
     picture = FADED[0] + FADED[1] * np.repeat(image.mean(-1, keepdims=True), 3, -1)
     if level.gates is not None:
         rows = level.strip_axis == "width"
         length = picture.shape[0 if rows else 1]
-        values = numbers.level_values(inspection, index, state.y, state.x)
+        values = level.strip_values(*inspection.on_level(level, state.y, state.x))[0].numpy()
         colors = numbers.level_scale(inspection).paint(values)[np.arange(length) * len(values) // length]
         spread = colors[:, None] if rows else colors[None]
         picture = (1 - LEVEL_OPACITY) * picture + LEVEL_OPACITY * spread
@@ -77,14 +73,9 @@ def inspection_figure(state: State, inspections: Sequence[Inspection]) -> Figure
     return figure
 
 
-def _image(inspection: Inspection) -> np.ndarray:
-    """(h, w, 3) float32."""
-    return as_array(inspection.drawn(inspection.picture.image)).astype(np.float32)
-
-
 def _blended(state: State, inspection: Inspection, other: Inspection | None) -> np.ndarray:
     """(h, w, 3) uint8: the view's colors over the image, over the gray image where a color stands for a number."""
-    image = _image(inspection)
+    image = as_array(inspection.drawn(inspection.picture.image)).astype(np.float32)
     colors, drawn = _layer(state, inspection, other)
     if state.view in SCALES and drawn is not None:
         image = image.mean(-1, keepdims=True)
@@ -141,20 +132,16 @@ def _draw_block(block: SubFigure, state: State, inspection: Inspection, other: I
     axes["bars"].bar_label(bars, [f"{p:.1%}" for p in shares.values()], padding=3)
     axes["bars"].set_yticks(range(len(shares)), [name if len(name) <= 16 else f"{name[:15]}…" for name in shares])
     axes["bars"].set(xlim=(0, 1.2), xticks=[], title=f"row {found.y}, column {found.x}: {found.prediction:.24}")
-    pins = [
-        f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in numbers.pin_readouts(state, inspection)
-    ]
-    texts = [
-        f"True class: {found.truth_words()}. Entropy {found.entropy:.2f} bits, margin {found.margin:.2f}.",
-        numbers.revision_note(inspection),
-        pins and f"Pinned (row, column): {'; '.join(pins)}",
-    ]
+    texts = [f"True class: {found.truth_words()}. Entropy {found.entropy:.2f} bits, margin {found.margin:.2f}."]
+    texts.append(numbers.revision_note(inspection))
+    pins = [numbers.readout(replace(state, y=y, x=x), inspection) for y, x in state.pins]
+    pinned = "; ".join(f"{pin.y}, {pin.x}: {pin.prediction} {pin.confidence:.0%}" for pin in pins)
+    texts += [f"Pinned (row, column): {pinned}"] if pins else []
     axes["text"].set_axis_off()
-    warning = textwrap.fill(inspection.warning, 58)
-    text = "\n".join(textwrap.fill(each, 58) for each in texts if each)
-    below = "\n" * (len(warning.splitlines()) + 1 if warning else 0) + text
-    for words, color in ((warning, BAD), (below, INK)):
-        axes["text"].text(0, 1, words, va="top", fontsize=9.5, color=color, linespacing=1.4)
+    warning = textwrap.wrap(inspection.warning, 58)
+    below = [""] * (len(warning) + bool(warning)) + [textwrap.fill(each, 58) for each in texts]
+    for lines, color in ((warning, BAD), (below, INK)):
+        axes["text"].text(0, 1, "\n".join(lines), va="top", fontsize=9.5, color=color, linespacing=1.4)
     for index, level in enumerate(found.levels):
         _show(axes[level.name], render_level(state, inspection, index))
         axes[level.name].set_title(f"{level.name}  {level.size[0]}x{level.size[1]}", fontsize=10)

@@ -1,15 +1,18 @@
 """The attention inspector as a widget for JupyterLab, VS Code, and Voila.
 
-The script of the exported page draws it in the browser from data that the kernel sends once per image, so that clicks,
-keys, and views need no kernel. The kernel opens images and models, scores the thumbnails, saves, and exports.
+The script of the exported page draws it from data that the kernel sends once per image, so that clicks, keys, and views
+need no kernel. The kernel opens images and models, scores the thumbnails, saves, and exports.
 """
 
 import base64
+import contextlib
 import io
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import anywidget
@@ -18,42 +21,30 @@ import traitlets
 from IPython.display import HTML, display
 from PIL import Image
 
-from s2fpn_lib.data import Protocol, SegmentationDataset
+from s2fpn_lib.checkpoint import CheckpointError, released_names
+from s2fpn_lib.data import Protocol, SegmentationDataset, evenly_spaced
 from s2fpn_lib.evaluate import count_seen, seen_caveat
-from s2fpn_lib.inspector.export import export_html, file_stem, packed, save_inspection, script, style
-from s2fpn_lib.inspector.images import image_score, model_choices, strip_indices, thumbnail
+from s2fpn_lib.inspector.export import HERE, export_html, file_stem, packed, save_inspection, script, style
 from s2fpn_lib.inspector.numbers import readout
-from s2fpn_lib.inspector.state import (
-    OTHER,
-    Inspection,
-    NamedModel,
-    Picture,
-    Size,
-    State,
-    Upload,
-    available_views,
-    inspect,
-    label_ids,
-)
+from s2fpn_lib.inspector.state import Inspection, NamedModel, Picture, Size, State, Upload, inspect, label_ids
 from s2fpn_lib.inspector.views import inspection_figure
+from s2fpn_lib.metrics import ConfusionMatrix, class_totals, iou_from_totals
+from s2fpn_lib.model import S2FPN
 from s2fpn_lib.report.tables import protocol_name
-from s2fpn_lib.viz.images import html_image, jpeg
+from s2fpn_lib.viz.images import as_array, html_image, jpeg, predicted
+from s2fpn_lib.workbench.provenance import checkpoint_protocol
 
-# The still figure below the widget is shown where neither the widget nor its own still figure is
-STILL = """<style>
-.jp-OutputArea:not(:has(.s2fpn-viewer, .jp-RenderedImage)) .s2fpn-still {{display: block !important}}
-</style>
-<div class="s2fpn-still" style="display: none">{}</div>"""
+MOST_THUMBS = 24
+THUMB_HEIGHT = 84  # pixels; shown at half this height
+STILL = Template((HERE / "still.html").read_text())  # shown where neither the widget nor its own still figure is
 
 
 class Inspector(anywidget.AnyWidget):
     """One image, first `picture`, seen by one model or by two models side by side.
 
-    models: one or two; others can be chosen in the widget. dataset: its images can be opened by index. protocol:
-    classes and colors that the models were trained on. size: the size at which the network sees the images that are
-    opened in the widget. results: folder for saved files; beside it are the runs that can be chosen as models.
-
-    `state` and `inspections` (one per model) are what is shown. The methods raise exceptions; the widget shows them.
+    models: one or two; others can be chosen in the widget. dataset: its images can be opened by index. protocol: of the
+    models. size: at which the network sees the images that are opened. results: folder for saved files, beside which
+    the runs are that can be chosen. `state` and `inspections` (one per model) are what is shown.
     """
 
     _esm = script("widget.js")
@@ -72,6 +63,7 @@ class Inspector(anywidget.AnyWidget):
         results: str | Path = "results",
     ) -> None:
         self.dataset, self.protocol, self.network_size, self.results = dataset, protocol, size, Path(results)
+        self.strip = evenly_spaced(len(dataset), MOST_THUMBS)  # the images of the strip of thumbnails
         self.scores: dict[str, dict[int, float | None]] = {}  # by the checkpoint, of the images by index
         self.choices = model_choices(self.results.parent, protocol)
         self.inspections: list[Inspection] = [inspect(model, picture, protocol) for model in models]
@@ -98,39 +90,25 @@ class Inspector(anywidget.AnyWidget):
         self._show([*self.inspections[:which], *shown, *self.inspections[which + 1 :]])
 
     def _show(self, inspections: list[Inspection], **changes: Any) -> None:
-        state, views = replace(self.state, **changes), available_views(inspections)
-        view = state.view if state.view in views else "prediction"
-        before = state.before if state.before in (*views, OTHER) else ""
         self.inspections = inspections
-        self.apply(replace(state, view=view, before=before))
+        self.apply(replace(self.state, **changes).fitting(inspections))
         self._do_show()
 
     def _do_show(self) -> None:
         first, data, (of, scores) = self.inspections[0], self.dataset, self._scores()
         chosen = [each.model.path or each.model.name for each in self.inspections]
-        content = {
-            "kind": "data",
-            "choices": self.choices,
-            "chosen": [chosen[0], *(chosen[1:] or [""])],
-            "index": self._index(),
-            "last": len(data) - 1,
-            "name": first.picture.name,
-            "about": self._about(),
-            "of": of,
-            "scores": scores,
-        }
+        seen = seen_caveat(count_seen(first.model.network, data, self.strip), len(self.strip))
+        images = f"images of {protocol_name(data.name)} {data.split}"
+        about = f"mIoU of {first.model.name} on {images}, worst first{seen and f'. {seen}'}."
+        content = {"kind": "data", "choices": self.choices, "chosen": [chosen[0], *(chosen[1:] or [""])]}
+        content |= {"name": first.picture.name, "index": self._index(), "last": len(data) - 1}
+        content |= {"about": about, "of": of, "scores": scores}
         self.send(content, [packed(self.state, self.inspections)])
 
     def _index(self) -> int | None:
         """Index of the open image in the dataset, None for another image."""
         dataset, index = self.inspections[0].picture.sample or (None, None)
         return index if dataset is self.dataset else None
-
-    def _about(self) -> str:
-        model, data, indices = self.inspections[0].model, self.dataset, strip_indices(self.dataset)
-        seen = seen_caveat(count_seen(model.network, data, indices), len(indices))
-        images = f"images of {protocol_name(data.name)} {data.split}"
-        return f"mIoU of {model.name} on {images}, worst first{seen and f'. {seen}'}."
 
     def _scores(self) -> tuple[str, dict[int, float | None]]:
         model = self.inspections[0].model
@@ -147,7 +125,7 @@ class Inspector(anywidget.AnyWidget):
             self.send({"kind": "error", "request": name, "error": str(error), "details": details})
 
     def _do_thumbs(self) -> None:
-        shown = {*strip_indices(self.dataset), *filter(None, [self._index()])}
+        shown = {*self.strip, *filter(None, [self._index()])}
         images = [{"index": index, "name": self.dataset.names[index]} for index in sorted(shown)]
         self.send({"kind": "thumbs", "images": images}, [thumbnail(self.dataset, each["index"]) for each in images])
 
@@ -200,4 +178,33 @@ class Inspector(anywidget.AnyWidget):
         bundle, _ = self._repr_mimebundle_()
         picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).convert("RGB")
         display(bundle, raw=True)
-        display(HTML(STILL.format(html_image(jpeg(np.asarray(picture), quality=92), bundle["text/plain"]))))
+        display(HTML(STILL.substitute(image=html_image(jpeg(np.asarray(picture), quality=92), bundle["text/plain"]))))
+
+
+def thumbnail(dataset: SegmentationDataset, index: int) -> bytes:
+    """A small picture of an image, as JPEG."""
+    pixels = as_array(dataset[index][0])
+    return jpeg(pixels, max(1, round(THUMB_HEIGHT * pixels.shape[1] / pixels.shape[0])))
+
+
+def image_score(network: S2FPN, dataset: SegmentationDataset, index: int) -> float | None:
+    """mIoU (0..1) of one image, as `Evaluation.image_iou` has it; None for an image without a scored pixel."""
+    protocol, (image, label) = dataset.protocol, dataset[index]
+    pred = predicted(network, image, protocol.size).to(label.device)
+    matrix = ConfusionMatrix(protocol.num_classes, protocol.ignore_id).update(pred[None], label[None])
+    score = float(iou_from_totals(class_totals(matrix))[0].nanmean())
+    return None if math.isnan(score) else score
+
+
+def model_choices(results: Path, protocol: Protocol) -> list[tuple[str, str]]:
+    """Released weights and runs under `results` that predict the protocol's classes: (name or path, text)."""
+    runs = sorted({path.parent for path in results.rglob("*.safetensors") if path.with_name("result.json").exists()})
+    choices = [(name, name) for name in released_names()] + [(str(run), str(run.relative_to(results))) for run in runs]
+    return [choice for choice in choices if _predicts(choice[0], protocol)]
+
+
+def _predicts(path_or_name: str, protocol: Protocol) -> bool:
+    with contextlib.suppress(CheckpointError, KeyError, ValueError):
+        found = checkpoint_protocol(path_or_name)
+        return found is not None and found.classes == protocol.classes
+    return False

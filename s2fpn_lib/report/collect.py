@@ -1,4 +1,8 @@
-"""What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call."""
+"""What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call.
+
+The tidy table of all measurements has one row per evaluation.json, and per validation by which a finished training run
+chose its checkpoint; the table per class has one row per evaluation and class. results_columns.csv has their columns.
+"""
 
 import contextlib
 import functools
@@ -11,12 +15,12 @@ import torch
 import yaml
 
 from s2fpn_lib.data import Protocol, get_protocol, register
-from s2fpn_lib.evaluate import Evaluation
+from s2fpn_lib.evaluate import CONVENTION, Evaluation
 from s2fpn_lib.model import ENCODERS, build_model
 from s2fpn_lib.model.blocks import REVISIONS
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
-from s2fpn_lib.report.tables import REPETITION, percent
-from s2fpn_lib.runs import read_json, read_rows, written_order
+from s2fpn_lib.report.tables import REPETITION, SCORES, percent
+from s2fpn_lib.runs import atomic_file, read_json, read_rows, write_atomic, written_order
 from s2fpn_lib.validate import as_declared
 from s2fpn_lib.workbench.provenance import describe_switches, recipe_hashes
 
@@ -33,6 +37,9 @@ _NUMBERS = (
 KINDS = dict.fromkeys(_TEXTS, str | None) | dict.fromkeys(_NUMBERS, float | None) | {"flip": bool | None}
 Skipped = dict[str, str] | None  # {file: why it is left out}, which is added to; None: an error instead
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
+# The tidy tables' columns, with pandas' types that know missing values
+_LISTED = pd.read_csv(Path(__file__).with_name("results_columns.csv"), index_col="column")
+COLUMNS, CLASS_COLUMNS = (_LISTED.loc[_LISTED["table"] == each, "type"].to_dict() for each in ("results", "per_class"))
 
 
 def collect_runs(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
@@ -49,8 +56,8 @@ def collect_runs(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
         if "protocol" in result:
             get_protocol(result["protocol"])
         known = {"study": names.get("study"), "variant": names.get("variant"), **recipe_hashes(recipe)}
-        known |= {"switches": describe_switches(recipe.get("switches", {}))}
-        known |= {"eval_images": recipe.get("eval_images", 0)}  # of each validation; 0: all
+        known["switches"] = describe_switches(recipe.get("switches", {}))
+        known["eval_images"] = recipe.get("eval_images", 0)  # of each validation; 0: all
         return _checked({**result, "data": result.get("data", {}).get("val"), **known})
 
     rows = _read(_find(root, "result.json"), read, skipped)
@@ -129,8 +136,7 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     - "busy machine": other processes had the cores for more than 1 - `FREE` of the time.
     - "faster than its network": an end-to-end time below that of the network which it contains.
 
-    Such a row has no ratio, and neither have the rows that were compared with it. rows: of `measure_rows` or any other
-    benchmark; columns that they lack raise no remark.
+    Such a row has no ratio, and neither have the rows that were compared with it. Missing columns raise no remark.
     """
     known = rows.reindex(columns=rows.columns.union(["stage", "p50_ms", "spread", "cpu_share", "backend", "way"]))
     known["all"] = 0  # the group of all rows, where they have none of the other columns
@@ -153,12 +159,9 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """One row per evaluation, its folder in `evaluation`.
-
-    Outside of studies, the hash of the whole recipe takes the place of a missing `recipe_without_seed`.
-    """
+    """One row per evaluation, its folder in `evaluation`, with the same keys of repetition for all of them."""
     frame = pd.DataFrame([{"evaluation": name, **evaluation.row()} for name, evaluation in evaluations.items()])
-    if "recipe" in frame:
+    if "recipe" in frame:  # outside of studies it stands for a missing hash without the seed
         unknown = frame["recipe"] if "variant" not in frame else frame["recipe"].where(frame["variant"].isna())
         frame["recipe_without_seed"] = frame.get("recipe_without_seed", unknown).fillna(unknown)
     return frame
@@ -175,10 +178,7 @@ def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
 
 @functools.cache
 def network_cost(model: str, revision: str, switches: str, num_classes: int, size: tuple[int, int]) -> Complexity:
-    """Parameters and multiply-accumulates of a network as rows name it, counted without computing anything.
-
-    switches: as `describe_switches` writes them: "none", or "ssam=False strip_axis=width".
-    """
+    """Parameters and multiply-accumulates of a network. switches: as `describe_switches` writes them."""
     words = [] if switches == "none" else switches.split()
     given = {name: yaml.safe_load(value) for name, value in (word.split("=") for word in words)}
     with torch.device("meta"):  # shapes without values
@@ -196,3 +196,46 @@ def with_cost(frame: pd.DataFrame) -> pd.DataFrame:
                 cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
                 costs.loc[row.Index] = cost.parameters, cost.gigamacs
     return frame.join(costs.astype({"parameters": "Int64", "gmacs": "float64"}))
+
+
+def results_table(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
+    """Every measurement under `root`, one per row; columns and types as in `COLUMNS`."""
+    evaluated = evaluation_rows(collect_evaluations(root, skipped)).rename(columns={"evaluation": "folder"})
+    names = {"run": "folder", "val_split": "split", "dataset": "trained_on", "epochs": "epoch"}
+    names |= {"val_miou": "miou", "val_images_seen": "images_seen"}
+    trained = collect_runs(root, skipped).rename(columns=names)
+    if len(trained):
+        trained["checkpoint"] = trained["folder"].str.split("/").str[-1] + "/" + trained["checkpoint"]
+    parts = [evaluated.assign(measured_by="evaluation"), trained.assign(measured_by="training", convention=CONVENTION)]
+    hashes = {"recipe": "config_hash", "recipe_without_seed": "config_hash_without_seed"}
+    frame = pd.concat(parts, ignore_index=True).rename(columns=hashes).reindex(columns=[*COLUMNS, *SCORES])
+    frame = frame.sort_values(["measured_by", "folder"])
+    frame["dataset"] = [get_protocol(name).dataset for name in frame["protocol"]]
+    frame[[f"{score}_percent" for score in SCORES]] = 100 * frame[list(SCORES)].astype("Float64")
+    return _typed(with_cost(frame.drop(columns=["parameters", "gmacs"])), COLUMNS)
+
+
+def class_table(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
+    """One row per evaluation under `root` and class, columns and types as in `CLASS_COLUMNS`."""
+    parts = [pd.DataFrame(columns=list(CLASS_COLUMNS))]
+    for folder, evaluation in sorted(collect_evaluations(root, skipped).items()):
+        scores = evaluation.per_class().mul(100).add_suffix("_percent").reset_index()
+        known = {key: evaluation.settings[key] for key in ("protocol", "split")}
+        parts.append(scores.assign(folder=folder, **known))
+    return _typed(pd.concat(parts), CLASS_COLUMNS)
+
+
+def write_results(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
+    """Writes `root`/tables/results and per_class as .csv and .parquet, each atomically; returns the results table."""
+    written = {"results": results_table(root, skipped), "per_class": class_table(root, skipped)}
+    for name, frame in written.items():
+        path = Path(root) / "tables" / name
+        write_atomic(path.with_suffix(".csv"), frame.to_csv(index=False))
+        with atomic_file(path.with_suffix(".parquet")) as file:
+            frame.to_parquet(file, index=False)
+    return written["results"]
+
+
+def _typed(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """The rows with exactly these columns, in these types; an empty text is a missing one."""
+    return frame.reindex(columns=list(columns)).replace("", pd.NA).astype(columns).reset_index(drop=True)

@@ -45,10 +45,7 @@ def save_samples(
 
 
 def load_samples(folder: str | Path, skipped: dict[str, str] | None = None) -> dict[str, Sample]:
-    """{sample id: sample} of the samples.npz in `folder`; empty if there is none.
-
-    A damaged one raises ValueError, or is named in `skipped` with the reason.
-    """
+    """{sample id: sample} of the samples.npz in `folder`, if any; ValueError, or an entry in `skipped`, if damaged."""
     path = Path(folder) / SAMPLES
     if not path.exists():
         return {}
@@ -78,8 +75,8 @@ def compare_evaluations(
 ) -> Figure | None:
     """Image | label | one prediction per network, for the first `SHOWN` images that all evaluations with samples kept.
 
-    names: {name: folder of the evaluation under `root`}, of `evaluation_names`. Returns None if fewer than two
-    evaluations have an image in common. skipped: as in `load_samples`. Raises ValueError for more than one protocol.
+    names: {name: folder of the evaluation under `root`}. Returns None if fewer than two evaluations have an image in
+    common. Raises ValueError for several protocols. skipped: as in `load_samples`.
     """
     kept = {name: samples for name, folder in names.items() if (samples := load_samples(Path(root) / folder, skipped))}
     protocols = sorted({sample.protocol for samples in kept.values() for sample in samples.values()})

@@ -24,7 +24,7 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
     - Speed rows that carry the mIoU of the timed callable (`speed_accuracy`), as they are.
     - Evaluations of whole splits in one view (mean over seeds of one recipe), with the fastest of the latest float32
       speed rows, stage "network", one image of the protocol's size, on each device: of the same checkpoint, or for
-      networks without switches of the same network. Speed rows with a remark (see `with_remarks`) make no point.
+      networks without switches of the same network. Speed rows with a remark make no point.
     """
     columns = [*PLACE, *METHOD, "fps", "miou", "protocol", "split", "images", "images_seen", "checkpoint_sha"]
     speed = with_remarks(latest_speed(speed))

@@ -27,10 +27,7 @@ def recorded_study(folder: Path) -> pd.DataFrame:
 
 
 def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{title: rows} of one study and protocol, trained and scored alike: the parts that belong into one table.
-
-    frame: of `collect.scored_rows`. The full network comes first. Only the last row of a repeated seed is kept.
-    """
+    """{title: rows} of one study and protocol, trained and scored alike; the full network comes first."""
     if "study" not in frame:
         return {}
     frame = frame[frame["study"].notna()]
@@ -38,8 +35,7 @@ def comparable_parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     order = [c for c in ("variant", "model", "revision", "seed") if c in frame]
     frame = frame.sort_values(order, key=lambda column: column.mask(column == FULL, ""), kind="stable")
     parts = [rows for _, rows in frame.groupby([c for c in PART if c in frame], dropna=False, sort=False)]
-    titles = [_title(rows.iloc[0]) for rows in parts]
-    titled = {}
+    titles, titled = [_title(rows.iloc[0]) for rows in parts], {}
     for title, rows in zip(titles, parts, strict=True):
         details = rows.iloc[0].reindex(["training_recipe", "device", "amp"]).dropna() if titles.count(title) > 1 else []
         titled[", ".join([title, *details])] = rows
@@ -65,11 +61,10 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `difference`: the mIoU minus that of the full network with the same seed.
 
     Partners agree in everything of `REPETITION` except `VARYING`. The difference is NaN for the full network and where
-    it lacks the seed. Raises ProtocolMixError for several protocols, ValueError if it was scored twice with one seed.
+    it lacks the seed. Raises ValueError for several protocols, and if it was scored twice with one seed.
     """
     tables.one_protocol(frame)
-    found = []
-    keys = [c for c in tables.REPETITION if c in frame and c not in VARYING]
+    found, keys = [], [c for c in tables.REPETITION if c in frame and c not in VARYING]
     for _, rows in frame.groupby(keys, dropna=False, sort=False):
         is_reference = rows["variant"] == reference_variant(rows)
         reference = rows[is_reference].set_index("seed")["miou"]

@@ -26,10 +26,6 @@ DATASETS = {"roadscenes": "RoadScenes", "camvid": "CamVid", "cityscapes": "Citys
 RUN_SETTINGS = ("dataset", "protocol", "device", "amp", "train_split", "val_split")
 
 
-class ProtocolMixError(ValueError):
-    """Numbers of different protocols were about to share a column."""
-
-
 def heading(key: str) -> str:
     """The words for a stored key: "frequency-weighted IoU" for "fwiou", "data ms" for "data_ms"."""
     return _HEADINGS["keys"].get(key) or " ".join(_HEADINGS["words"].get(word, word) for word in key.split("_"))
@@ -70,16 +66,15 @@ def percent(mean: float, std: float | None = None, sign: str = "") -> str:
 
 def significant(number: float) -> str:
     """The number with three significant digits: "0.0123", "5.80", "1230", "2.4e-06"; empty for an unknown one."""
-    if pd.isna(number) or 0 < abs(number) < 1e-3:
-        return "" if pd.isna(number) else f"{number:.1e}"
-    return format(Decimal(f"{number:#.3g}"), "f")
+    if pd.isna(number):
+        return ""
+    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else format(Decimal(f"{number:#.3g}"), "f")
 
 
 def words(rows: pd.DataFrame) -> pd.DataFrame:
     """The columns to show: headings in words with their units, and numbers as texts, in the rounding of all tables.
 
-    Shares have one decimal (in percent), parameters (in millions) and multiply-accumulates (in 1e9) two, and times,
-    speeds, and ratios three significant digits.
+    Shares (in percent) have one decimal, parameters (1e6) and multiply-accumulates (1e9) two, others three digits.
     """
     shown = {}
     for key, column in rows.items():
@@ -97,10 +92,7 @@ def words(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{protocol: its rows}, in order of appearance; rows without a protocol are under "unstated".
-
-    Published rows (with `miou_percent`) have keys with dataset and input size: "camvid / 720x960 / 720x960".
-    """
+    """{protocol: its rows}, in order of appearance; keys of published rows have dataset and input size, too."""
     if frame.empty:
         return {}
     parts = ["dataset", "protocol", "input"] if "miou_percent" in frame else ["protocol"]
@@ -109,24 +101,22 @@ def split_by_protocol(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def one_protocol(frame: pd.DataFrame) -> str:
-    """The frame's only protocol. Raises ProtocolMixError that names every one found; ValueError if a row has none."""
+    """The frame's only protocol. Raises ValueError that names all if there are several, or if a row has none."""
     if unstated := frame.reindex(columns=["protocol"])["protocol"].isna().sum():
         raise ValueError(f"{unstated} rows name no protocol: a score without its protocol cannot go into a table")
     found = sorted(split_by_protocol(frame))
     if len(found) > 1:
-        raise ProtocolMixError(
-            f"refusing to put {len(found)} protocols into one column: {'; '.join(found)}. Their scores cannot be"
-            " compared; make one table each: split_by_protocol(frame)"
-        )
+        refusal = f"refusing to put {len(found)} protocols into one column: {'; '.join(found)}"
+        raise ValueError(f"{refusal}. Their scores cannot be compared; make one table each: split_by_protocol")
     return found[0] if found else ""
 
 
 def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
     """Mean and sample standard deviation over repetitions: rows that agree in `REPETITION`.
 
-    If one seed belongs to several checkpoints that agree in all of these, each checkpoint has a row of its own. Returns
-    the keys, `runs`, for each score s the columns s and s_std (NaN for a single run), and the largest `parameters`,
-    `gmacs`, and `images_seen`. Raises ProtocolMixError for several protocols, ValueError if a seed would count twice.
+    Checkpoints of one seed that agree in all of these have a row each. Returns the keys, `runs`, for each score s the
+    columns s and s_std (NaN for a single run), and the largest `parameters`, `gmacs`, and `images_seen`. Raises
+    ValueError for several protocols, and if a seed would count twice.
     """
     one_protocol(frame)
     keys = [c for c in REPETITION if c in frame]
@@ -145,10 +135,7 @@ def over_seeds(frame: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFr
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per network and recipe of one protocol: scores in percent, mean ± standard deviation over seeds.
-
-    Columns with the same value in every row are left out; `provenance` names them.
-    """
+    """One row per network and recipe of one protocol: scores in percent ± deviation, and the keys that differ."""
     table = named(over_seeds(frame))
     out = table[[*_differing(table), "runs"]].rename(columns=heading)
     out.insert(0, "network", _networks(table))
@@ -206,19 +193,17 @@ def provenance(rows: pd.DataFrame, columns: Sequence[str] = REPETITION) -> str:
         if column in rows:
             values = sorted(rows[column].dropna().unique())
             listed = ", ".join(f"{value:g}" if column == "seed" else value for value in values[:6])
-            parts.append(
-                f"{name}: {listed or 'unstated'}" + (f" and {len(values) - 6} more" if len(values) > 6 else "")
-            )
+            more = f" and {len(values) - 6} more" if len(values) > 6 else ""
+            parts.append(f"{name}: {listed or 'unstated'}{more}")
     return "; ".join(parts)
 
 
 def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
     """One short name per row: the variant, the network (if several, or no variant), and the values of `columns`."""
-    several = len(set(_networks(rows))) > 1
-    names = []
-    for row, network in zip(named(rows).to_dict("records"), _networks(rows), strict=True):
+    networks, names = _networks(rows), []
+    for row, network in zip(named(rows).to_dict("records"), networks, strict=True):
         words = [] if pd.isna(row.get("variant")) else [row["variant"]]
-        if several or not words:
+        if len(set(networks)) > 1 or not words:
             words.append(network)
         others = [c for c in columns if c not in ("variant", "model", "revision") and not pd.isna(row.get(c))]
         words += [f"seed {row[c]:g}" if c == "seed" else str(row[c]) for c in others]
@@ -227,8 +212,7 @@ def short_names(rows: pd.DataFrame, columns: Sequence[str] = ()) -> list[str]:
 
 
 def evaluation_names(rows: pd.DataFrame) -> dict[str, str]:
-    """{short name: folder of the evaluation}; a name has the seed, the checkpoint's hash or folder if needed, and the
-    remark that the weights were trained on the scored images."""
+    """{short name: folder of the evaluation}, with seed and checkpoint as far as needed, and what was trained on."""
     for more in ([], ["checkpoint_sha"], ["evaluation"]):
         names = short_names(rows, ["seed", *more])
         if len(set(names)) == len(names):
@@ -274,8 +258,7 @@ class TableFolder:
         shown.set_table_styles({c: [{"selector": "", "props": "text-align: left"}] for c in text})
         shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
         below_latex = {"caption": escape_latex(f"{caption} {origin}".strip()), "label": f"tab:{name}"}
-        latex = table.to_latex(index=False, escape=True, na_rep="", position="t", **below_latex)
-        latex = latex.replace("±", r"$\pm$")
+        latex = table.to_latex(index=False, escape=True, na_rep="", position="t", **below_latex).replace("±", r"$\pm$")
         texts = {"csv": table.to_csv(index=False), "tex": latex, "html": shown.to_html(doctype_html=True)}
         for kind, content in texts.items():
             write_atomic(self.folder / f"{name}.{kind}", content)

@@ -36,9 +36,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
     panels = {title: columns for title, columns in panels.items() if columns and not (several and "data_s" in columns)}
     wide = 2 if len(panels) == 4 else len(panels)
     high = len(panels) // wide
-    figure, axes = plt.subplots(
-        high, wide, figsize=(4.5 * min(wide, 2), 2.9 * high), layout="constrained", squeeze=False
-    )
+    size = (4.5 * min(wide, 2), 2.9 * high)
+    figure, axes = plt.subplots(high, wide, figsize=size, layout="constrained", squeeze=False)
     last = max(frame["epoch"].max() for frame in frames.values())
     for axis, (title, columns) in zip(axes.flat, panels.items(), strict=True):
         for i, (name, frame) in enumerate(frames.items()):
@@ -58,22 +57,16 @@ def training_curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Ma
     return figure
 
 
-def _class_bars(
-    axis: Axes, values: pd.DataFrame, texts: pd.DataFrame, protocol: Protocol | None, left: float
-) -> list[Patch]:
-    """A group of bars per row (class), with one bar and text per column, which begin at `left`; the legend's handles.
-
-    The bars have the color of their class, paler from column to column; without a protocol each column has a color.
-    """
+def _class_bars(axis: Axes, values: pd.DataFrame, texts: pd.DataFrame, protocol: Protocol, left: float) -> list[Patch]:
+    """A group of bars per row (class), one bar and text per column, from `left` on; returns the legend's handles."""
     handles, (rows, count) = [], values.shape
     for i, name in enumerate(values):
-        alpha = 1.0 if protocol is None else 1 - 0.6 * i / max(1, count - 1)
-        colors = COLORS[i % len(COLORS)] if protocol is None else np.array(protocol.palette) / 255
+        alpha, colors = 1 - 0.6 * i / max(1, count - 1), np.array(protocol.palette) / 255
         look = {"left": left, "height": 0.76 / count, "color": colors, "alpha": alpha, "edgecolor": MUTED}
         places = np.arange(rows) + (i - (count - 1) / 2) * 0.84 / count
         bars = axis.barh(places, (values[name].fillna(left) - left).clip(lower=0), **look)
         axis.bar_label(bars, texts[name], padding=3, fontsize=9.5, color=INK)
-        handles.append(Patch(fc=MUTED if protocol else colors, alpha=alpha, label=name))
+        handles.append(Patch(fc=MUTED, alpha=alpha, label=name))
     axis.set_yticks(range(rows), values.index)
     axis.set_ylim(rows - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
@@ -81,7 +74,7 @@ def _class_bars(
 
 
 @styled
-def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], protocol: Protocol | None = None) -> Figure:
+def per_class_bars(tables: pd.DataFrame | Mapping[str, pd.DataFrame], protocol: Protocol) -> Figure:
     """Bars of the IoU per class in percent: of one `Evaluation.per_class()`, or of {name: table} to compare."""
     named = {"": tables} if isinstance(tables, pd.DataFrame) else tables
     values = pd.DataFrame({name: 100 * table["iou"] for name, table in named.items()}, dtype=float)

@@ -26,6 +26,7 @@ from s2fpn_lib.viz.style import HIGHLIGHT, MUTED, styled
 
 TITLES = ("image", "label", "prediction", "error (ignored: white)")
 ERROR_COLOR = (213, 94, 0)  # vermilion, which color-blind readers can tell from the gray image
+Rows = Sequence[Sequence[np.ndarray]]  # of (H, W, 3) uint8 images
 
 
 def colorize(ids: Tensor, protocol: Protocol) -> np.ndarray:
@@ -116,10 +117,7 @@ def prediction_views(model: nn.Module, dataset: SegmentationDataset, index: int,
 def prediction_grid(
     model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int], captions: Sequence[str] = (), **views: Any
 ) -> Figure:
-    """Image | label | prediction | error, one sample per row. captions: one per sample instead of its name.
-
-    The caption of an image that the network was trained on says so.
-    """
+    """Image | label | prediction | error, one sample per row. Captions (default: names) say what was trained on."""
     rows = [prediction_views(model, dataset, i, **views) for i in indices]
     captions = _with_caveats(model, dataset, indices, captions or [dataset.names[i] for i in indices])
     return image_grid(rows, TITLES, captions, dataset.protocol, 11.0)
@@ -134,27 +132,21 @@ def _with_caveats(
 
 
 def worst_images(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    evaluation: Evaluation,
-    *,
-    class_name: str | None = None,
-    count: int = 3,
-    **views: Any,
+    model: nn.Module, dataset: SegmentationDataset, evaluation: Evaluation, class_name: str, count: int, **views: Any
 ) -> Figure:
-    """The images with the lowest IoU of a class (None: of the mean), lowest first, with the score in the caption.
+    """The images with the lowest IoU of a class (empty: of the mean), lowest first, with the score in the caption.
 
     For a class, the image shows where the label has it (yellow outline), and beside it the region around its largest
     error. Raises ValueError if no scored image has enough pixels of the class (see `Evaluation.worst`).
     """
-    indices, protocol = evaluation.worst(class_name, count), dataset.protocol
+    indices, protocol = evaluation.worst(class_name or None, count), dataset.protocol
     if not indices:
         raise ValueError(f"no scored image has enough pixels of the class {class_name!r} to be ranked")
     iou = 100 * evaluation.image_iou()
-    column = iou.nanmean(1) if class_name is None else iou[:, evaluation.classes.index(class_name)]
-    scores, what = dict(zip(evaluation.indices, column, strict=True)), class_name or "mean"
-    captions = [f"{dataset.names[i]}: {what} IoU in this image {scores[i]:.1f} %" for i in indices]
-    if class_name is None:
+    column = iou[:, evaluation.classes.index(class_name)] if class_name else iou.nanmean(1)
+    scores = dict(zip(evaluation.indices, column, strict=True))
+    captions = [f"{dataset.names[i]}: {class_name or 'mean'} IoU in this image {scores[i]:.1f} %" for i in indices]
+    if not class_name:
         return prediction_grid(model, dataset, indices, captions=captions, **views)
     rows = []
     for place, i in enumerate(indices):
@@ -171,10 +163,7 @@ def worst_images(
 
 
 def largest_error(label: Tensor, pred: Tensor, class_name: str, protocol: Protocol) -> tuple[Tensor, str]:
-    """The largest connected region that is wrong about a class, (H, W) bool, and what happened there in words.
-
-    A region is wrong about a class where either the (H, W) label or the prediction has it, but not both.
-    """
+    """The largest connected region, (H, W) bool, where label or prediction alone has the class; and it in words."""
     k = protocol.classes.index(class_name)
     wrong = ((label == k) != (pred == k)) & (label != protocol.ignore_id)
     if not wrong.any():
@@ -212,17 +201,12 @@ def outline(pixels: np.ndarray, mask: Tensor) -> np.ndarray:
 
 @styled
 def image_grid(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    names: Sequence[str],
-    protocol: Protocol,
-    width: float,
-    scale: tuple[str, str] = (),
+    rows: Rows, titles: Sequence[str], names: Sequence[str], protocol: Protocol, width: float, scale: Sequence[str] = ()
 ) -> Figure:
     """Images side by side under column titles, with a caption below each row and the class legend at the bottom.
 
-    rows: (H, W, 3) uint8 arrays, at least one row; titles: one per column; names: one caption per row; width: inches;
-    scale: color map and text of a color bar from 0 to 1.
+    titles: one per column; names: one caption per row; width: inches; scale: color map and text of a color bar from 0
+    to 1. Raises ValueError if there is no row.
     """
     if not rows:
         raise ValueError("no images to show: the list of samples is empty")

@@ -26,10 +26,10 @@ class MediaError(ImageError):
 
 
 def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The files to predict, sorted: `source` itself, or all files in the folder and its subfolders except hidden ones.
+    """The files to predict, sorted, and what was left out: (file or folder, reason).
 
-    leave_out: a folder whose files do not count: the one that results are written to. Returns the files, and what was
-    left out: (file or folder, reason). Raises FileNotFoundError, and MediaError for a folder without a file to predict.
+    source: a file, or a folder whose subfolders count. leave_out: a folder that does not count: that of the results.
+    Raises FileNotFoundError, and MediaError for a folder without a file to predict.
     """
     if source.is_file():
         return [source], []
@@ -38,12 +38,8 @@ def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple
     results = leave_out.resolve()
     if results in (source.resolve(), *source.resolve().parents):
         raise MediaError(f"{source} lies in the folder of the results, {leave_out}: choose another one")
-    found, left_out = [], []
-
-    def unreadable(error: OSError) -> None:
-        left_out.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
-
-    for parent, folders, files in os.walk(source, onerror=unreadable):
+    found, left_out, unreadable = [], [], []
+    for parent, folders, files in os.walk(source, onerror=unreadable.append):
         for path in [Path(parent, name) for name in folders]:
             if reason := _why_not(path, results):
                 left_out.append((path, reason))
@@ -55,6 +51,7 @@ def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple
                 left_out.append((path, "not a file (a broken link or a device)"))
             else:
                 found.append(path)
+    left_out += [(Path(error.filename), f"the folder cannot be read ({error.strerror})") for error in unreadable]
     if not found:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in left_out[:20])
         raise MediaError(f"{source} holds no file: give an image, a video, or a folder of them{reasons}")
@@ -77,32 +74,25 @@ def _why_not(folder: Path, results: Path) -> str:
 def result_names(media: Sequence[Path], source: Path) -> dict[Path, str]:
     """The name of each file's results: its path in `source`, without its suffix where no other file claims that.
 
-    The results of an image are files NAME.png; those of a video are NAME.mp4 and a folder NAME. Where results would
-    share a path, also on a file system that ignores case, or lie inside each other, the suffix is part of the name, and
-    a number if that is not enough: "a", "a_jpg", "a_jpg-2".
+    The results of an image are files NAME.png; those of a video are NAME.mp4 and a folder NAME. No two share a path or
+    lie inside each other, also on a file system that ignores case: "a", "a_jpg", "a_jpg-2".
     """
     stems = {path: (path.relative_to(source) if path != source else Path(path.name)).with_suffix("") for path in media}
     counts = Counter(str(stem).casefold() for stem in stems.values())
-    taken: set[str] = set()
-    folders: set[str] = set()
-
-    def claimed(name: str, path: Path) -> bool:
-        lower = name.casefold()
-        places = {lower, f"{lower}.mp4"} if is_video(path) else {f"{lower}.png"}
-        parents = {str(parent) for parent in Path(lower).parents}
-        if places & (taken | folders) or parents & taken:
-            return False
-        taken.update(places)
-        folders.update(parents)
-        return True
-
     shared = {path: counts[str(stem).casefold()] > 1 for path, stem in stems.items()}
-    names = {}
+    taken, folders, names = set(), set(), {}
     for path in sorted(media, key=lambda path: (shared[path], is_video(path))):
         long = f"{stems[path]}_{path.suffix.lstrip('.').lower()}"
         numbered = (f"{long}-{number}" for number in itertools.count(2))
-        candidates = itertools.chain([] if shared[path] else [str(stems[path])], [long], numbered)
-        names[path] = next(name for name in candidates if claimed(name, path))
+        for name in itertools.chain([] if shared[path] else [str(stems[path])], [long], numbered):
+            lower = name.casefold()
+            places = {lower, f"{lower}.mp4"} if is_video(path) else {f"{lower}.png"}
+            parents = {str(parent) for parent in Path(lower).parents}
+            if not (places & (taken | folders) or parents & taken):
+                break
+        taken |= places
+        folders |= parents
+        names[path] = name
     return {path: names[path] for path in media}
 
 
@@ -147,10 +137,7 @@ def write_png(path: str | Path, pixels: np.ndarray, **texts: str) -> None:
 
 
 def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> None:
-    """Writes image files of one size as an H.264 .mp4 with `rate` frames per second, atomically.
-
-    Raises ImageError if an image cannot be read, MediaError if PyAV is missing or the video cannot be written.
-    """
+    """Writes image files of one size as an H.264 .mp4, `rate` frames per second, atomically; ImageError if it fails."""
     av = _pyav(path)
     try:
         with atomic_file(path) as file, av.open(file, "w", format="mp4") as container:
@@ -172,7 +159,6 @@ def _pyav(path: Path) -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise MediaError(
-            f"{path}: videos need PyAV: pip install 's2fpn-workbench[video]', or give a folder of its frames"
-        ) from error
+        advice = "pip install 's2fpn-workbench[video]', or give a folder of its frames"
+        raise MediaError(f"{path}: videos need PyAV: {advice}") from error
     return av

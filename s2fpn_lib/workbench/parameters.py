@@ -1,21 +1,20 @@
 """Checks a notebook's parameters before anything is computed with them, and shows them as a table.
 
 papermill injects whatever it is given: `-p epoch 200` in a notebook whose parameter is called `epochs` trains with the
-default. `checked_parameters()`, in the cell after the parameters, makes this an error.
-
-The cell tagged `parameters` holds typed assignments of literals and nothing else, each with a comment:
+default. `checked_parameters()`, in the cell after the parameters, makes this an error. The cell tagged `parameters`
+holds typed assignments of literals and nothing else, each with a comment:
 
     epochs: int = 3  # passes over the training split
 
-papermill's `inspect_notebook` needs the notebook's file, which a running kernel does not know. A kernel sees no cell
-tags either, so the cell is recognized by its form.
+A running kernel knows neither the tags of its cells nor the notebook's file, which papermill's `inspect_notebook`
+needs, so the cell is recognized by its form.
 """
 
 import ast
 import html
 import linecache
 import typing
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from IPython import get_ipython
@@ -32,16 +31,8 @@ class ParameterError(ValueError):
     """A parameter is unknown, has the wrong type, or is declared in a form that cannot be checked."""
 
 
-class Declaration(NamedTuple):
-    """What the parameters cell says about a parameter: `name: annotation = default  # comment`."""
-
-    annotation: str
-    default: str  # as source code
-    comment: str
-
-
-def declarations(source: str) -> dict[str, Declaration]:
-    """What a parameters cell declares, {} for any other cell; ParameterError for a line without type or comment."""
+def declarations(source: str) -> dict[str, tuple[str, str, str]]:
+    """{name: (annotation, default, comment)} of a parameters cell, else {}; ParameterError for an incomplete line."""
     lines, complete, incomplete = source.splitlines(), {}, []
     try:
         for statement in ast.parse(source).body:
@@ -51,41 +42,36 @@ def declarations(source: str) -> dict[str, Declaration]:
             comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().strip("# ")
             if isinstance(statement, ast.AnnAssign) and comment:
                 name, annotation, default = map(ast.unparse, (statement.target, statement.annotation, statement.value))
-                complete[name] = Declaration(annotation, default, comment)
+                complete[name] = (annotation, default, comment)
             else:
                 incomplete.append(ast.unparse(statement))
     except (SyntaxError, TypeError, ValueError):
         return {}
     if complete and incomplete:
-        raise ParameterError(
-            f"The parameters cell has a line without a type or a comment: {incomplete[0]!r}\n"
-            "Write every parameter as:  name: type = value  # what it does"
-        )
+        problem = f"The parameters cell has a line without a type or a comment: {incomplete[0]!r}"
+        raise ParameterError(f"{problem}\nWrite every parameter as:  name: type = value  # what it does")
     return complete
 
 
 def checked_parameters() -> dict[str, Any]:
-    """Returns the running notebook's parameters, {name: current value}, in the order of their declaration.
+    """The running notebook's parameters, {name: current value}, in the order of their declaration.
 
-    It converts the notebook's variables as `as_declared` does (an int to a declared float, a list to a tuple), and
-    displays those that were changed, folded over a table of all.
-
-    Raises ParameterError if papermill injected a name that is not declared (the message names the nearest declared
-    one), a value has another type than declared, or no notebook is running, and WriteError if the folder of the
-    parameter `results` is not writable.
+    Converts the notebook's variables as `as_declared` does (an int to a declared float, a list to a tuple), and
+    displays those that were changed, folded over a table of all. Raises ParameterError if papermill injected a name
+    that is not declared, a value has another type than declared, or no notebook is running, and WriteError if the
+    folder of the parameter `results` is not writable.
     """
     shell = get_ipython()
     if shell is None:
-        raise ParameterError(
-            "checked_parameters() reads the cells of a notebook, and no notebook is running here: pass values instead"
-        )
-    declared, injected = _parameter_cells(_executed_cells(shell))
+        message = "checked_parameters() reads the cells of a notebook, and no notebook is running here"
+        raise ParameterError(f"{message}: pass values instead")
+    declared, injected = _parameter_cells(shell)
     lines = (f"  {name}: {kind} = {default}  # {comment}" for name, (kind, default, comment) in declared.items())
     listing = "\n".join(["Its parameters, with their defaults:", *lines])
     for name in injected:
         if name not in declared:
             raise ParameterError(f"This notebook has no parameter {name!r}.{did_you_mean(name, declared)}\n{listing}")
-    values, rows, changes = {}, [_row("th", "parameter", "value", "default", "meaning")], []
+    values, rows, changes = {}, [], []
     for name, (annotation, default, comment) in declared.items():
         if name not in shell.user_ns:
             raise ParameterError(f"Parameter {name!r} was deleted after it was set: run the parameters cell again.")
@@ -105,9 +91,10 @@ def checked_parameters() -> dict[str, Any]:
         require_writable(values["results"] or results_root())  # not after an hour of training
     shell.user_ns.update(values)
     pd.options.styler.format.escape = "html"  # names of classes, files, and runs are texts
-    table = "\n".join(["<table>", f"<thead>{rows[0]}</thead>", "<tbody>", *rows[1:], "</tbody>", "</table>"])
     summary = html.escape(f"parameters: {', '.join(changes) or 'all at their defaults'}", quote=False)
-    folded = f"<details><summary>{summary}</summary>\n{table}\n</details>"
+    head = f"<thead>{_row('th', 'parameter', 'value', 'default', 'meaning')}</thead>"
+    table = ["<table>", head, "<tbody>", *rows, "</tbody>", "</table>"]
+    folded = "\n".join([f"<details><summary>{summary}</summary>", *table, "</details>"])
     display({"text/html": folded}, raw=True, metadata={TABLE: True})
     return values
 
@@ -120,25 +107,19 @@ def _row(tag: str, *texts: str, bold: bool = False) -> str:
     return "<tr>" + "".join(f'<{tag} style="text-align: left">{cell}</{tag}>' for cell in cells) + "</tr>"
 
 
-def _executed_cells(shell: Any) -> list[str]:
-    """Sources of the cells that have run, oldest first."""
+def _parameter_cells(shell: Any) -> tuple[dict[str, tuple[str, str, str]], list[str]]:
+    """The latest parameters cell that ran, and the names in the papermill cell that ran after it, if any."""
     history = list(shell.history_manager.input_hist_parsed)  # off under nbval: entries of `linecache` without a time
     cached = [entry for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
-    return history if any(history) else ["".join(lines) for _, _, lines, _ in cached]
-
-
-def _parameter_cells(cells: list[str]) -> tuple[dict[str, Declaration], list[str]]:
-    """The latest parameters cell that ran, and the names in the papermill cell that ran after it, if any."""
     injected: list[str] = []
-    for source in reversed(cells):
+    for source in reversed(history if any(history) else ["".join(lines) for _, _, lines, _ in cached]):
         if declared := declarations(source):
             return declared, injected
         if not injected and source.lstrip().startswith(INJECTED_HEADING + "\n"):
             injected = [ast.unparse(statement.targets[0]) for statement in ast.parse(source).body]
-    raise ParameterError(
-        "No parameters cell has run in this notebook. Above the call of checked_parameters(), put a cell tagged "
-        "'parameters' with nothing in it but lines such as:\n    epochs: int = 3  # passes over the training split"
-    )
+    example = "    epochs: int = 3  # passes over the training split"
+    cell = f"a cell tagged 'parameters' with nothing in it but lines such as:\n{example}"
+    raise ParameterError(f"No parameters cell has run in this notebook. Above checked_parameters(), put {cell}")
 
 
 def _type_hint(name: str, value: Any, annotation: Any) -> str:

@@ -2,8 +2,7 @@
 
     python -m s2fpn_lib.workbench.pipeline DATASET=roadscenes MAX_EPOCHS=5
 
-Each NAME=value goes to every notebook that declares a parameter of that name (in lower case). The executed notebooks
-are kept in results/main/, the report is results/report.html.
+Each NAME=value goes to every notebook that declares a parameter of that name (in lower case).
 """
 
 import ast
@@ -19,8 +18,7 @@ import papermill
 from s2fpn_lib.runs import PROJECT, results_folder, results_root
 from s2fpn_lib.validate import did_you_mean
 from s2fpn_lib.workbench.provenance import newest_run
-from s2fpn_lib.workbench.report_page import export_html
-from s2fpn_lib.workbench.run_notebook import NotebookError, execute
+from s2fpn_lib.workbench.run_notebook import NotebookError, execute, export_html
 
 NOTEBOOKS = ("10_train", "00_quickstart", "11_evaluate", "12_speed", "31_inspector", "90_report")
 # Values of this pipeline where the user gives none. The notebook's own default is for a quick look in JupyterLab.
@@ -33,8 +31,8 @@ def run(
 ) -> Path:
     """Executes `notebooks` of `folder` in order and returns the path of the report: the last one, without its code.
 
-    assignments: "NAME=value" texts. Raises NotebookError if no notebook has such a parameter (before the first one
-    runs), or a notebook fails, and WriteError if the results folder is not writable.
+    assignments: "NAME=value" texts. Raises NotebookError for an unknown NAME, before the first notebook runs, and for a
+    notebook that fails; WriteError if the results folder is not writable.
     """
     results = results_root().resolve()
     values = distribute(assignments, {name: declared_types(folder / f"{name}.ipynb") for name in notebooks})
@@ -57,7 +55,7 @@ def declared_types(path: Path) -> dict[str, str]:
 
 
 def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """Assigns "NAME=value" texts to the notebooks that declare them: {notebook: {parameter: value}}.
+    """{notebook: {parameter: value}} of "NAME=value" texts, for the notebooks that declare them.
 
     types: {notebook: {parameter: type}}. A value is read as a Python literal where it is one and not declared `str`.
     """
@@ -66,10 +64,8 @@ def distribute(assignments: Sequence[str], types: Mapping[str, Mapping[str, str]
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name.upper() not in known:
-            hint = did_you_mean(name.upper(), known)
-            raise NotebookError(
-                f"{assignment!r} fits no notebook of the pipeline: write NAME=value.{hint}\nKnown: {' '.join(known)}"
-            )
+            hint = f"write NAME=value.{did_you_mean(name.upper(), known)}\nKnown: {' '.join(known)}"
+            raise NotebookError(f"{assignment!r} fits no notebook of the pipeline: {hint}")
         if ("/" in text or Path(text).suffix) and Path(text).exists():
             text = str(Path(text).resolve())  # the notebooks run in their own folder
         name, literal = name.lower(), text

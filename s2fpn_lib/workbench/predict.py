@@ -7,11 +7,11 @@ Cityscapes `label_ids/NAME.png` (the benchmark's format); for a video the same o
 `overlay/NAME.mp4`. `areas.csv` lists what was predicted, and `skipped.csv` everything else in the source and why.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,25 +26,16 @@ from s2fpn_lib.data import PROTOCOLS, Protocol
 from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import ImageError, read_ids, read_image
 from s2fpn_lib.evaluate import require_classes
-from s2fpn_lib.model import S2FPN
+from s2fpn_lib.model import S2FPN, hub
 from s2fpn_lib.model.s2fpn import MIN_SIZE
 from s2fpn_lib.model.tta import at_size, predict_logits
 from s2fpn_lib.progress import progress_bar
 from s2fpn_lib.runs import read_json, remove_leftovers, write_atomic, write_json
 from s2fpn_lib.viz.images import colorize, overlay
-from s2fpn_lib.workbench.media import (
-    MediaError,
-    find_media,
-    is_video,
-    result_names,
-    video_frames,
-    video_rate,
-    write_png,
-    write_video,
-)
+from s2fpn_lib.workbench import media
+from s2fpn_lib.workbench.media import MediaError, is_video, write_png
 
-# Rows of the image whose scores at its own size are in memory at a time
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 256  # rows of the image whose scores at its own size are in memory at a time
 SHOWN = 20  # reasons in an error
 SOURCE = "source-sha256"  # text in train_ids/NAME.png: of the file that it was made from
 
@@ -78,40 +69,44 @@ def predict(
         protocol: classes and colors of the dataset that the model was trained on.
         size: what the network sees: "protocol" scales each image to the protocol's height and keeps its aspect ratio;
             "own" leaves it as it is; (height, width) resizes to that.
-        every: of a video, predict every n-th frame.
-        limit: stop after this number of images and frames; 0 or None: no limit.
+        every, limit: of a video, each n-th frame; the most images and frames, 0 or None: no limit.
         overwrite: predict again what `out` already holds. A source whose content has changed always is.
         views: scales, flip, window, overlap, amp of `predict_logits`.
 
     Raises FileNotFoundError for the source; ValueError for invalid options, a model with other classes, or an `out`
     with results of other settings; MediaError if nothing could be read.
     """
-    _check(model, protocol, size, every)
+    require_classes(model, protocol)
+    network_size(protocol.size, size, protocol)  # raises an error for an invalid size
+    if every < 1:
+        raise ValueError(f"every is {every}: every n-th frame of a video is predicted, with n of at least 1")
     source, out = Path(source).expanduser(), Path(out)
-    media, left_out = find_media(source, leave_out=out)
-    names = result_names(media, source)
-    settings = {"weights": _fingerprint(model), "protocol": protocol.name, "size": size, "every": every}
-    _claim(out, settings | {"opacity": opacity, **views}, overwrite)
+    found, left_out = media.find_media(source, leave_out=out)
+    names = media.result_names(found, source)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = hub.digest(tensors, model.config)[:12]
+    settings = {"weights": weights, "protocol": protocol.name, "size": size, "every": every, "opacity": opacity}
+    _claim(out, settings | views, overwrite)
     kinds = ["colour", "overlay", "train_ids", *(["label_ids"] if protocol.dataset == "cityscapes" else [])]
     rows: list[dict[str, Any]] = []
     skipped = [(str(path), reason) for path, reason in left_out]
-    predicted, digests = 0, _Digests()
+    predicted, digest = 0, functools.cache(_digest)
     remove_leftovers(out)
     try:
         with progress_bar(len(names), unit="image") as bar, closing(_images(names, every, skipped)) as images:
             for path, name, load in images:
                 if limit and len(rows) == limit:
-                    rest = dict.fromkeys(media[media.index(path) :], "")
+                    rest = dict.fromkeys(found[found.index(path) :], "")
                     if rows[-1]["source"] == str(path):  # a video
                         rest[path] = f"frames from number {name.rpartition('/')[2]} on are "
                     skipped += [(str(each), f"{part}beyond limit = {limit}") for each, part in rest.items()]
                     break
                 files = {kind: out / kind / f"{name}.png" for kind in kinds}
                 try:
-                    ids = _finished(files, digests[path]) if not overwrite else None
+                    ids = _finished(files, digest(path)) if not overwrite else None
                     image = torch.from_numpy(load()).permute(2, 0, 1) if ids is None else None  # (H, W, 3) -> (3, H, W)
                 except ImageError as error:
-                    skipped.append(_problem(path, error))
+                    skipped.append((str(path), str(error).removeprefix(f"{path}: ")))
                     continue
                 if ids is None:
                     seen = at_size(image, network_size(image.shape[-2:], size, protocol))
@@ -122,7 +117,7 @@ def predict(
                         write_png(files["label_ids"], to_label_ids(ids.numpy()))
                     if is_video(path):  # of other frames
                         (out / "overlay" / f"{names[path]}.mp4").unlink(missing_ok=True)
-                    write_png(files["train_ids"], ids.numpy(), **{SOURCE: digests[path]})
+                    write_png(files["train_ids"], ids.numpy(), **{SOURCE: digest(path)})
                     predicted += 1
                 percent = 100 * np.bincount(ids.flatten(), minlength=protocol.num_classes) / ids.numel()
                 shares = dict(zip(protocol.classes, percent, strict=True))
@@ -135,7 +130,7 @@ def predict(
             if not frames or target.exists():
                 continue
             try:
-                write_video(target, frames, video_rate(video) / every)
+                media.write_video(target, frames, media.video_rate(video) / every)
             except ImageError as error:
                 skipped.append((str(video), f"the frames are predicted, but {target.name} is not made: {error}"))
     finally:
@@ -153,8 +148,8 @@ def predict(
 def ids_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Class ids of (1, K, h, w) scores resized bilinearly to `size`: (H, W) uint8 on the CPU.
 
-    One band of rows at a time, because the scores of a large photograph at its own size take gigabytes.
-    `F.interpolate` resizes a whole image only; `F.grid_sample` computes the same at the pixel centers it is given.
+    In bands of rows, because the scores of a large photograph at its own size take gigabytes: `F.grid_sample` computes
+    at the pixel centers it is given what `F.interpolate` computes for a whole image.
     """
     ys, xs = ((2 * torch.arange(n, device=scores.device) + 1) / n - 1 for n in size)  # pixel centers in -1..1
     bands = []
@@ -185,34 +180,27 @@ def _images(
     """(file, name, function that returns the pixels) of each image and frame; what is left out goes to `skipped`."""
     for path, name in names.items():
         if not is_video(path):
-            yield path, name, partial(read_image, path)
+            yield path, name, functools.partial(read_image, path)
             continue
         number = -1
         try:
-            for number, load in video_frames(path):
+            for number, load in media.video_frames(path):
                 if number % every == 0:
                     yield path, f"{name}/{number:06d}", load
         except MediaError as error:
-            skipped.append(_problem(path, error))
+            skipped.append((str(path), str(error).removeprefix(f"{path}: ")))
         finally:  # also where the limit ends the loop
             if unused := number - number // every:
                 skipped.append((str(path), f"{unused} of its first {number + 1} frames: every = {every}"))
 
 
-def _problem(path: Path, error: ImageError) -> tuple[str, str]:
-    return str(path), str(error).removeprefix(f"{path}: ")
-
-
-class _Digests(dict[Path, str]):
-    """The SHA-256 of each file, read when it is first asked for. Times would mislead where the clock was set back."""
-
-    def __missing__(self, path: Path) -> str:
-        try:
-            with path.open("rb") as file:
-                self[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-        return self[path]
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file, which tells it from another one also where the clock was set back."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _finished(files: dict[str, Path], source: str) -> Tensor | None:
@@ -224,15 +212,6 @@ def _finished(files: dict[str, Path], source: str) -> Tensor | None:
     except (OSError, ValueError):  # missing, or damaged on the disk
         return None
     return ids if known == source and all(map(Path.exists, files.values())) else None
-
-
-def _fingerprint(model: S2FPN) -> str:
-    """12 hex digits that identify the network and its weights."""
-    digest = hashlib.sha256(repr(sorted(model.config.items())).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -247,10 +226,3 @@ def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
             "overwrite=True to predict again"
         )
     write_json(path, settings)
-
-
-def _check(model: S2FPN, protocol: Protocol, size: str | Sequence[int], every: int) -> None:
-    require_classes(model, protocol)
-    network_size(protocol.size, size, protocol)
-    if every < 1:
-        raise ValueError(f"every is {every}: every n-th frame of a video is predicted, with n of at least 1")

@@ -19,10 +19,7 @@ RECORDED = ("train_split", "pretraining", "seed", "epoch", "recipe", "git_sha")
 
 
 def newest_run(root: str | Path | None = None) -> Path | None:
-    """The run folder under `root` (None: `results_root()`) that finished last; None where none has finished.
-
-    Variants and trials, which lie below `studies`, and folders without weights do not count.
-    """
+    """The run folder under `root` (None: `results_root()`) that finished last, outside of studies; None without one."""
     root = Path(root or results_root())
     runs = [path.parent for path in root.rglob("result.json") if "studies" not in path.relative_to(root).parts]
     finished = [run for run in runs if (run / "config.json").exists() and any(run.glob("*.safetensors"))]
@@ -32,16 +29,11 @@ def newest_run(root: str | Path | None = None) -> Path | None:
 def checkpoint_protocol(path_or_name: str | Path) -> Protocol | None:
     """Classes and colors that a checkpoint predicts; None for a published .pth, which does not record them."""
     metadata = read_metadata(path_or_name)
-    if own := metadata.get("protocol_definition"):
-        return Protocol.from_dict(own)
     return get_protocol(metadata["protocol"]) if "protocol" in metadata else None
 
 
 def training_dataset(path_or_name: str | Path) -> str:
-    """The dataset that a checkpoint was trained on, as `open_dataset` takes it; "auto" if it is not recorded.
-
-    For the user's own dataset this is the YAML file of the run, or where that is gone the dataset's name.
-    """
+    """The dataset of a checkpoint's training, as `open_dataset` takes it; "auto" if it is not recorded."""
     config = find_weights(path_or_name).with_name("config.json")
     described = read_json(config).get("dataset", "") if config.exists() else ""
     if is_description(described) and Path(described).exists():
@@ -54,26 +46,21 @@ def checkpoint_provenance(
 ) -> dict[str, Any]:
     """The origin of a checkpoint that `load_model` takes, as columns of a result row.
 
-    Returns checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule
-    ("unstated" if neither run folder nor file has it), model, revision, normalization, switches, trained_on (dataset),
-    and those of `RECORDED` that the file has; for a run folder also the hashes of `recipe_hashes`.
-
-    config: the network's, for a published .pth, which does not record it. varied: as in `recipe_hashes`.
+    Returns checkpoint (folder and file), checkpoint_sha (first 10 hex digits of the file's SHA-256), checkpoint_rule,
+    model, revision, normalization, switches, trained_on (dataset), and those of `RECORDED` and `recipe_hashes` that are
+    known. config: the network's, for a published .pth, which does not record it. varied: as in `recipe_hashes`.
     """
     path = find_weights(path_or_name)
     result, recipe, metadata = path.with_name("result.json"), path.with_name("config.json"), read_metadata(path)
-    row: dict[str, Any] = {
-        "checkpoint": f"{path.parent.name}/{path.name}",
-        "checkpoint_sha": hashlib.sha256(path.read_bytes()).hexdigest()[:10],
-        "checkpoint_rule": (read_json(result) if result.exists() else metadata).get("checkpoint_rule", "unstated"),
-    }
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    row: dict[str, Any] = {"checkpoint": f"{path.parent.name}/{path.name}", "checkpoint_sha": sha}
+    row["checkpoint_rule"] = (read_json(result) if result.exists() else metadata).get("checkpoint_rule", "unstated")
     if network := metadata.get("config") or config:
         row |= {"model": network["name"], **{key: network.get(key) for key in ("revision", "normalization")}}
         switches = Switches.__dataclass_fields__
         row["switches"] = describe_switches({key: value for key, value in network.items() if key in switches})
     if metadata:
-        row["trained_on"] = metadata.get("dataset")
-        row |= {key: metadata[key] for key in RECORDED if key in metadata}
+        row |= {"trained_on": metadata.get("dataset"), **{key: metadata[key] for key in RECORDED if key in metadata}}
     known = recipe.exists() and path.name != WEIGHTS  # the config.json of a shared model describes the network
     return row | (recipe_hashes(read_json(recipe), varied) if known else {})
 

@@ -8,34 +8,39 @@ which executes it, neither waits for another process in the same folder, nor res
 
 import argparse
 import contextlib
+import html
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import nbformat
 import papermill
+from nbconvert import HTMLExporter
 
-from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, naming, utc_now, write_json
-from s2fpn_lib.workbench.report_page import export_html
+from s2fpn_lib.runs import PROJECT, RunDirectory, RunLocked, naming, utc_now, write_atomic, write_json
+from s2fpn_lib.workbench import parameters
 
 POLL_SECONDS = 0.5
 # Environment variables that torch, numpy, and their libraries read when they start
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 IDENTITY = ("study", "variant", "dataset", "model", "revision", "seed")
+CSS = Path(__file__).with_name("report_page.css")
+# nbconvert's full templates load scripts from other servers; this page has none and works offline.
+PAGE = Path(__file__).with_name("report_page.html")
 
 
 class NotebookError(RuntimeError):
-    """A notebook failed, or it cannot be run as asked.
-
-    cell: first line of the cell that failed. error: what it raised. executed: path of the notebook as far as it ran.
-    """
+    """A notebook failed, or it cannot be run as asked; with the failed cell's first line, what it raised, and the path
+    of the notebook as far as it ran."""
 
     def __init__(self, message: str, cell: str = "", error: str = "", executed: str = ""):
         super().__init__(message)
@@ -43,14 +48,14 @@ class NotebookError(RuntimeError):
 
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
-    """Runs a notebook through papermill, in its own folder as JupyterLab does; the executed copy is `target`.
+    """Runs a notebook in its own folder, as JupyterLab does; `target` is the executed copy, as far as it ran.
 
-    Raises NotebookError if a cell failed, or the kernel died or did not start. `target` holds the outputs up to there.
+    Raises NotebookError if a cell failed, or the kernel died or did not start.
     """
     target.unlink(missing_ok=True)  # an earlier attempt's copy must not be taken for this one's
+    options = {"kernel_name": "python3", "progress_bar": False, "cwd": source.parent}
+    options["extra_arguments"] = ["--log-level=CRITICAL"]  # a kernel's warnings would break progress lines
     try:
-        options = {"kernel_name": "python3", "progress_bar": False, "cwd": source.parent}
-        options["extra_arguments"] = ["--log-level=CRITICAL"]  # a kernel's warnings would break progress lines
         with naming(target):
             papermill.execute_notebook(source, target, parameters=values, **options)
     except Exception as failure:
@@ -65,11 +70,30 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> None:
         raise NotebookError(f"{source.name} {what}\n{error}\n{kept}", cell, error, executed) from failure
 
 
-def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    """Executes `source` with `parameters` into `folder` and writes done.json.
+def export_html(notebook: str | Path, target: str | Path) -> Path:
+    """Writes the texts and outputs of an executed notebook as one self-contained page, atomically; returns its path.
+
+    The page has no introduction (the first cell) and no parameters. Its title is the first heading of what remains.
+    """
+    executed = nbformat.read(notebook, as_version=4)
+    executed.cells = executed.cells[1:]
+    for cell in executed.cells:
+        if "outputs" in cell:
+            cell.outputs = [each for each in cell.outputs if parameters.TABLE not in each.get("metadata", {})]
+    hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
+    # headings have no links to themselves, but keep their ids for the links of the contents
+    exporter = HTMLExporter(template_name="basic", anchor_link_text="", **hidden)
+    body, _ = exporter.from_notebook_node(executed)
+    heading = re.search(r"<h1[^>]*>(.*?)<(?:a |/h1)", body)
+    title = heading[1] if heading else html.escape(Path(notebook).stem)
+    write_atomic(target, Template(PAGE.read_text()).substitute(title=title, css=CSS.read_text(), body=body))
+    return Path(target)
+
+
+def run_notebook(source: Path, folder: Path, values: dict[str, Any]) -> None:
+    """Executes `source` with the parameters `values` into `folder`, and writes done.json, or failure.json on an error.
 
     Waits for any other process that works in this folder: another study, or the kernel of one that was just killed.
-    Raises NotebookError if the notebook failed; failure.json says where and why.
     """
     folder = folder.resolve()
     executed, failure = folder / source.name, folder / "failure.json"
@@ -78,9 +102,9 @@ def run_notebook(source: Path, folder: Path, parameters: dict[str, Any]) -> None
             with _locked([folder / "run"], 1):
                 pass
         try:
-            execute(source, executed, parameters)
+            execute(source, executed, values)
         except NotebookError as error:
-            record = {name: parameters[name] for name in IDENTITY if name in parameters}
+            record = {name: values[name] for name in IDENTITY if name in values}
             record |= {"notebook": source.name, "executed": error.executed, "cell": error.cell, "error": error.error}
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
                 write_json(failure, {**record, "time": utc_now()})

@@ -1,13 +1,10 @@
 """Hyperparameter search: an Optuna study whose trials are training runs, for the notebook 21_search.
 
-    search = Search("first", config, search_space(lr=(3e-4, 1e-2), crop=[(64, 96), (96, 128)], aux_weight=(0.1, 1.0)))
-    search.run(trials=20, minutes=60)
+    space = search_space(lr=(3e-4, 1e-2), crop=[(64, 96), (96, 128)], aux_weight=(0.1, 1.0))
+    Search("first", config, space, results=None, pruner="median", seed=0).run(trials=20, minutes=60)
 
-    <results>/studies/search-<name>-<hash>/study.db     the Optuna study (SQLite)
-    <results>/studies/search-<name>-<hash>/<hash>/      the run folder of each trial
-
-The first hash covers the base recipe, the data, and the search space. Optuna chooses the values, stores the study, and
-prunes trials. It lacks a lock that tells the trial of a killed process from one that another process still runs.
+The study is <results>/studies/search-<name>-<hash>/study.db, beside the run folder of each trial; the hash covers the
+base recipe, the data, and the space. Optuna has no lock that tells a killed process's trial from one that still runs.
 """
 
 import time
@@ -32,14 +29,15 @@ except ImportError as error:
     raise ImportError("a search needs Optuna: pip install 's2fpn-workbench[search]'") from error
 
 LOGARITHMIC = ("lr", "encoder_lr", "weight_decay")
+Space = dict[str, BaseDistribution]  # of each field of TrainConfig that is searched
 
 
-def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
+def search_space(**ranges: Sequence[Any]) -> Space:
     """The distribution of each field of TrainConfig that is searched; ValueError for a wrong number of values.
 
     ranges: for `crop` and `class_weights` the values to choose from; for others the lowest and highest one, or one.
     """
-    space: dict[str, BaseDistribution] = {}
+    space: Space = {}
     for field, values in ranges.items():
         if field == "crop" and values:
             space[field] = CategoricalDistribution(["x".join(map(str, each)) for each in values])
@@ -55,33 +53,21 @@ def search_space(**ranges: Sequence[Any]) -> dict[str, BaseDistribution]:
 class Search:
     """A study that maximizes the validation mIoU of runs: that of `TrainResult.summary`, by the checkpoint rule.
 
-    name: the same name, configuration, data, and space continue a study. config: what all trials have in common; the
-    ratio of an encoder's own learning rate to the other one is kept. results: None: `results_root()`. pruner: "median"
-    stops a trial whose validation mIoU is below the median of the earlier trials at that epoch, "hyperband" all but the
-    best third at each of its rungs, "none" no trial. seed: of the sampler.
-
-    Raises ValueError for an unknown pruner, no validation split, several processes, or an invalid value in `space`.
+    config: what all trials have in common; the ratio of an encoder's own learning rate to the other one is kept.
+    results: None: `results_root()`. pruner: "median" stops a trial whose validation mIoU is below the median of the
+    earlier trials at that epoch, "hyperband" all but the best third at each of its rungs, "none" no trial. Raises
+    ValueError for an unknown pruner, no validation split, several processes, or an invalid value in `space`.
     """
 
     def __init__(
-        self,
-        name: str,
-        config: TrainConfig,
-        space: Mapping[str, BaseDistribution],
-        *,
-        results: str | Path | None = None,
-        pruner: str = "median",
-        seed: int = 0,
-    ):
+        self, name: str, config: TrainConfig, space: Space, results: str | Path | None, pruner: str, seed: int
+    ) -> None:
         if not config.val_split or config.processes > 1:
             raise ValueError("a search needs a val_split, and each trial is one process: devices=1, nodes=1")
-        pruners = {
-            "median": optuna.pruners.MedianPruner(n_startup_trials=3),
-            "hyperband": optuna.pruners.HyperbandPruner(min_resource=1, max_resource=config.epochs),
-            "none": optuna.pruners.NopPruner(),
-        }
+        pruners = {"median": optuna.pruners.MedianPruner(n_startup_trials=3), "none": optuna.pruners.NopPruner()}
+        pruners["hyperband"] = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=config.epochs)
         if pruner not in pruners:
-            raise ValueError(f"pruner is {pruner!r}; choose one of {', '.join(pruners)}")
+            raise ValueError(f"pruner is {pruner!r}; choose one of median, hyperband, none")
         self.config = config
         for field, values in space.items():
             for value in values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high):
@@ -89,30 +75,23 @@ class Search:
         train_set, val_set = open_splits(config)
         if config.dataset == "auto":  # would mean something else once CamVid is installed
             self.config = config.replace(dataset=train_set.name)
-        self.space, self.name = dict(space), name
+        self.space, self.name = space, name
         ranges = {field: optuna.distributions.distribution_to_json(each) for field, each in space.items()}
         identity = {"recipe": self.config.recipe(), "space": ranges, "data": data_digests(train_set, val_set)}
         self.folder = Path(results or results_root()).resolve() / "studies" / f"search-{name}-{config_hash(identity)}"
         self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            storage=f"sqlite:///{self.folder / 'study.db'}",
-            study_name=name,
-            direction="maximize",
-            pruner=pruners[pruner],
-            load_if_exists=True,
-        )
+        options = {"direction": "maximize", "pruner": pruners[pruner], "load_if_exists": True}
+        self.study = optuna.create_study(storage=f"sqlite:///{self.folder / 'study.db'}", study_name=name, **options)
         # Every start draws on: the same seed again would draw the values of the first start
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
 
     def run(self, trials: int, minutes: float = 0.0) -> None:
-        """Runs trials until the study has so many that ended, or until another one would not fit into the time.
+        """Runs trials until `trials` have ended, earlier calls included, or another one would not fit into the time.
 
         A trial that diverges, or needs more memory than there is, counts as failed. An interrupted one does not count:
-        it is tried again with the same values, and its run continues from its last saved epoch.
-
-        trials: those of earlier calls included. minutes: of this call; at least one trial runs; 0: no limit. Raises
-        RunLocked if another process works on this study.
+        it is tried again with the same values, and its run continues. minutes: of this call; at least one trial runs;
+        0: no limit. Raises RunLocked if another process works on this study.
         """
         with RunDirectory(self.folder).lock():
             for stale in self.study.get_trials(states=[TrialState.RUNNING]):
@@ -136,7 +115,6 @@ class Search:
         reported = set()
 
         def report(row: Mapping[str, Any], model: nn.Module) -> None:
-            """Reports each validation to Optuna, which may prune the run before its last epoch."""
             for each in read_rows(RunDirectory(folder).metrics):  # a continued run has rows of an earlier trial
                 if each["val_miou"] is not None and each["epoch"] not in reported:
                     trial.report(each["val_miou"], each["epoch"])
@@ -144,18 +122,17 @@ class Search:
             if row["val_miou"] is not None and row["epoch"] < config.epochs and trial.should_prune():
                 raise optuna.TrialPruned(f"mIoU {100 * row['val_miou']:.2f} % after epoch {row['epoch']}")
 
+        miou, state = None, TrialState.COMPLETE
         try:
-            result = train(config, run_dir=folder, on_epoch=report, progress=False)
+            miou = train(config, run_dir=folder, on_epoch=report, progress=False).summary["val_miou"]
+            outcome = f": mIoU {100 * miou:.2f} %"
         except optuna.TrialPruned as stop:
-            self.study.tell(trial, state=TrialState.PRUNED)
-            print(f"trial {trial.number} pruned: {stop}", flush=True)
+            state, outcome = TrialState.PRUNED, f" pruned: {stop}"
         except (TrainingDiverged, torch.OutOfMemoryError) as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            self.study.tell(trial, state=TrialState.FAIL)
-            print(f"trial {trial.number} failed: {error}", flush=True)
-        else:
-            self.study.tell(trial, result.summary["val_miou"])
-            print(f"trial {trial.number}: mIoU {100 * result.summary['val_miou']:.2f} %", flush=True)
+            state, outcome = TrialState.FAIL, f" failed: {error}"
+        self.study.tell(trial, miou, state)
+        print(f"trial {trial.number}{outcome}", flush=True)
         for state in folder.glob("*.pt"):  # most of the run's size; a trial that ended does not need its states
             state.unlink()
 
@@ -177,15 +154,10 @@ class Search:
         """One row per trial, the best first: state, mIoU (a pruned trial's last one), values, epochs, folder, error."""
         rows = {}
         for trial in self.study.trials:
-            rows[trial.number] = {
-                "state": trial.state.name.lower(),
-                "mIoU": trial.value,
-                **trial.params,
-                "epochs": trial.last_step,
-                "seconds": trial.duration.total_seconds() if trial.duration else None,
-                "folder": trial.user_attrs.get("folder", ""),
-                "error": trial.user_attrs.get("error", "interrupted" if trial.state == TrialState.FAIL else ""),
-            }
+            row = {"state": trial.state.name.lower(), "mIoU": trial.value, **trial.params, "epochs": trial.last_step}
+            row["seconds"] = trial.duration.total_seconds() if trial.duration else None
+            row |= {"folder": "", "error": "interrupted" if trial.state == TrialState.FAIL else ""}
+            rows[trial.number] = row | trial.user_attrs  # folder and error
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("trial")
         return frame.sort_values(["state", "mIoU"], ascending=[True, False]) if rows else frame
 

@@ -1,10 +1,9 @@
-"""Sinks: what a run's numbers go to besides metrics.jsonl, that is TensorBoard and MLflow.
+"""What a run's numbers go to besides metrics.jsonl: curves in the notebook, and sinks, that is TensorBoard and MLflow.
 
-    with RunLogger("tensorboard,mlflow", config) as logger:
-        result = train(config, run_dir=logger.run_dir, on_epoch=logger)
+    with RunLogger("tensorboard,mlflow", config, run_dir=None, results=None) as logger:
+        result = train(config, run_dir=logger.run_dir, on_epoch=LiveCurves(logger.run_dir, logger))
 
-A sink gets the configuration, the row of each epoch, and after each validation a figure of example images. Sinks are
-filled from metrics.jsonl, so an epoch that a sink missed follows with the next one.
+A sink gets the configuration, the row of each epoch, and after each validation a figure of example images.
 """
 
 import importlib.util
@@ -12,9 +11,12 @@ import logging
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -24,13 +26,42 @@ from s2fpn_lib.distributed.launch import WorkerFailed, node_rank
 from s2fpn_lib.runs import RunDirectory, config_hash, read_json, read_rows, results_root, write_json
 from s2fpn_lib.state import data_digests, default_run_dir, open_splits
 from s2fpn_lib.validate import did_you_mean
+from s2fpn_lib.viz.charts import training_curves
 from s2fpn_lib.viz.images import prediction_grid
 
 Row = dict[str, Any]
+LARGEST_SHARE = 0.25  # of the time that goes into redrawing the curves, where epochs are very short
+
+
+class LiveCurves:
+    """`on_epoch` of `train`, which displays the curves where it is created; papermill keeps the last figure.
+
+    It is picklable, and draws nothing in processes without a notebook. then: further functions, called first.
+    """
+
+    def __init__(self, run_dir: str | Path, *then: Any):
+        self.metrics, self.then = RunDirectory(run_dir).metrics, then
+        self.shown = display(Markdown("*The curves appear after the first epoch.*"), display_id=True)
+        self.draw()  # the epochs of an interrupted run
+
+    def __call__(self, row: Row, model: nn.Module) -> None:
+        for each in self.then:
+            each(row, model)
+        if get_ipython() is not None and time.monotonic() >= self.due:
+            self.draw()
+
+    def draw(self) -> Figure | None:
+        """Redraws the epochs in metrics.jsonl and returns the figure; None if there are none."""
+        start = time.monotonic()
+        figure = training_curves(rows) if (rows := read_rows(self.metrics)) else None
+        if figure and self.shown:
+            self.shown.update(figure)
+        self.due = time.monotonic() + (time.monotonic() - start) / LARGEST_SHARE
+        return figure
 
 
 class Sink:
-    """Base of the sinks. A subclass with an entry in `SINKS` writes nothing before `open` and has three methods.
+    """Base of the sinks. A subclass has an entry in `SINKS`, writes nothing before `open`, and has three methods.
 
     - ``open(epoch)`` starts or continues the run and sets `last`, the last epoch that the sink has. Epochs from `epoch`
       on, which an interrupted training logged before it saved its state, are removed where the sink can do that.
@@ -79,8 +110,7 @@ class TensorBoard(Sink):
 class MLflow(Sink):
     """A run at MLFLOW_TRACKING_URI, or in mlflow.db of the results folder, in the experiment MLFLOW_EXPERIMENT_NAME.
 
-    mlflow.json in the run's folder identifies the MLflow run. MLflow cannot remove metrics: of epochs that are trained
-    again after an interruption, the first values stay.
+    mlflow.json in the run's folder identifies it. Of epochs that are trained again, MLflow keeps the first values.
     """
 
     packages = ("mlflow", "sqlalchemy", "alembic")  # the last two for the local store
@@ -94,8 +124,7 @@ class MLflow(Sink):
         given = os.environ.get("MLFLOW_TRACKING_URI")
         uri = given or f"sqlite:///{self.results / 'mlflow.db'}"
         self.client = MlflowClient(uri)
-        # An address may contain a password, so only its hash is stored
-        record, key = self.run_dir / "mlflow.json", config_hash({"uri": uri})
+        record, key = self.run_dir / "mlflow.json", config_hash({"uri": uri})  # an address may contain a password
         known = read_json(record) if record.exists() else {}
         if key in known:
             self.run_id = known[key]
@@ -109,8 +138,8 @@ class MLflow(Sink):
         tags = {"run_dir": str(self.run_dir)}
         self.run_id = self.client.create_run(number, run_name=self.run_dir.name, tags=tags).info.run_id
         write_json(record, known | {key: self.run_id})
-        fields = self.config.to_dict().items()
-        self.client.log_batch(self.run_id, params=[Param(field, str(value)) for field, value in fields])
+        params = [Param(field, str(value)) for field, value in self.config.to_dict().items()]
+        self.client.log_batch(self.run_id, params=params)
 
     def log(self, row: Row, figure: Figure | None) -> None:
         from mlflow.entities import Metric
@@ -133,28 +162,17 @@ def _values(row: Row) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
 
 
-class RunLogger:
-    """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs.
+class RunLogger(AbstractContextManager):
+    """`on_epoch` of `train` that writes to sinks; a context manager, which ends the sinks' runs. It is picklable.
 
-    A sink that fails, such as a server that does not answer, gives a warning and is tried again after the next epoch.
-    The object is picklable, for trainings of several processes.
-
-    Args:
-        log_to: names of `SINKS`, separated by commas; empty: none, and `run_dir` stays None, which `train` replaces.
-        run_dir: folder of the run; None: `default_run_dir` under `results` (None: `results_root()`).
-        images: number of example images, evenly spaced over the validation split.
-
-    Raises ValueError for an unknown sink, and ImportError if its package is not installed.
+    Sinks are filled from metrics.jsonl: one that fails, such as a server that does not answer, gives a warning and gets
+    the epochs that it missed after the next one. log_to: names of `SINKS`, separated by commas; empty: none, and the
+    attribute `run_dir` stays None. run_dir: None: `default_run_dir` under `results` (None: `results_root()`). images:
+    number of examples. Raises ValueError for an unknown sink, and ImportError if its package is not installed.
     """
 
     def __init__(
-        self,
-        log_to: str,
-        config: TrainConfig,
-        run_dir: str | Path | None = None,
-        *,
-        results: str | Path | None = None,
-        images: int = 3,
+        self, log_to: str, config: TrainConfig, run_dir: str | Path | None, results: str | Path | None, images: int = 3
     ):
         self.names = [name.strip() for name in log_to.split(",") if name.strip()]
         for name in self.names:
@@ -182,9 +200,6 @@ class RunLogger:
             some = evenly_spaced(len(self.val_set), self.images) if row["val_miou"] is not None else []
             self._log(row["epoch"], prediction_grid(model, self.val_set, some) if some else None)
 
-    def __enter__(self) -> "RunLogger":
-        return self
-
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         trained = error is None or self._open or isinstance(error, WorkerFailed)  # else another process has the run
         rows = read_rows(RunDirectory(self.run_dir).metrics) if self.names and trained else []
@@ -193,10 +208,7 @@ class RunLogger:
             self._log(rows[-1]["epoch"] + 1, status=status)
 
     def _log(self, epoch: int, figure: Figure | None = None, status: str = "") -> None:
-        """Gives each sink the rows that it lacks, the last one with `figure`, and ends its run if there is a status.
-
-        epoch: see `Sink.open`. A training must not end because a sink cannot be written.
-        """
+        """Gives each sink the rows that it lacks, the last one with `figure`, and ends its run if there is a status."""
         rows = read_rows(RunDirectory(self.run_dir).metrics)
         for name in self.names:
             try:

@@ -1,18 +1,8 @@
 """Studies: one YAML file describes many notebook runs. Each run is a job with its own folder.
 
-Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. This module names things:
-
-    <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/
-        variant.json       `Variant.record`: what the folder's name says, preset, recipe (hash of the whole recipe),
-                           split, limit (images scored, 0: all), data (digests of the training and the scored split)
-        run/               the training run: config.json, metrics.jsonl, result.json, ...; last.pt until it is finished
-        evaluation.json    the scores; their provenance is that of 11_evaluate plus "study" and "variant"
-        predictions.png, 20_ablation.ipynb (as executed)
-        failure.json       while the last attempt failed: notebook, cell, error, time, and the study's names
-        done.json          when the notebook has finished; the only file that Snakemake knows
-
-The hash covers what determines the scores, so a changed configuration gets a new folder.
-A measuring study (12_speed) has one folder, <results>/studies/<study>/<notebook>-<hash>/, with the same last four.
+Snakemake decides what must run (Snakefile), and `s2fpn_lib.workbench.run_notebook` runs it. This module reads the files
+and names the folders, <results>/studies/<study>/<variant>-<dataset>-<model>-<revision>-s<seed>-<hash>/, of trainings,
+and <results>/studies/<study>/<notebook>-<hash>/ of measurements. docs/studies.md lists what they hold.
 """
 
 import functools
@@ -32,23 +22,7 @@ from s2fpn_lib.model import Switches
 from s2fpn_lib.runs import config_hash, read_json, results_root
 from s2fpn_lib.validate import did_you_mean, read_yaml
 
-# The fields of a study file and their defaults. A field whose default is None must be given.
-TRAINING: dict[str, Any] = {
-    "question": None,  # what the study answers
-    "notebook": "20_ablation",
-    "threads": 1,  # of each job, at most what `snakemake --cores` allows
-    "device": "auto",  # cpu, cuda, or auto: cuda where there is one
-    "preset": None,  # of TrainConfig
-    "changes": {},  # other fields of TrainConfig
-    "datasets": ["auto"],  # auto: CamVid where found, else RoadScenes; or the path of an own dataset's YAML file
-    "models": [""],  # "": that of init_from, else the preset's
-    "revisions": [""],
-    "seeds": [0, 1, 2],
-    "variants": {"full": {}},  # name: switches, and under "changes" fields of TrainConfig
-    "split": "val",  # what is scored
-    "limit": 0,  # images scored, evenly spaced; 0: all
-}
-MEASURING: dict[str, Any] = {"question": None, "notebook": None, "parameters": {}}
+TRAINING, MEASURING = yaml.safe_load(Path(__file__).with_name("study_fields.yaml").read_text()).values()
 MOST_JOBS = 10_000  # of a study
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -81,23 +55,16 @@ class Variant(NamedTuple):
     config: TrainConfig
     record: dict[str, Any]
 
-    @property
-    def folder_name(self) -> str:
-        return "{variant}-{dataset}-{model}-{revision}-s{seed}-{hash}".format(**self.record)
-
     def folder(self, results: str | Path | None) -> Path:
         """Its folder under `results` (empty: `results_root()`)."""
-        return Path(results or results_root()) / "studies" / self.record["study"] / self.folder_name
+        name = "{study}/{variant}-{dataset}-{model}-{revision}-s{seed}-{hash}".format(**self.record)
+        return Path(results or results_root()) / "studies" / name
 
 
 def make_variant(
     study: str, name: str, preset: str, changes: Mapping[str, Any], *, split: str = "val", limit: int = 0
 ) -> Variant:
-    """The variant with its dataset resolved, because "auto" would name another folder once CamVid is installed.
-
-    Raises StudyError if `study` or `name` makes no folder name, or a switch does not exist; otherwise as
-    `TrainConfig.preset`.
-    """
+    """The variant; StudyError for a name that makes no folder name or a switch that does not exist."""
     for what, value in {"study": study, "variant": name}.items():
         if not NAME.fullmatch(value):
             raise StudyError(f"{what} {value!r}: use lower-case letters, digits, - and _, which make a folder name")
@@ -130,17 +97,11 @@ def _opened(name: str, root: str, split: str) -> SegmentationDataset | None:
     return dataset
 
 
-def read_studies(folder: str | Path, overrides: Mapping[str, Any] = {}) -> dict[str, list[Job]]:
-    """{name: jobs} of every study file in a folder, by `read_study`."""
-    return {path.stem: read_study(path, overrides) for path in sorted(Path(folder).glob("*.yaml"))}
-
-
 def read_study(path: Path, overrides: Mapping[str, Any] = {}) -> list[Job]:
     """The jobs of a study file: all variants of the first seed, then of the next one. StudyError if it is no study.
 
-    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}. Texts in
-    them are read as YAML, because `snakemake --config` gives lists and mappings of texts. StudyError also for a field
-    that no kind of study has.
+    overrides: fields that replace those of the file where its kind of study has them, e.g. {"seeds": [0]}; texts in
+    them are read as YAML, because `snakemake --config` gives texts. StudyError for a field that no study has.
     """
     overrides = _parsed(overrides)
     _check_names("the command line", overrides, {**TRAINING, **MEASURING}, "field")
@@ -175,9 +136,8 @@ def _measuring_jobs(study: str, values: dict[str, Any]) -> list[Job]:
 def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
     for name, described in values["variants"].items():
         if not isinstance(described, Mapping) or not isinstance(described.get("changes", {}), Mapping):
-            raise StudyError(
-                f"variant {name} is {described!r}; it takes switches, and fields of TrainConfig under changes"
-            )
+            takes = "it takes switches, and fields of TrainConfig under changes"
+            raise StudyError(f"variant {name} is {described!r}; {takes}")
     variants = [(name, {"changes": {}, **described}) for name, described in values["variants"].items()]
     varied = sorted({field for _, described in variants for field in described["changes"]})
     axes = [values[each] for each in ("seeds", "datasets", "models", "revisions")]
@@ -191,7 +151,7 @@ def _training_jobs(study: str, values: dict[str, Any]) -> list[Job]:
         given = {field: value for field, value in network.items() if value not in ("", {})}
         changes = values["changes"] | described["changes"]
         variant = make_variant(study, name, values["preset"], given | changes, **scored)
-        folder = variant.folder_name
+        folder = variant.folder(None).name
         if folder in jobs:
             raise ValueError(f"{folder} occurs more than once: name every seed, dataset, model, and revision once")
         parameters = {"study": study, "variant": name, "preset": values["preset"], **network, **scored}

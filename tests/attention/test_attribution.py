@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2fpn_lib.attention.attribution import gradient, occlusion
-from s2fpn_lib.attention.statistics import switched
+from s2fpn_lib.attention.statistics import gradient, occlusion, switched
 from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.model.ssam import SSAMv1

@@ -16,7 +16,7 @@ from s2fpn_lib.attention.recorder import AttentionRecorder
 from s2fpn_lib.attention.statistics import untrained_warning
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.model import build_model
-from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, GATE_CMAP, MARKERS
+from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, GATE_CMAP, MARKERS, with_warning
 
 PROTOCOL = get_protocol("roadscenes")
 
@@ -29,6 +29,10 @@ def recorded(revision="v2", **switches):
     with AttentionRecorder(model) as recorder, torch.inference_mode():
         model(model.preprocess(images))
     return images[1], recorder.capture
+
+
+PIXELS = ((0.60, 0.20), (0.45, 0.50), (0.75, 0.80))
+LABEL = torch.zeros(64, 96, dtype=torch.uint8)
 
 
 def texts(figure: Figure) -> str:
@@ -46,7 +50,7 @@ def shown(figure: Figure) -> list[np.ndarray]:
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
 def test_attention_of_v2_is_drawn_relative_to_uniform_on_one_scale(strip_axis):
     image, capture = recorded(strip_axis=strip_axis)
-    figure = attention_figure(image, capture, PROTOCOL, index=1, pixels=[[0.0, 1.0], [0.99, 0.5]])
+    figure = attention_figure(image, capture, PROTOCOL, 1, LABEL, [[0.0, 1.0], [0.99, 0.5]])
     drawn = [each for axis in figure.axes for each in axis.images if each.get_cmap().name == ATTENTION_CMAP]
     assert len(drawn) == 2 * 2 * 4  # pixels x levels, each over the photograph and in the band
     assert {each.get_clim() for each in drawn} == {ATTENTION_RANGE}
@@ -65,7 +69,7 @@ def test_attention_of_v2_is_drawn_relative_to_uniform_on_one_scale(strip_axis):
 @pytest.mark.parametrize("strip_axis", ["height", "width"])
 def test_gates_of_v1_are_drawn_as_a_difference_on_one_scale(strip_axis):
     image, capture = recorded("v1", strip_axis=strip_axis)
-    figure = attention_figure(image, capture, PROTOCOL, index=1)
+    figure = attention_figure(image, capture, PROTOCOL, 1, LABEL, PIXELS)
     drawn = [each for axis in figure.axes for each in axis.images if each.get_cmap().name == GATE_CMAP]
     gates = [(level.gates[1, 0] - level.gates[1, 1]).numpy() for level in capture.levels]
     largest = max(np.abs(each).max() for each in gates)
@@ -110,7 +114,7 @@ def test_an_entry_above_uniform_is_widened_and_the_others_are_not():
 
 def test_a_warning_is_visible():
     image, capture = recorded()
-    figure = attention_figure(image, capture, PROTOCOL, warning="This network is untrained")
+    figure = with_warning(attention_figure(image, capture, PROTOCOL, 0, LABEL, PIXELS), "This network is untrained")
     (text,) = [text for text in figure.texts if text.get_text() == "This network is untrained"]
     assert text.get_color() == "#D55E00"
 
@@ -125,22 +129,21 @@ def test_a_warning_is_visible():
 )
 def test_switched_off_parts_have_no_row(switches, lacking):
     image, capture = recorded(**switches)
-    figure = attention_figure(image, capture, PROTOCOL)
+    figure = attention_figure(image, capture, PROTOCOL, 0, LABEL, PIXELS)
     assert lacking not in texts(figure)
     assert "APF 1, 2x3" in texts(figure)
 
 
 def test_a_network_without_any_part_has_a_prediction():
     image, capture = recorded(apf=False, gfu=False, deep_supervision=False)
-    figure = attention_figure(image, capture, PROTOCOL)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "prediction", "", ""]
+    figure = attention_figure(image, capture, PROTOCOL, 0, LABEL, PIXELS)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "prediction", "label", ""]
 
 
 def test_texts_stay_inside_the_figure():
     image, capture = recorded()
-    label = torch.zeros(64, 96, dtype=torch.uint8)
     warning = untrained_warning(build_model("s2fpn_lite", num_classes=11))
-    figure = attention_figure(image, capture, PROTOCOL, label=label, warning=warning)
+    figure = with_warning(attention_figure(image, capture, PROTOCOL, 0, LABEL, PIXELS), warning)
     figure.canvas.draw()
     frame = figure.bbox
     everything = [

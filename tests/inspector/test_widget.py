@@ -15,9 +15,8 @@ from PIL import Image
 
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.inspector import State, readout, widget
-from s2fpn_lib.inspector.images import image_score, strip_indices
 from s2fpn_lib.inspector.state import NamedModel, Picture
-from s2fpn_lib.inspector.widget import Inspector
+from s2fpn_lib.inspector.widget import Inspector, image_score
 from s2fpn_lib.model import build_model
 from tests.inspecting import PROTOCOL, SIZE, network
 
@@ -101,7 +100,9 @@ def test_another_image_runs_again_and_removes_the_pins(inspector, ask, passes, d
 def test_thumbnails_and_their_scores(inspector, ask, dataset):
     [(content, pictures)] = ask("thumbs")
     found = [image["index"] for image in content["images"]]
-    assert set(found) >= set(strip_indices(dataset))
+    assert found == sorted(set(found)), "spread over the split"
+    assert set(found) >= set(inspector.strip)
+    assert len(inspector.strip) == min(24, len(dataset))
     assert Image.open(io.BytesIO(pictures[0])).format == "JPEG"
     [(content, _)] = ask("score", index=found[0])
     assert content["score"] == pytest.approx(image_score(network(), dataset, found[0]))

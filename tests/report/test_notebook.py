@@ -17,8 +17,7 @@ import pytest
 from s2fpn_lib.data import get_protocol, register
 from s2fpn_lib.report.published import PUBLISHED
 from s2fpn_lib.runs import PROJECT
-from s2fpn_lib.workbench.report_page import export_html
-from s2fpn_lib.workbench.run_notebook import execute
+from s2fpn_lib.workbench.run_notebook import execute, export_html
 from tests.reporting import evaluation, training_run
 
 MARKUP = "<script>alert(1)</script>[a](javascript:alert(2))**b** $x^2$ '\"<img src=x onerror=alert(3)>"[:95]

@@ -92,7 +92,7 @@ def row(seed, miou, **changes):
 
 def test_published_rows_of_different_input_sizes_are_different_protocols():
     rows = published.load_published()
-    with pytest.raises(tables.ProtocolMixError, match="camvid / 720x960 / 720x960"):
+    with pytest.raises(ValueError, match="camvid / 720x960 / 720x960"):
         tables.one_protocol(rows[rows["dataset"] == "camvid"])
     for part in tables.split_by_protocol(rows).values():
         tables.one_protocol(part)

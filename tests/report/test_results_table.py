@@ -9,13 +9,13 @@ import pytest
 from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import measure_complexity
-from s2fpn_lib.report import collect, results_table
+from s2fpn_lib.report import collect
 from tests.reporting import evaluation, training_run
 
 
 def read(path):
     """The CSV file of a tidy table, with its types."""
-    types = results_table.CLASS_COLUMNS if path.stem == "per_class" else results_table.COLUMNS
+    types = collect.CLASS_COLUMNS if path.stem == "per_class" else collect.COLUMNS
     return pd.read_csv(path, dtype=types)
 
 
@@ -37,7 +37,7 @@ def root(tmp_path):
 
 
 def test_a_row_says_how_it_came_about(root):
-    table = results_table.results_table(root).set_index("folder")
+    table = collect.results_table(root).set_index("folder")
     assert list(table.index) == ["11_evaluate/a", "studies/x/b", "train/run"]
     row = table.loc["11_evaluate/a"]
     wanted = {"protocol": "roadscenes", "split": "val", "checkpoint_rule": "last", "seed": 3, "git_sha": "00123"}
@@ -53,8 +53,8 @@ def test_a_row_says_how_it_came_about(root):
 
 
 def test_csv_and_parquet_hold_the_same(root):
-    written = results_table.write_results(root)
-    assert dict(written.dtypes.astype(str).str.lower()) == {k: v.lower() for k, v in results_table.COLUMNS.items()}
+    written = collect.write_results(root)
+    assert dict(written.dtypes.astype(str).str.lower()) == {k: v.lower() for k, v in collect.COLUMNS.items()}
     for name in ("results", "per_class"):
         csv, parquet = read(root / "tables" / f"{name}.csv"), pd.read_parquet(root / "tables" / f"{name}.parquet")
         assert len(csv)
@@ -63,7 +63,7 @@ def test_csv_and_parquet_hold_the_same(root):
 
 
 def test_an_empty_folder_gives_an_empty_table_of_the_same_types(tmp_path):
-    written = results_table.write_results(tmp_path)
+    written = collect.write_results(tmp_path)
     assert written.empty
     pd.testing.assert_frame_equal(read(tmp_path / "tables" / "results.csv"), written)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tables" / "results.parquet"), written)
@@ -73,7 +73,7 @@ def test_the_table_is_made_afresh(root):
     (root / "tables").mkdir()
     (root / "tables" / "results.csv").write_text("edited by hand\n")
     (root / "11_evaluate" / "a" / "evaluation.json").unlink()
-    results_table.write_results(root)
+    collect.write_results(root)
     assert read(root / "tables" / "results.csv")["folder"].tolist() == [
         "studies/x/b",
         "train/run",
@@ -81,7 +81,7 @@ def test_the_table_is_made_afresh(root):
 
 
 def test_classes_in_long_form(root):
-    table = results_table.class_table(root)
+    table = collect.class_table(root)
     assert len(table) == 2 * 11
     road = table[(table["folder"] == "11_evaluate/a") & (table["class"] == "Road")].iloc[0]
     assert road["iou_percent"] == pytest.approx(100 * evaluation(1).confusion.iou()[3].item())
@@ -97,12 +97,12 @@ def test_cost_is_that_of_the_built_network():
 def test_a_damaged_record_is_named(root):
     (root / "train" / "run" / "result.json").write_text('{"torn')
     with pytest.raises(ValueError, match=r"result\.json is damaged"):
-        results_table.results_table(root)
+        collect.results_table(root)
 
 
 def test_a_study_s_run_says_its_variant(root):
     folder = root / "studies" / "x" / "full-1"
     training_run(folder / "run", seed=1)
     (folder / "variant.json").write_text(json.dumps({"study": "x", "variant": "full"}))
-    table = results_table.results_table(root).set_index("folder")
+    table = collect.results_table(root).set_index("folder")
     assert tuple(table.loc["studies/x/full-1/run", ["study", "variant"]]) == ("x", "full")

@@ -1,6 +1,7 @@
 """Charts: the data they show, and labels that do not overlap."""
 
 import itertools
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,7 +54,7 @@ def test_training_curves_draw_one_panel_per_quantity():
 
 def test_per_class_bars_mark_absent_classes():
     table = pd.DataFrame({"iou": [0.5, np.nan, 0.25]}, index=["Sky", "Car", "Tree"])
-    axis = per_class_bars(table).axes[0]
+    axis = per_class_bars(table, replace(PROTOCOL, classes=tuple(table.index), palette=PROTOCOL.palette[:3])).axes[0]
     assert [bar.get_width() for bar in axis.patches] == [50, 0, 25]
     assert [text.get_text() for text in axis.texts] == ["50.0", "does not occur", "25.0"]
 

@@ -70,7 +70,7 @@ def scored():
 def test_worst_images_show_their_errors_and_scores(scored):
     model, dataset, evaluation = scored
     index = evaluation.worst(None, 1)[0]
-    figure = worst_images(model, dataset, evaluation, count=1, flip=True)
+    figure = worst_images(model, dataset, evaluation, "", 1, flip=True)
     image, label = dataset[index]
     protocol = dataset.protocol
     pred = predicted(model, image, protocol.size, flip=True)
@@ -90,7 +90,7 @@ def test_worst_images_of_a_class_show_it_and_its_largest_error(scored):
     image, label = dataset[index]
     pred = predicted(model, image, dataset.protocol.size, flip=True)
     error, text = largest_error(label, pred, "Road", dataset.protocol)
-    figure = worst_images(model, dataset, evaluation, class_name="Road", count=1, flip=True)
+    figure = worst_images(model, dataset, evaluation, "Road", 1, flip=True)
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
     np.testing.assert_array_equal(shown[0], outline(as_array(image), label == 3))
     part = crop_around(error)

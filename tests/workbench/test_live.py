@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from s2fpn_lib.runs import append_row
-from s2fpn_lib.workbench import live
-from s2fpn_lib.workbench.live import LiveCurves
+from s2fpn_lib.workbench import sinks
+from s2fpn_lib.workbench.sinks import LiveCurves
 
 
 class Shown:
@@ -24,8 +24,8 @@ class Shown:
 @pytest.fixture
 def shown(monkeypatch):
     output = Shown()
-    monkeypatch.setattr(live, "display", lambda *objects, display_id: output)
-    monkeypatch.setattr(live, "get_ipython", object)
+    monkeypatch.setattr(sinks, "display", lambda *objects, display_id: output)
+    monkeypatch.setattr(sinks, "get_ipython", object)
     return output
 
 
@@ -37,7 +37,7 @@ def write_epoch(run_dir, epoch):
 
 
 def test_every_epoch_is_drawn_and_the_other_functions_are_called(shown, tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "LARGEST_SHARE", float("inf"))
+    monkeypatch.setattr(sinks, "LARGEST_SHARE", float("inf"))
     called = []
     curves = LiveCurves(tmp_path / "run", lambda row, model: called.append((row["epoch"], model)))
     assert shown.epochs == []
@@ -54,7 +54,7 @@ def test_an_interrupted_run_shows_its_first_epochs_at_once(shown, tmp_path):
 
 
 def test_short_epochs_are_not_all_drawn_but_the_last_figure_is_complete(shown, tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "LARGEST_SHARE", 1e-6)
+    monkeypatch.setattr(sinks, "LARGEST_SHARE", 1e-6)
     curves = LiveCurves(tmp_path / "run")
     curves.due = 0.0
     for epoch in (1, 2, 3):

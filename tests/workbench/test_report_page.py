@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import nbformat
 
 from s2fpn_lib.workbench.parameters import TABLE
-from s2fpn_lib.workbench.report_page import export_html
+from s2fpn_lib.workbench.run_notebook import export_html
 
 
 class Loaded(HTMLParser):

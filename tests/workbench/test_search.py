@@ -24,6 +24,7 @@ SPACE = {"lr": (1e-4, 1e-2), "crop": [(32, 48), (48, 64)], "aux_weight": (0.1, 1
 def make(results, space=SPACE, **options) -> Search:
     changes = {name: options.pop(name) for name in list(options) if name not in ("pruner", "seed")}
     config = TrainConfig.preset("demo", **SMALL | changes)
+    options = {"pruner": "median", "seed": 0} | options
     return Search("try", config, search_space(**space), results=results, **options)
 
 

@@ -11,7 +11,7 @@ import yaml
 from s2fpn_lib.train import TrainConfig
 from s2fpn_lib.workbench import studies
 from s2fpn_lib.workbench.pipeline import declared_types
-from s2fpn_lib.workbench.studies import StudyError, failures, make_variant, read_studies, read_study
+from s2fpn_lib.workbench.studies import StudyError, failures, make_variant, read_study
 
 SHIPPED = Path(__file__).resolve().parents[2] / "notebooks" / "studies"
 SMALL = {
@@ -38,8 +38,12 @@ def write(folder: Path, name: str = "small", **changes) -> Path:
     return path
 
 
+def shipped() -> dict[str, list[studies.Job]]:
+    return {path.stem: read_study(path) for path in SHIPPED.glob("*.yaml")}
+
+
 def test_the_studies_of_the_paper():
-    found = read_studies(SHIPPED)
+    found = shipped()
     assert found.keys() >= {"ablation", "ablation-lite", "sizes", "speed", "tiny"}
     ablation = [job.parameters for job in found["ablation"]]
     off = {name for each in ablation for name, value in each["switches"].items() if value is False}
@@ -63,7 +67,7 @@ def test_the_studies_of_the_paper():
 
 
 def test_ablations_score_images_that_were_not_trained_on():
-    for study, jobs in read_studies(SHIPPED).items():
+    for study, jobs in shipped().items():
         for job in jobs:
             if job.threads:
                 p = job.parameters
@@ -149,17 +153,19 @@ def test_auto_is_what_there_is(tmp_path, monkeypatch, request):
 
 
 def test_fields_given_on_the_command_line(tmp_path):
-    write(tmp_path)
-    (tmp_path / "fast.yaml").write_text("question: How fast?\nnotebook: 12_speed\nparameters: {models: [s2fpn18]}\n")
-    found = read_studies(tmp_path, {"seeds": ["7"], "limit": "4", "changes": {"flip": "false", "init_from": ""}})
+    paths = [write(tmp_path), tmp_path / "fast.yaml"]
+    paths[1].write_text("question: How fast?\nnotebook: 12_speed\nparameters: {models: [s2fpn18]}\n")
+    given = {"seeds": ["7"], "limit": "4", "changes": {"flip": "false", "init_from": ""}}
+    found = {path.stem: read_study(path, given) for path in paths}
     assert {job.parameters["seed"] for job in found["small"]} == {7}
     assert {job.parameters["limit"] for job in found["small"]} == {4}
     assert {job.parameters["changes"]["flip"] for job in found["small"]} == {False}
     assert {job.parameters["changes"]["init_from"] for job in found["small"]} == {""}  # not None
     measuring = found["fast"][0]
     assert measuring.arguments(tmp_path) == {"models": ["s2fpn18"], "results": str(measuring.folder(tmp_path))}
-    with pytest.raises(StudyError, match=r"unknown field 'seed'\. Did you mean 'seeds'"):
-        read_studies(tmp_path, {"seed": 1})
+    for path in paths:
+        with pytest.raises(StudyError, match=r"unknown field 'seed'\. Did you mean 'seeds'"):
+            read_study(path, {"seed": 1})
 
 
 @pytest.mark.parametrize(
