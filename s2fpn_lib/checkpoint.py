@@ -25,7 +25,7 @@ from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
 from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_document, read_weights, rebuilt, serialized
 from s2fpn_lib.model.published import load_plain, published_classes, published_tensors
-from s2fpn_lib.runs import RunDirectory, WriteError, atomic_file, read_json, read_rows
+from s2fpn_lib.runs import RunDirectory, atomic_file, read_json, read_rows, write_atomic
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
@@ -40,7 +40,7 @@ PUBLISHED_NORMALIZATIONS = {11: "camvid-mean", 19: "cityscapes-mean"}
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names the file."""
+    """A checkpoint cannot be read; the message names the file."""
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *, half: bool = False) -> None:
@@ -48,21 +48,9 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 
     metadata: provenance that JSON can hold (dataset, protocol, rule, epoch, seed, ...), without times and host names,
     so that equal runs give equal bytes. half: store float16, as in released weights; `load_model` gives float32
-    parameters in both cases. Raises CheckpointError if the file cannot be written; an earlier file is intact then.
+    parameters in both cases. Raises WriteError if the file cannot be written; an earlier file is intact then.
     """
-    data = serialized(model, metadata, half=half)
-    with _writing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def _writing(path: str | Path, previous: str = "") -> Iterator[io.BufferedWriter]:
-    """`atomic_file` with CheckpointErrors."""
-    try:
-        with atomic_file(path, previous=previous) as file:
-            yield file
-    except WriteError as error:
-        raise CheckpointError(error.strerror) from error
+    write_atomic(path, serialized(model, metadata, half=half))
 
 
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
@@ -269,9 +257,9 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a training state (nested dicts and lists of tensors and plain values); the last one becomes `previous.pt`.
 
     The file is what `torch.save` writes. Its zip comment holds the step and the SHA-256 of all bytes before the digest.
-    Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
+    Raises WriteError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
-    with _writing(path, PREVIOUS) as file:
+    with atomic_file(path, previous=PREVIOUS) as file:
         torch.save(state, file)
         comment = b"step %12d, sha256 " % state["step"]
         file.seek(-2, io.SEEK_END)  # the length of the zip archive's comment

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -47,8 +47,6 @@ def warmup_poly(step: int, *, total: int, warmup: int, start_factor: float = 1 /
     The published recipe uses 500 warm-up iterations from lr/3 and power 0.9. Raises ValueError unless the warm-up is
     shorter than the run.
     """
-    if total <= 0:
-        raise ValueError(f"total is {total} steps; a schedule needs at least one")
     if not 0 <= warmup < total:
         raise ValueError(f"warmup is {warmup} steps of {total}; it must be shorter than the run")
     if warmup and step <= warmup:
@@ -82,9 +80,3 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for copied, original in self._integer:
             copied.copy_(original)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(state)

@@ -20,12 +20,10 @@ class ReplayMismatch(RuntimeError):
 
 
 def computed_twice(state: TrainingState, compute: Callable[[], Tensor]) -> Tensor:
-    """Calls `compute`, which sets the gradients of a step and returns the loss, twice from the same state.
+    """Calls `compute`, which seeds its random numbers and sets the gradients of a step, twice from the same state.
 
-    The buffers of the network, such as the statistics of BatchNorm, are set back in between; `compute` seeds its random
-    numbers itself. Waits for the device. Returns the loss of the second call, whose gradients and buffers stay.
-
-    Raises ReplayMismatch if a hash differs.
+    The buffers of the network, such as the statistics of BatchNorm, are set back in between. Waits for the device.
+    Returns the loss of the second call, whose gradients and buffers stay; raises ReplayMismatch if a hash differs.
     """
     before = [buffer.clone() for buffer in state.model.buffers()]
     calls: list[dict[str, str]] = []

@@ -122,6 +122,7 @@ class TrainingState:
         self.reset_epoch()
         if state:
             self.load_state_dict(state)
+        self.saved_at = self.seconds  # of the last training state
         require_equal(
             "recipe, data, and step",
             (self.provenance["recipe"], self.data, self.step),
@@ -168,10 +169,11 @@ class TrainingState:
             raise TrainingDiverged(self.report(self.step - 1, what, "try a lower lr, clip=1.0 or amp='off'"))
         if rank() == 0:
             checkpoint.save_state(self.run.state, self.state_dict())
+        self.saved_at = self.seconds
 
     def _parts(self) -> dict[str, Any]:
-        names = ("model", "ema", "optimizer", "schedule", "scaler", "loader")
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")}
+        return parts | {"ema": self.ema.model if self.ema else None}
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""

@@ -186,8 +186,8 @@ def train(
         ConfigChanged: run_dir holds a run with another recipe or on other data.
         RunLocked: another process trains in run_dir.
         WriteError: a file or folder of the run cannot be written. The same call continues once it can.
-        TrainingDiverged, CheckpointError, WorkerFailed: the loss is NaN or infinite, a state could not be written, or
-            one of several processes failed. The last good state stays, and the same call continues from there.
+        TrainingDiverged, WorkerFailed: the loss is NaN or infinite, or one of several processes failed. The last good
+            state stays, and the same call continues from there.
         ValueError: the device is not supported, there are fewer than requested, or the nodes do not know where to meet.
     """
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
@@ -268,22 +268,16 @@ def _train_epochs(
         run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
-    last_saved = state.seconds
     look = {"enabled": progress and first, "unit": "step", "desc": run.path.name}
     bar = progress_bar(state.total_steps, initial=state.step, **look)
 
-    def save() -> None:
-        nonlocal last_saved
-        state.save()
-        last_saved = state.seconds
-
     def after_step() -> None:
         bar.update()
-        inside_epoch = state.step % len(state.loader) != 0
-        if inside_epoch and 0 < 60 * config.checkpoint_minutes < state.seconds - last_saved:
-            save()
-        if inside_epoch:  # at its end, `finish_epoch` comes first
-            stop.check()
+        if state.step % len(state.loader) == 0:  # the end of the epoch, where `finish_epoch` comes first
+            return
+        if 0 < 60 * config.checkpoint_minutes < state.seconds - state.saved_at:
+            state.save()
+        stop.check()
 
     def no_time_left() -> bool:
         return from_first(longest > 0 and state.seconds + longest > budget)
@@ -296,7 +290,7 @@ def _train_epochs(
         last = state.epoch == config.epochs or no_time_left()
         if config.val_split and (last or state.epoch % config.eval_every == 0):
             if config.processes > 1:  # a process that a signal stops there may keep the first one from saving
-                save()
+                state.save()
             row["val_miou"] = validate(state, stop)
         row["seconds"] += state.seconds - trained
         longest = max(longest, row["seconds"])
@@ -305,7 +299,7 @@ def _train_epochs(
             runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows its state does not know
         state.row = None
         if last or state.epoch % config.checkpoint_every == 0:
-            save()
+            state.save()
         if first:
             bar.write(_epoch_line(row, state))
             if on_epoch:
@@ -322,8 +316,8 @@ def _train_epochs(
                 state.row = train_epoch(state, after_step)
                 last = finish_epoch()
         except StopRequested:
-            if state.seconds > last_saved or not run.state.exists():
-                save()
+            if state.seconds > state.saved_at or not run.state.exists():
+                state.save()
             if first:
                 name = stop.received.name if stop.received else "a signal to another process"
                 place = f"stopped by {name} after step {state.step} of {state.total_steps}"

@@ -18,7 +18,7 @@ from s2fpn_lib.model.s2fpn import continued_network
 from s2fpn_lib.optim import OPTIMIZERS
 from s2fpn_lib.validate import as_declared, did_you_mean
 
-PRESETS: dict[str, dict[str, Any]] = {}  # {name: fields}; with a `base`, which stands above, its fields with changes
+PRESETS: dict[str, dict[str, Any]] = {}  # {name: fields}, those of its `base`, a recipe above it, included
 for _name, _fields in tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8")).items():
     PRESETS[_name] = (PRESETS[_fields.pop("base")] if "base" in _fields else {}) | _fields
 # Options of the published train.py, and the fields that correspond to them
