@@ -7,7 +7,8 @@ the output is), and names the first that differs.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -50,18 +51,12 @@ def _output_hashes(state: TrainingState) -> Iterator[dict[str, Tensor]]:
     """The hashes of the tensors that the layers return, in the order of their calls; empty for a compiled network."""
     hashes: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, tuple, object], None]:
-        def hook(module: nn.Module, _: tuple, output: object) -> None:
-            if isinstance(output, Tensor):
-                hashes[f"the output of {name}, call {len(hashes)}"] = torch.hash_tensor(output.detach())
+    def record(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            hashes[f"the output of {name}, call {len(hashes)}"] = torch.hash_tensor(output.detach())
 
-        return hook
-
-    layers = [] if state.config.compile else [*state.model.named_modules()]
-    layers = [(name, each) for name, each in layers if not list(each.children())]
-    handles = [each.register_forward_hook(record(name)) for name, each in layers]
-    try:
+    with ExitStack() as hooks:
+        for name, module in () if state.config.compile else state.model.named_modules():
+            if not list(module.children()):
+                hooks.enter_context(module.register_forward_hook(partial(record, name)))
         yield hashes
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -139,20 +139,16 @@ def validate(state: TrainingState, stop: StopSignals) -> float:
 class TrainResult:
     """A finished run.
 
-    Attributes:
-        config: as trained, with the dataset "auto" resolved.
-        model: the network with the weights that the checkpoint rule chose, in evaluation mode on the CPU.
-        history: one dict per epoch: epoch (finished ones), step, lr, loss, val_miou (share; None without validation),
-            data_s and step_s (seconds per step spent waiting for the batch and computing), images_per_s (with both),
-            seconds (of the epoch, with validation).
-        summary: the contents of result.json.
+    A row of the history holds epoch (finished ones), step, lr, loss, val_miou (share; None without validation), data_s
+    and step_s (seconds per step spent waiting for the batch and computing), images_per_s (with both), and seconds (of
+    the epoch, with validation).
     """
 
     run_dir: Path
-    config: TrainConfig
-    model: nn.Module
-    history: list[Row]
-    summary: Row
+    config: TrainConfig  # as trained, with the dataset "auto" resolved
+    model: nn.Module  # with the weights that the checkpoint rule chose, in evaluation mode on the CPU
+    history: list[Row]  # one per epoch
+    summary: Row  # the contents of result.json
 
     @property
     def checkpoint(self) -> Path:

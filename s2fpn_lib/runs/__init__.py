@@ -179,8 +179,7 @@ def environment() -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "cpu": _cpu_name(),
-        "instruction_set": _instruction_set(),
+        **_processor(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
@@ -204,21 +203,19 @@ def code_version(project: Path = PROJECT) -> dict[str, Any]:
     return {"git_sha": None, "dirty": None}
 
 
-def _cpu_name() -> str:
-    """Model name of the processor; `platform.processor` gives only the architecture on Linux, if anything."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _instruction_set() -> str:
-    """What decides how fast the processor convolves, such as "avx2 avx512f avx512_vnni", and the limit that is set."""
+def _processor() -> dict[str, str]:
+    """Model name of the processor, and what decides how fast it convolves, such as "avx2 avx512f avx512_vnni"."""
     import torch
 
     info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
-    flags = info.read_text().split() if info.exists() else ()
+    text = info.read_text() if info.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)  # `platform.processor` lacks it on Linux
+    flags = text.split()
     found = " ".join(flag for flag in INSTRUCTION_SETS if flag in flags) or torch.backends.cpu.get_cpu_capability()
-    return f"{found}, limited to {limit}" if limit else found
+    return {
+        "cpu": name[1] if name else platform.processor() or platform.machine(),
+        "instruction_set": f"{found}, limited to {limit}" if limit else found,
+    }
 
 
 def utc_now() -> str:
