@@ -56,22 +56,20 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     """{"config": ..., **metadata} of a checkpoint, without reading the weights; {} for the author's layout.
 
-    path_or_name: as in `load_model`. The protocol of the user's own dataset becomes known to `get_protocol`. Raises
-    CheckpointError if there is no such file, or it is damaged.
+    The protocol of the user's own dataset becomes known to `get_protocol`. Raises CheckpointError as `load_model`.
     """
     path = find_weights(path_or_name)
     if path.suffix in TORCH_SUFFIXES:
         return {}
     with _named(path), safetensors.safe_open(path, framework="pt") as file:
         metadata = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    if "config" not in metadata:
-        raise CheckpointError(
-            f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
-            "yourself and load the tensors with safetensors.torch.load_file"
-        )
-    metadata.pop("sha256", None)
-    if definition := metadata.get("protocol_definition"):
-        with _named(path):
+        if "config" not in metadata:
+            raise CheckpointError(
+                f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
+                "yourself and load the tensors with safetensors.torch.load_file"
+            )
+        metadata.pop("sha256", None)
+        if definition := metadata.get("protocol_definition"):
             register(Protocol.from_dict(definition))
     return metadata
 
