@@ -56,9 +56,8 @@ def joint_histogram(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
 class ConfusionMatrix:
     """Streaming confusion matrix: `matrix[label, prediction]` counts pixels, int64, on the tensors' device.
 
-    torchmetrics' gives no counts per image, and checks ids by synchronizing with a CUDA device.
-
-    num_classes: K, from 1 to 253. ignore_index: label id that is not scored; None scores every pixel.
+    num_classes: K, from 1 to 253. ignore_index: label id that is not scored; None scores every pixel. torchmetrics'
+    matrix gives no counts per image, and checks ids by synchronizing with a CUDA device.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None):
@@ -72,10 +71,8 @@ class ConfusionMatrix:
         """Adds a batch and returns its own matrices, (B, K, K) int64, one per image.
 
         pred: (B, H, W) integer ids or (B, K, H, W) scores. label: (B, H, W) integer ids. A single (H, W) label with its
-        prediction is a batch of one.
-
-        Raises UnknownIdError for ids outside the classes, on CUDA only when the matrix is read; ValueError for sizes
-        that do not fit; TypeError for ids that are floating-point numbers.
+        prediction is a batch of one. Raises UnknownIdError for ids outside the classes, on CUDA only when the matrix is
+        read; ValueError for sizes that do not fit; TypeError for ids that are floating-point numbers.
         """
         k = self.num_classes
         if label.dim() == 2:
@@ -172,8 +169,7 @@ class ConfusionMatrix:
 class Calibration:
     """Streaming reliability of a split: does a network that is 80 % sure err in 20 % of the pixels?
 
-    The confidence of a pixel is the probability of its predicted class. It is counted in equal bins, which `table`
-    merges.
+    The confidence of a pixel, the probability of its predicted class, is counted in equal bins, which `table` merges.
     """
 
     def __init__(self, ignore_index: int | None = None, bins: int = 100):
@@ -255,8 +251,7 @@ def dilate_bits(bits: Tensor, radius: float) -> Tensor:
 class BoundaryScore:
     """Streaming boundary F-score of a split (see the module's docstring), without host synchronization.
 
-    num_classes: K, at most 62. tolerance: in pixels; None: the paper's 0.75 % of each image's diagonal (4.5 pixels at
-    360 x 480).
+    num_classes: K, at most 62. tolerance: in pixels; None: the paper's 0.75 % of each image's diagonal.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None, tolerance: float | None = None):

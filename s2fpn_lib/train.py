@@ -172,9 +172,8 @@ def train(
     Args:
         run_dir: folder of the run; default: `default_run_dir`.
         results: folder of all results; default: `runs.results_root()`.
-        on_epoch: called after the state of an epoch is saved, with its row and the network that was validated (the
-            averaged one). With several processes, the first one calls it, so it must be a function of an importable
-            module.
+        on_epoch: called after the state of an epoch is saved, with its row and the validated (averaged) network. With
+            several processes, the first one calls it, so it must be a function of an importable module.
         progress: whether to show a progress bar; None: on a terminal and in a notebook. Each epoch prints one line.
 
     Raises:
@@ -220,10 +219,8 @@ def train(
 
 
 def cudnn_search(model: str, device: torch.device) -> AbstractContextManager:
-    """Lets cuDNN search for its fastest algorithms, which pays off after a few steps, because crops have one size.
-
-    Not in deterministic mode, because two searches may end differently, nor with depthwise convolutions: cuDNN 9.19
-    compiles kernels for each of them, and on an H100 the first step had not ended after 70 seconds.
+    """Lets cuDNN search for its fastest algorithms, except in deterministic mode, because two searches may end
+    differently, and with depthwise convolutions, for each of which cuDNN 9.19 compiles kernels during over a minute.
     """
     search = not ENCODERS[model].depthwise and not torch.are_deterministic_algorithms_enabled()
     return torch.backends.cudnn.flags(enabled=True, benchmark=search and device.type == "cuda")
@@ -254,10 +251,7 @@ def _run(
 def _train_epochs(
     state: TrainingState, on_epoch: Callable[[Row, nn.Module], None] | None, progress: bool, stop: StopSignals
 ) -> bool:
-    """Trains until the last epoch, or the last one that fits into the time budget of the first process.
-
-    Returns False if a signal stopped it; the state is saved then.
-    """
+    """Trains up to the last epoch that fits into the time budget; False if a signal stopped it, after a save."""
     config, run, first = state.config, state.run, rank() == 0
     if first:
         run.drop_metrics_after(state.epoch - bool(state.row))

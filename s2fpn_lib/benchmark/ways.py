@@ -44,15 +44,13 @@ def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
     On a CPU the images have a fourth of the height and width, and there are no CUDA graphs and no fp16.
     """
     plan = tomllib.loads(Path(__file__).with_name("gpu_plan.toml").read_text())
-    shrink, found = 1 if device.type == "cuda" else 4, {}
+    gpu, found = device.type == "cuda", {}
     for entry in (plan["default"] | given for given in plan["measure"]):
-        ways = [
-            w for w in plan["ways"][entry["ways"]] if shrink == 1 or not (w.startswith(GRAPH) or w.endswith("fp16"))
-        ]
+        ways = [way for way in plan["ways"][entry["ways"]] if gpu or not (GRAPH in way or "fp16" in way)]
         needed = entry["needs"] + sum(SECONDS.get(way.partition(" ")[0].strip(","), 1) for way in ways)
         places = [entry[each] for each in ("batches", "sizes", "networks", "revisions")]
         for batch, (height, width), name, revision in itertools.product(*places) if ways else ():
-            size = height // shrink, width // shrink
+            size = (height, width) if gpu else (height // 4, width // 4)
             title = f"{entry['what']} {name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(ways)}"
             found[title] = needed, partial(measure, entry["what"], name, revision, size, batch, ways, device)
     return found
@@ -94,9 +92,7 @@ def settled(model: S2FPN, size: tuple[int, int]) -> S2FPN:
 def measure_ways(
     name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], device: torch.device, **watch: Any
 ) -> Rows:
-    """Rows of the stage "network": float input to float32 logits of the input's size, all `ways` in turns with the
-    published ones. A way that fails has a row with its `error` and no time.
-    """
+    """Rows of the stage "network", all `ways` in turns with the published one; a way that fails has one with its error."""
     torch.backends.cudnn.benchmark = True  # as the published script sets it
     allow_tf32(False)
     torch.manual_seed(0)

@@ -22,16 +22,8 @@ PRESETS: dict[str, dict[str, Any]] = {}  # {name: fields}, those of its `base`, 
 for _name, _fields in tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8")).items():
     PRESETS[_name] = (PRESETS[_fields.pop("base")] if "base" in _fields else {}) | _fields
 # Options of the published train.py, and the fields that correspond to them
-PUBLISHED_OPTIONS = {
-    "max_epochs": "epochs",
-    "train_type": "train_split",
-    "input_size": "crop",
-    "random_mirror": "flip",
-    "random_scale": "scales",
-    "num_workers": "workers",
-    "gpus": "device",
-    "cuda": "device",
-}
+PUBLISHED_OPTIONS = {"max_epochs": "epochs", "train_type": "train_split", "input_size": "crop", "random_mirror": "flip"}
+PUBLISHED_OPTIONS |= {"random_scale": "scales", "num_workers": "workers", "gpus": "device", "cuda": "device"}
 # Fields that a resumed run may change: they do not change what it computes (init_changes only permits what others say)
 OPERATIONAL = ("data_root", "device", "devices", "nodes", "workers", "max_minutes", "checkpoint_every")
 OPERATIONAL += ("checkpoint_minutes", "replay_check", "init_changes")
@@ -74,8 +66,7 @@ class TrainConfig:
     several processes (`devices`, `nodes`) agree up to rounding, the masks that dropout draws, and what
     `DeepSupervisionLoss` computes per process.
 
-    Raises TypeError if a field has another type than declared, and ValueError if it is out of range or two fields
-    contradict each other.
+    Raises TypeError for another type than declared, ValueError for a value out of range or fields that contradict.
     """
 
     # data
@@ -234,10 +225,8 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """The configuration with these fields; TypeError for an unknown one.
-
-        Values with a whole network, as config.json stores them, are taken as they are, also where the file of
-        `init_from` is gone; its digests of the data are left out.
+        """The configuration with these fields; TypeError for an unknown one. Values with a whole network, as those of
+        config.json, are taken as they are, also where the file of `init_from` is gone; digests of data are left out.
         """
         values = _known({name: value for name, value in values.items() if name != "data"})
         return cls(**values, stored=values.keys() >= set(NETWORK))

@@ -82,8 +82,7 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Locks the directory against other processes until the block ends; RunLocked if another process holds it.
 
-        The lock belongs to the process: the kernel releases it however the process ends, and forked loader workers do
-        not keep it.
+        The kernel releases the lock however this process ends; forked loader workers do not keep it.
         """
         path = (self.path / "lock").resolve()
         if path in _held_here:  # a POSIX lock does not exclude its own process, and would be lost by opening the file
