@@ -74,10 +74,7 @@ class DeepSupervisionLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, outputs: Tensor | tuple[Tensor, Sequence[Tensor]], label: Tensor) -> Tensor:
-        """Scalar loss of ((B,K,h,w) logits, [(B,K,h_i,w_i) auxiliary logits]) for (B,H,W) uint8 or int64 labels.
-
-        Logits alone instead of the pair have no auxiliary terms.
-        """
+        """Scalar loss of ((B,K,h,w) logits, [(B,K,h_i,w_i) auxiliary logits]), or logits alone, for (B,H,W) labels."""
         logits, auxiliary = (outputs, ()) if isinstance(outputs, Tensor) else outputs
         target = label.long()
         unknown = ((target < 0) | (target >= logits.shape[1])) & (target != self.ignore_index)
@@ -121,14 +118,10 @@ class DeepSupervisionLoss(nn.Module):
         return total / _divisor(weight.sum())
 
     def _hard(self, error: Tensor, valid: Tensor) -> Tensor:
-        """Pixels that OHEM keeps, (B, H, W).
-
-        k is a share of *all* pixels, so that it is known on the host. With fewer than k valid pixels, the k-th smallest
-        probability is the 2 of an ignored pixel, and all valid pixels are kept.
-        """
-        probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class
+        """Pixels that OHEM keeps, (B, H, W)."""
+        probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class; with too few valid pixels, all
         threshold = torch.full((), self.ohem_threshold, device=error.device)
-        if k := int(self.ohem_min_kept * error.numel()):
+        if k := int(self.ohem_min_kept * error.numel()):  # a share of all pixels, so that it is known on the host
             threshold = torch.maximum(threshold, probability.flatten().kthvalue(k).values)
         return probability <= threshold
 

@@ -32,12 +32,9 @@ def class_ids(scores: Tensor) -> Tensor:
 
 
 def joint_histogram(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """Exact histograms (B, num_rows, num_columns) int64 of (B, H, W) integer ids, one per image.
-
-    `torch.bincount` would synchronize with a CUDA device.
-    """
+    """Exact histograms (B, num_rows, num_columns) int64 of (B, H, W) integer ids, one per image."""
     batch, bins = len(rows), num_rows * num_columns
-    if rows.is_cuda:
+    if rows.is_cuda:  # where `torch.bincount` would synchronize
         image = torch.arange(batch, device=rows.device)[:, None]  # (B, 1)
         lane = torch.arange(rows[0].numel(), device=rows.device) % CUDA_LANES  # (HW,)
         code = rows.flatten(1).long() * num_columns + columns.flatten(1)  # (B, HW)
@@ -186,10 +183,7 @@ class Calibration:
         self.sums = self.sums.to(values.device).index_add(0, bins, values)
 
     def table(self, bins: int = 20) -> Tensor:
-        """(bins, 3) float64: pixels, mean confidence, and accuracy of each bin; NaN where a bin is empty.
-
-        Raises RuntimeError if `bins` does not divide the number of counted bins.
-        """
+        """(bins, 3) float64: pixels, mean confidence, accuracy (NaN in empty bins); `bins` must divide the counted."""
         pixels, confidence, correct = self.sums.unflatten(0, (bins, -1)).sum(1).unbind(1)
         return torch.stack((pixels, confidence / pixels, correct / pixels), 1)
 

@@ -195,10 +195,7 @@ def started(make: Callable[[], Run], device: torch.device, *inputs: Tensor) -> t
 
 
 def peak_mb(device: torch.device, *, reset: bool = False) -> float | None:
-    """Peak of the memory in MB since the last reset, so that directly after a reset it is the memory in use.
-
-    torch's memory on CUDA, the process's resident size on Linux (`resource.getrusage` cannot reset it), None elsewhere.
-    """
+    """Peak of the memory in MB since the last reset: torch's on CUDA, the resident size on Linux, elsewhere None."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)

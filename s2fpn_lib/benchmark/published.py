@@ -51,10 +51,9 @@ def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: 
 
 
 class PublishedDataset(torch.utils.data.Dataset):
-    """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cropped, and flipped.
+    """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cropped to (h, w), and flipped.
 
     The published code resizes with OpenCV; here torch's uint8 kernel, which the workbench's loader uses, replaces it.
-    `files` is a dataset of `open_dataset(..., cache=False)`, `crop` is (h, w).
     """
 
     def __init__(self, files: FileDataset, crop: tuple[int, int], seed: int = 0) -> None:
@@ -87,10 +86,7 @@ class PublishedDataset(torch.utils.data.Dataset):
 
 
 class PublishedStep:
-    """`step(images, labels)` trains a copy of `model` on (B, 3, h, w) float32 and (B, h, w) int64; returns the loss.
-
-    `config` sets the optimizer and the schedule over `total` steps.
-    """
+    """`step(images, labels)` trains a copy of `model` on (B, 3, h, w) float32 and (B, h, w) int64; returns the loss."""
 
     def __init__(
         self, model: S2FPN, config: TrainConfig, class_weights: Tensor | None, *, ignore_index: int, total: int

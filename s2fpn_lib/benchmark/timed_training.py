@@ -1,7 +1,7 @@
-"""A training that fits into the time that is left: its number of epochs follows from a measurement.
+"""A training that fits into the time that is left, with rows for train.jsonl: a measurement gives its number of epochs.
 
-Tasks give rows for train.jsonl. The stages are the presets `STAGES`, each starting from the weights of the one before;
-each has a folder in the results with its metrics, weights, evaluation, and a picture of predictions.
+The stages are the presets `STAGES`, each starting from the weights of the one before; each has a folder in the results
+with its metrics, weights, evaluation, and a picture of predictions.
 """
 
 import contextlib
@@ -48,11 +48,8 @@ def train_stage(stage: str, device: torch.device, end: float, out: Path) -> Rows
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
     changes = {"dataset": "auto", "workers": workers} if device.type == "cuda" else SMALL
     preset = partial(TrainConfig.preset, stage, **changes, device=str(device))
-    if earlier:
-        config = preset(init_from=str(earlier[-1]))
-    else:
-        config = preset(encoder_weights=encoder_weights(preset().model))
-    config, planned = fitted(config, seconds)
+    start = {"init_from": str(earlier[-1])} if earlier else {"encoder_weights": encoder_weights(preset().model)}
+    config, planned = fitted(preset(**start), seconds)
     left = seconds - (time.monotonic() - began)
     result = train(config.replace(max_minutes=left / 60), run_dir=out / stage, progress=False)
     for state in result.run_dir.glob("*.pt"):
@@ -78,10 +75,7 @@ def encoder_weights(model: str) -> str:
 
 
 def fitted(config: TrainConfig, seconds: float) -> tuple[TrainConfig, dict[str, float]]:
-    """The configuration with as many epochs as fit into `seconds`, and what a short training took to find their number.
-
-    Raises ValueError if there is no time for one epoch.
-    """
+    """The configuration with as many epochs as fit into `seconds`, and the measured times; ValueError for none."""
     began = time.monotonic()
     short = config.replace(epochs=MEASURED, eval_every=1, max_minutes=seconds / 240)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Speed of the training step and the loader, each in turns with the published implementation.
 
-One row per implementation, named in its column `way`. A row holds its protocol and: p50_ms, p90_ms, spread, repeats,
-calls, and the ratio to the published implementation with ratio_low and ratio_high of the repeats.
+One row per implementation, named in its column `way`, with its protocol, the columns of `Timing.row`, and the ratios to
+the published implementation.
 """
 
 import itertools
@@ -58,12 +58,10 @@ DRAWN = 8  # different images at most: drawing takes much longer than decoding
 def measure_training(
     name: str, size: tuple[int, int], batch: int, *, device: str = "cpu", **stopwatch: Any
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one optimizer step of network `name` on crops of `size` (height, width).
+    """Rows of one optimizer step of network `name` on crops of `size` (height, width), see `make_step`.
 
-    Implementations: "published" (`PublishedStep` on a batch in memory), "plain pieces" (`plain_step` on it), "same
-    loss" (the workbench's step with the same loss and gradients, and its loader) and "modern" (the step of that
-    preset). Each has its own process, because malloc is configured per process. data_ms: median time that the step
-    waited for its batch.
+    Each implementation has its own process, because malloc is configured per process. data_ms: median time that the
+    step waited for its batch.
     """
     context = multiprocessing.get_context("forkserver")  # which imports this module once
     context.set_forkserver_preload([__name__])
@@ -98,8 +96,9 @@ def make_step(
 ) -> Callable[[], float]:
     """A function that trains one step of the implementation and returns the seconds that it waited for its batch.
 
-    Besides `STEPS`, step may be "compiled" or "compiled, CUDA graphs": modern with such a network.
-    resident: train on one batch, which stays on the device.
+    step: "published" (`PublishedStep` on a batch in memory), "plain pieces" (`plain_step` on it), "same loss" (the
+    workbench's step with the same loss and gradients, and its loader), "modern" (the step of that preset), "compiled",
+    or "compiled, CUDA graphs" (modern with such a network). resident: train on one batch, which stays on the device.
     """
     config = step_config(step, name, batch, size)
     target = torch.device(device)
@@ -165,8 +164,6 @@ def measure_loader(
 
     First the published loader and the workbench's in turns in one process, then the workbench's with each number of
     `workers` above 0. `cache_correct`: after an image file was overwritten, the cache returned its new pixels.
-
-    Raises ValueError for fewer images than a batch has.
     """
     if images < batch:
         raise ValueError(f"{images} images make no batch of {batch}: raise loader_images or lower batch_size")

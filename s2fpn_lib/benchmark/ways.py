@@ -39,10 +39,7 @@ WATCH = {"repeats": 3, "seconds": 0.1, "least": 5, "warmup": 1.0}
 
 
 def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
-    """The measurements of gpu_plan.toml, in its order.
-
-    On a CPU the images have a fourth of the height and width, and there are no CUDA graphs and no fp16.
-    """
+    """The measurements of gpu_plan.toml; on a CPU with a fourth of the sides, and no CUDA graphs and fp16."""
     plan = tomllib.loads(Path(__file__).with_name("gpu_plan.toml").read_text())
     gpu, found = device.type == "cuda", {}
     for entry in (plan["default"] | given for given in plan["measure"]):
@@ -92,7 +89,7 @@ def settled(model: S2FPN, size: tuple[int, int]) -> S2FPN:
 def measure_ways(
     name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], device: torch.device, **watch: Any
 ) -> Rows:
-    """Rows of the stage "network", all `ways` in turns with the published one; a way that fails has one with its error."""
+    """Rows of the stage "network", `ways` in turns with the published one; a way that fails gives its error."""
     torch.backends.cudnn.benchmark = True  # as the published script sets it
     allow_tf32(False)
     torch.manual_seed(0)

@@ -147,8 +147,7 @@ class RunDirectory:
         earlier: list[Any] = []
         if self.environment.exists():
             previous = read_json(self.environment)
-            starts = previous.pop("earlier_starts", [])
-            earlier = [*(starts if isinstance(starts, list) else []), previous]
+            earlier = [*previous.pop("earlier_starts", []), previous]
         write_json(self.environment, {**environment, "earlier_starts": earlier})
 
     def drop_metrics_after(self, epoch: int) -> None:
