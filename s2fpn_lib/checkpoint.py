@@ -4,7 +4,6 @@ Weights:  save_weights(model, path, metadata)  ->  load_model(path or released n
 States:   save_state(path, state)              ->  load_state(path), which falls back to the previous state
 """
 
-import contextlib
 import hashlib
 import io
 import mmap
@@ -12,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -320,10 +319,10 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _repeated(path: Path, step: int) -> str:
     """The number of steps from `step` to the state at `path`, which cannot be used, as far as it is known."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if found := _STATE_TAIL.search(path.read_bytes()[-STATE_TAIL:]):
             return f"{int(found['step']) - step} steps"
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError):
         rows = read_rows(RunDirectory(path.parent).metrics)  # states inside an epoch have no row
         if (steps := max(row["step"] for row in rows) - step) > 0:
             return f"at least {steps} steps"

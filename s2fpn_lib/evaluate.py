@@ -107,17 +107,13 @@ class Evaluation:
         """Writes everything to a JSON file, atomically; `load` restores it exactly."""
         protocol = get_protocol(self.settings["protocol"])
         fields = {
-            "provenance": self.provenance,
-            "settings": self.settings,
+            **{name: getattr(self, name) for name in ("provenance", "settings", "seconds", "indices", "names")},
             # a name is enough for a protocol of this library; others are known from their files alone
             "protocol": None if protocol.name in PROTOCOLS else protocol.to_dict(),
-            "seconds": self.seconds,
             "ignore_index": self.confusion.ignore_index,
             "matrix": self.confusion.matrix.tolist(),
             "boundary_f": [None if math.isnan(value) else value for value in self.boundary_f.tolist()],
             "boundary_mean": None if math.isnan(self.boundary_mean) else self.boundary_mean,
-            "indices": self.indices,
-            "names": self.names,
             "per_image": self.per_image.tolist(),
         }
         write_atomic(path, json.dumps(fields) + "\n")

@@ -25,7 +25,7 @@ from s2fpn_lib.inference.optimize import cuda_graphs
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.complexity import measure_complexity
-from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
+from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.train import cudnn_search
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -136,10 +136,10 @@ def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
         if backend in (GRAPH, "compile") and x.is_cuda:
             run = cuda_graphs(run)
 
+    @torch.inference_mode()
     def with_flags(x: Tensor) -> Tensor:
         allow_tf32(tf32)
-        with torch.inference_mode():
-            return run(x)
+        return run(x)
 
     return with_flags
 
@@ -151,13 +151,12 @@ def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> 
     provider = {"TensorRT": "Tensorrt", "onnxruntime CUDA": "CUDA"}.get(backend, "CPU") + "ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise ImportError(f"this onnxruntime has no {provider}")
-    with evaluation_mode(network):
-        classes, file = network(x).shape[1], io.BytesIO()
-        export_onnx(network, file, x, dynamic=False)
+    file = io.BytesIO()
+    export_onnx(network, file, x, dynamic=False)
     settings = {"trt_fp16_enable": precision == "fp16"} if backend == "TensorRT" else {}
     session = onnxruntime.InferenceSession(file.getvalue(), providers=[(provider, settings)])
     binding, kind = session.io_binding(), x.device.type
-    logits = torch.empty(len(x), classes, *x.shape[2:], device=x.device)
+    logits = torch.empty(session.get_outputs()[0].shape, device=x.device)
 
     def run(x: Tensor) -> Tensor:
         x = x.contiguous()
