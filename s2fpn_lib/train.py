@@ -107,17 +107,9 @@ def train_epoch(state: TrainingState, after_step: Callable[[], None]) -> Row:
     state.seconds += rest
     state.check_finite()
     seconds = state.data_seconds + state.step_seconds
-    row = {
-        "epoch": state.epoch,
-        "step": state.step,
-        "lr": state.lr,
-        "loss": loss,
-        "val_miou": None,
-        "data_s": state.data_seconds / steps,
-        "step_s": state.step_seconds / steps,
-        "images_per_s": steps * state.config.batch_size / seconds,
-        "seconds": seconds,
-    }
+    row = {"epoch": state.epoch, "step": state.step, "lr": state.lr, "loss": loss, "val_miou": None}
+    row |= {"data_s": state.data_seconds / steps, "step_s": state.step_seconds / steps}
+    row |= {"images_per_s": steps * state.config.batch_size / seconds, "seconds": seconds}
     state.reset_epoch()
     return row
 
@@ -258,8 +250,8 @@ def _train_epochs(
         run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
-    look = {"enabled": progress and first, "unit": "step", "desc": run.path.name}
-    bar = progress_bar(state.total_steps, initial=state.step, **look)
+    look = {"initial": state.step, "unit": "step", "desc": run.path.name}
+    bar = progress_bar(state.total_steps, enabled=progress and first, **look)
 
     def after_step() -> None:
         bar.update()

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.files import FileDataset
-from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.transforms import PUBLISHED_SCALES
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.optim import warmup_poly
@@ -65,9 +64,7 @@ class PublishedDataset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample, (height, width) = self.files.samples[index], self.crop
-        image = read_image(sample.image)  # (H, W, 3)
-        label = self.files.read_label(sample.label)
+        (height, width), (image, label) = self.crop, self.files.arrays(index)  # (H, W, 3), (H, W)
         scale = self.rng.choice(PUBLISHED_SCALES)
         rows, columns = (round(scale * side) for side in label.shape)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)

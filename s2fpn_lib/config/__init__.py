@@ -33,14 +33,8 @@ RENAMED_FIELDS = {"colour_cast": "color_cast"}
 # Later fields, which are not hashed where they have their default
 LATER_FIELDS = ("class_mix",)
 
-CHOICES = {
-    "revision": REVISIONS,
-    "optimizer": OPTIMIZERS,
-    "criterion": CRITERIA,
-    "aux_resolution": AUX_RESOLUTIONS,
-    "amp": ("off", "bf16", "fp16", "auto"),
-    "checkpoint_rule": ("best-val", "last"),
-}
+CHOICES = {"revision": REVISIONS, "optimizer": OPTIMIZERS, "criterion": CRITERIA, "aux_resolution": AUX_RESOLUTIONS}
+CHOICES |= {"amp": ("off", "bf16", "fp16", "auto"), "checkpoint_rule": ("best-val", "last")}
 # Names of fields, the condition on each of their values, and the condition in words
 LIMITS = (
     ("lr epochs batch_size eval_every checkpoint_every devices nodes", lambda v: v > 0, "above 0"),

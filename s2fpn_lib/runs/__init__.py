@@ -192,12 +192,10 @@ def code_version(project: Path = PROJECT) -> dict[str, Any]:
         command = ["git", "-C", str(project), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
-    try:
+    with suppress(OSError, subprocess.SubprocessError):  # no git, no repository, or no commit
         root, sha = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(root).resolve() == project.resolve():
             return {"git_sha": sha, "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git, no repository, or no commit
     return {"git_sha": None, "dirty": None}
 
 
