@@ -229,13 +229,12 @@ def find_weights(path_or_name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        result, names = path / "result.json", ("best.safetensors", "last.safetensors", WEIGHTS)
+        result = path / "result.json"
         with _named(result):
             chosen = read_json(result).get("checkpoint") if result.exists() else None
             if chosen and (not isinstance(chosen, str) or Path(chosen).name != chosen):
                 raise ValueError(f"checkpoint is {chosen!r}, which is not the name of a file in the folder")
-        if chosen:
-            names = (chosen, "last.safetensors")
+        names = (chosen, "last.safetensors") if chosen else ("best.safetensors", "last.safetensors", WEIGHTS)
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
             raise CheckpointError(f"{path} holds no {' or '.join(names)}: is it a run directory?")

@@ -28,10 +28,8 @@ def build_optimizer(
     for encoder in (True, False):
         parameters = [p for key, p in model.named_parameters() if key.startswith("encoder.") == encoder]
         rate = encoder_lr if encoder and encoder_lr else lr
-        decayed = [p for p in parameters if decay_all or p.ndim > 1]
-        exempt = [p for p in parameters if not decay_all and p.ndim <= 1]
-        for chosen, decay in ((decayed, weight_decay), (exempt, 0.0)):
-            if chosen:
+        for decayed, decay in ((True, weight_decay), (False, 0.0)):
+            if chosen := [p for p in parameters if (decay_all or p.ndim > 1) == decayed]:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
     if name == "sgd":
         return torch.optim.SGD(groups, momentum=momentum, fused=True)
