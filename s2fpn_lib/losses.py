@@ -119,7 +119,7 @@ class DeepSupervisionLoss(nn.Module):
 
     def _hard(self, error: Tensor, valid: Tensor) -> Tensor:
         """Pixels that OHEM keeps, (B, H, W)."""
-        probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class; with too few valid pixels, all
+        probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class; 2 keeps all of fewer than k
         threshold = torch.full((), self.ohem_threshold, device=error.device)
         if k := int(self.ohem_min_kept * error.numel()):  # a share of all pixels, so that it is known on the host
             threshold = torch.maximum(threshold, probability.flatten().kthvalue(k).values)

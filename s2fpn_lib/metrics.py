@@ -183,7 +183,7 @@ class Calibration:
         self.sums = self.sums.to(values.device).index_add(0, bins, values)
 
     def table(self, bins: int = 20) -> Tensor:
-        """(bins, 3) float64: pixels, mean confidence, accuracy (NaN in empty bins); `bins` must divide the counted."""
+        """(bins, 3) float64: pixels, mean confidence, accuracy (NaN in empty bins); `bins` divides the counted ones."""
         pixels, confidence, correct = self.sums.unflatten(0, (bins, -1)).sum(1).unbind(1)
         return torch.stack((pixels, confidence / pixels, correct / pixels), 1)
 

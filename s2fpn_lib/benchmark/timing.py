@@ -68,7 +68,7 @@ class Timing:
         }
 
     def ratio_row(self, baseline: Self | None) -> dict[str, float | None]:
-        """How many times as fast as `baseline`: ratio of the medians, lowest and highest of the repeats; else None."""
+        """How many times as fast as `baseline`: ratio of the medians, and of the repeats; None without a baseline."""
         if baseline is None:
             return dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
         ratios = [slow / fast for slow, fast in zip(baseline.medians, self.medians, strict=True)]
@@ -164,7 +164,7 @@ def _cuda_seconds(call: Call) -> tuple[float, Any]:
 
 
 def gpu_state(index: int = 0) -> dict[str, str]:
-    """Driver, clocks (directly after a measurement: they fall when idle), and power limit of a GPU; {} if not known."""
+    """Driver, clocks, and power limit of a GPU, {} without nvidia-smi. An idle GPU soon has lower clocks."""
     command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(GPU_PROPERTIES)}", "--format=csv,noheader"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
