@@ -4,7 +4,6 @@ Weights:  save_weights(model, path, metadata)  ->  load_model(path or released n
 States:   save_state(path, state)              ->  load_state(path), which falls back to the previous state
 """
 
-import contextlib
 import hashlib
 import io
 import mmap
@@ -12,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from s2fpn_lib.data.open import SPLITS, same_images
 from s2fpn_lib.model import NORMALIZATIONS, PUBLISHED_MODELS, S2FPN, build_model, load_published
 from s2fpn_lib.model.hub import METADATA_KEY, WEIGHTS, read_document, read_weights, rebuilt, serialized
 from s2fpn_lib.model.published import load_plain, published_classes, published_tensors
-from s2fpn_lib.runs import RunDirectory, WriteError, atomic_file, read_json, read_rows
+from s2fpn_lib.runs import RunDirectory, atomic_file, read_json, read_rows, write_atomic
 from s2fpn_lib.validate import did_you_mean
 
 RELEASED = Path(__file__).resolve().parent / "weights"
@@ -40,7 +39,7 @@ PUBLISHED_NORMALIZATIONS = {11: "camvid-mean", 19: "cityscapes-mean"}
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names the file."""
+    """A checkpoint cannot be read; the message names the file."""
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *, half: bool = False) -> None:
@@ -48,42 +47,28 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, Any], *
 
     metadata: provenance that JSON can hold (dataset, protocol, rule, epoch, seed, ...), without times and host names,
     so that equal runs give equal bytes. half: store float16, as in released weights; `load_model` gives float32
-    parameters in both cases. Raises CheckpointError if the file cannot be written; an earlier file is intact then.
+    parameters in both cases. Raises WriteError if the file cannot be written; an earlier file is intact then.
     """
-    data = serialized(model, metadata, half=half)
-    with _writing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def _writing(path: str | Path, previous: str = "") -> Iterator[io.BufferedWriter]:
-    """`atomic_file` with CheckpointErrors."""
-    try:
-        with atomic_file(path, previous=previous) as file:
-            yield file
-    except WriteError as error:
-        raise CheckpointError(error.strerror) from error
+    write_atomic(path, serialized(model, metadata, half=half))
 
 
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     """{"config": ..., **metadata} of a checkpoint, without reading the weights; {} for the author's layout.
 
-    path_or_name: as in `load_model`. The protocol of the user's own dataset becomes known to `get_protocol`. Raises
-    CheckpointError if there is no such file, or it is damaged.
+    The protocol of the user's own dataset becomes known to `get_protocol`. Raises CheckpointError as `load_model`.
     """
     path = find_weights(path_or_name)
     if path.suffix in TORCH_SUFFIXES:
         return {}
     with _named(path), safetensors.safe_open(path, framework="pt") as file:
         metadata = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    if "config" not in metadata:
-        raise CheckpointError(
-            f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
-            "yourself and load the tensors with safetensors.torch.load_file"
-        )
-    metadata.pop("sha256", None)
-    if definition := metadata.get("protocol_definition"):
-        with _named(path):
+        if "config" not in metadata:
+            raise CheckpointError(
+                f"{path} does not say which model it belongs to: it was not written by this workbench. Build the model "
+                "yourself and load the tensors with safetensors.torch.load_file"
+            )
+        metadata.pop("sha256", None)
+        if definition := metadata.get("protocol_definition"):
             register(Protocol.from_dict(definition))
     return metadata
 
@@ -244,13 +229,12 @@ def find_weights(path_or_name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        result, names = path / "result.json", ("best.safetensors", "last.safetensors", WEIGHTS)
+        result = path / "result.json"
         with _named(result):
             chosen = read_json(result).get("checkpoint") if result.exists() else None
             if chosen and (not isinstance(chosen, str) or Path(chosen).name != chosen):
                 raise ValueError(f"checkpoint is {chosen!r}, which is not the name of a file in the folder")
-        if chosen:
-            names = (chosen, "last.safetensors")
+        names = (chosen, "last.safetensors") if chosen else ("best.safetensors", "last.safetensors", WEIGHTS)
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
             raise CheckpointError(f"{path} holds no {' or '.join(names)}: is it a run directory?")
@@ -269,9 +253,9 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a training state (nested dicts and lists of tensors and plain values); the last one becomes `previous.pt`.
 
     The file is what `torch.save` writes. Its zip comment holds the step and the SHA-256 of all bytes before the digest.
-    Raises CheckpointError if it cannot be written (disk full, ...); both earlier states are intact then.
+    Raises WriteError if it cannot be written (disk full, ...); both earlier states are intact then.
     """
-    with _writing(path, PREVIOUS) as file:
+    with atomic_file(path, previous=PREVIOUS) as file:
         torch.save(state, file)
         comment = b"step %12d, sha256 " % state["step"]
         file.seek(-2, io.SEEK_END)  # the length of the zip archive's comment
@@ -334,10 +318,10 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _repeated(path: Path, step: int) -> str:
     """The number of steps from `step` to the state at `path`, which cannot be used, as far as it is known."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if found := _STATE_TAIL.search(path.read_bytes()[-STATE_TAIL:]):
             return f"{int(found['step']) - step} steps"
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError):
         rows = read_rows(RunDirectory(path.parent).metrics)  # states inside an epoch have no row
         if (steps := max(row["step"] for row in rows) - step) > 0:
             return f"at least {steps} steps"

@@ -34,11 +34,7 @@ LEAST_SHARE = 0.002  # of an image's scored pixels, for `Evaluation.worst`
 
 @dataclass
 class Evaluation:
-    """Counts and scores of one pass over a split.
-
-    settings: how the split was scored (protocol, split, images, device, amp, scales, flip, window, ...). `data` is the
-    digest of the dataset, `images_seen` the number of scored images that the weights were trained on.
-    """
+    """Counts and scores of one pass over a split."""
 
     confusion: ConfusionMatrix  # of the whole split
     per_image: Tensor  # (N, K, 3) int64, each image's true positives, label pixels, predicted pixels
@@ -46,6 +42,8 @@ class Evaluation:
     boundary_mean: float  # mean boundary F-score over images
     indices: list[int]  # the N dataset indices that were scored
     names: list[str]  # their sample ids
+    # How the split was scored: protocol, split, images, device, amp, scales, flip, window, ...; `data` is the digest of
+    # the dataset, `images_seen` the number of scored images that the weights were trained on
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = math.nan  # wall time of the pass, loading included; not a speed measurement
     provenance: dict[str, Any] = field(default_factory=dict)  # of the model, given by the caller; part of every row
@@ -109,17 +107,13 @@ class Evaluation:
         """Writes everything to a JSON file, atomically; `load` restores it exactly."""
         protocol = get_protocol(self.settings["protocol"])
         fields = {
-            "provenance": self.provenance,
-            "settings": self.settings,
+            **{name: getattr(self, name) for name in ("provenance", "settings", "seconds", "indices", "names")},
             # a name is enough for a protocol of this library; others are known from their files alone
             "protocol": None if protocol.name in PROTOCOLS else protocol.to_dict(),
-            "seconds": self.seconds,
             "ignore_index": self.confusion.ignore_index,
             "matrix": self.confusion.matrix.tolist(),
             "boundary_f": [None if math.isnan(value) else value for value in self.boundary_f.tolist()],
             "boundary_mean": None if math.isnan(self.boundary_mean) else self.boundary_mean,
-            "indices": self.indices,
-            "names": self.names,
             "per_image": self.per_image.tolist(),
         }
         write_atomic(path, json.dumps(fields) + "\n")
@@ -135,11 +129,8 @@ class Evaluation:
             confusion = ConfusionMatrix.from_matrix(torch.tensor(fields.pop("matrix")), ignore_index)
             f = [math.nan if f is None else float(f) for f in (*fields.pop("boundary_f"), fields.pop("boundary_mean"))]
             per_image = torch.tensor(fields.pop("per_image"), dtype=torch.int64)
-            kinds = {
-                **dict.fromkeys(("settings", "provenance"), dict[str, PLAIN]),
-                "names": list[str],
-                "indices": list[int],
-            }
+            kinds = dict.fromkeys(("settings", "provenance"), dict[str, PLAIN])
+            kinds |= {"names": list[str], "indices": list[int]}
             fields |= {name: as_declared(fields[name], kind) for name, kind in kinds.items()}
             loaded = cls(confusion, per_image, torch.tensor(f[:-1], dtype=torch.float64), f[-1], **fields)
             classes, images = len(loaded.classes), len(loaded.names)

@@ -28,9 +28,9 @@ class DeepSupervisionLoss(nn.Module):
     Each term is the weighted mean of torch's cross-entropy, sum(w[y] * ce) / sum(w[y]), over the pixels that are not
     ignored, or 0 where every pixel is ignored. The arithmetic is float32 under any autocast.
 
-    Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights. The
-    mean of the processes' losses, and of their gradients, is then that of one process on the whole batch. OHEM's k-th
-    hardest pixel and the Lovász term are those of each process's own part.
+    Where several processes share a batch, each divides its part's sum by the mean of all parts' sums of weights, so
+    that the mean of their losses and gradients is that of one process on the whole batch. OHEM's k-th hardest pixel and
+    the Lovász term are those of each process's own part.
 
     A label id that is neither a class nor `ignore_index` raises a ValueError on a CPU. On CUDA, where raising would
     need a host synchronization, the loss becomes NaN, and the training loop calls `check_labels` for the message.
@@ -39,13 +39,10 @@ class DeepSupervisionLoss(nn.Module):
         ignore_index: label id left out of the loss.
         class_weights: (K,) weights; None for equal weights.
         aux_weight: weight of each auxiliary term.
-        criterion: "cross_entropy", or "ohem": online hard example mining, which keeps the pixels whose probability of
-            the true class is at most `ohem_threshold`, and never fewer than the `ohem_min_kept` hardest (more where
-            several tie with the last of them).
+        criterion: "cross_entropy", or "ohem", which keeps the pixels whose true class is at most `ohem_threshold`
+            probable, and at least the share `ohem_min_kept` of all pixels, the hardest ones.
         aux_resolution: "label" (published) resizes auxiliary logits to the label, bilinear with align_corners=True;
             "own" takes every k-th label pixel instead, which needs a fraction of the time and memory.
-        ohem_threshold: probability above which a pixel counts as easy.
-        ohem_min_kept: least share of all pixels of the batch to keep, in [0, 1].
         lovasz_weight: weight of the Lovász-softmax term of the main logits on every second pixel of every second row.
     """
 
@@ -77,17 +74,15 @@ class DeepSupervisionLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, outputs: Tensor | tuple[Tensor, Sequence[Tensor]], label: Tensor) -> Tensor:
-        """Scalar loss of ((B,K,h,w) logits, [(B,K,h_i,w_i) auxiliary logits]) for (B,H,W) uint8 or int64 labels.
-
-        Logits alone instead of the pair have no auxiliary terms.
-        """
+        """Scalar loss of ((B,K,h,w) logits, [(B,K,h_i,w_i) auxiliary logits]), or logits alone, for (B,H,W) labels."""
         logits, auxiliary = (outputs, ()) if isinstance(outputs, Tensor) else outputs
         target = label.long()
         unknown = ((target < 0) | (target >= logits.shape[1])) & (target != self.ignore_index)
         if not unknown.is_cuda and unknown.any():
             self.check_labels(label, logits.shape[1])
         target = target.masked_fill(unknown, self.ignore_index)
-        weight = self._pixel_weights(target, target != self.ignore_index)
+        kept = target != self.ignore_index
+        weight = kept.float() if self.class_weights is None else self.class_weights[target.masked_fill(~kept, 0)] * kept
         loss = self._term(logits, target, weight) + torch.where(unknown.any(), math.nan, 0.0)
         if self.lovasz_weight:  # sorts the pixels once per class
             logits = resize_like(logits.float(), target)
@@ -122,21 +117,11 @@ class DeepSupervisionLoss(nn.Module):
         total = F.cross_entropy(logits, target, self.class_weights, ignore_index=self.ignore_index, reduction="sum")
         return total / _divisor(weight.sum())
 
-    def _pixel_weights(self, target: Tensor, kept: Tensor) -> Tensor:
-        """(B, H, W): w[y] where `kept`, else 0."""
-        if self.class_weights is None:
-            return kept.float()
-        return self.class_weights[target.masked_fill(~kept, 0)] * kept
-
     def _hard(self, error: Tensor, valid: Tensor) -> Tensor:
-        """Pixels that OHEM keeps, (B, H, W).
-
-        k is a share of *all* pixels, so that it is known on the host. With fewer than k valid pixels, the k-th smallest
-        probability is the 2 of an ignored pixel, and all valid pixels are kept.
-        """
-        probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class
+        """Pixels that OHEM keeps, (B, H, W)."""
+        probability = torch.exp(-error).masked_fill(~valid, 2.0)  # of the true class; 2 keeps all of fewer than k
         threshold = torch.full((), self.ohem_threshold, device=error.device)
-        if k := int(self.ohem_min_kept * error.numel()):
+        if k := int(self.ohem_min_kept * error.numel()):  # a share of all pixels, so that it is known on the host
             threshold = torch.maximum(threshold, probability.flatten().kthvalue(k).values)
         return probability <= threshold
 
@@ -177,10 +162,8 @@ def _divisor(total: Tensor) -> Tensor:
 
 
 def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,H,W) labels -> (B,h,w), pixel floor(i * H / h).
-
-    3x3 convolutions with padding 1 center pixel i of a stride-s feature map on input pixel s * i, not on the middle of
-    an s x s block. `F.interpolate` takes no integer labels.
+    """(B,H,W) labels -> (B,h,w), pixel floor(i * H / h), on which 3x3 convolutions with padding 1 center pixel i of a
+    feature map. `F.interpolate` takes no integer labels.
     """
     sides = zip(size, label.shape[-2:], strict=True)
     rows, columns = (torch.arange(small, device=label.device) * large // small for small, large in sides)
@@ -195,10 +178,8 @@ def lovasz_softmax(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
         loss_c = sum_i m_i (J(S_i) - J(S_i-1)),   J(S) = 1 - |true c without S| / |true c or S|
 
-    so it is 1 - IoU of the class where all probabilities are 0 or 1. The whole batch counts as one image. Without a
-    class in `target` the loss is 0. Needs no host synchronization.
-
-    logits: (B, K, H, W). target: (B, H, W) int64, in 0..K-1 or `ignore_index`.
+    so it is 1 - IoU of the class where all probabilities are 0 or 1. The whole batch of logits (B, K, H, W) and targets
+    (B, H, W) int64, in 0..K-1 or `ignore_index`, counts as one image. Needs no host synchronization.
 
     Source: Berman, Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018, equations 8 to 11 and algorithm 1.
     """

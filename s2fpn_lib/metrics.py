@@ -32,12 +32,9 @@ def class_ids(scores: Tensor) -> Tensor:
 
 
 def joint_histogram(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """Exact histograms (B, num_rows, num_columns) int64 of (B, H, W) integer ids, one per image.
-
-    `torch.bincount` would synchronize with a CUDA device.
-    """
+    """Exact histograms (B, num_rows, num_columns) int64 of (B, H, W) integer ids, one per image."""
     batch, bins = len(rows), num_rows * num_columns
-    if rows.is_cuda:
+    if rows.is_cuda:  # where `torch.bincount` would synchronize
         image = torch.arange(batch, device=rows.device)[:, None]  # (B, 1)
         lane = torch.arange(rows[0].numel(), device=rows.device) % CUDA_LANES  # (HW,)
         code = rows.flatten(1).long() * num_columns + columns.flatten(1)  # (B, HW)
@@ -56,9 +53,8 @@ def joint_histogram(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
 class ConfusionMatrix:
     """Streaming confusion matrix: `matrix[label, prediction]` counts pixels, int64, on the tensors' device.
 
-    torchmetrics' gives no counts per image, and checks ids by synchronizing with a CUDA device.
-
-    num_classes: K, from 1 to 253. ignore_index: label id that is not scored; None scores every pixel.
+    num_classes: K, from 1 to 253. ignore_index: label id that is not scored; None scores every pixel. torchmetrics'
+    matrix gives no counts per image, and checks ids by synchronizing with a CUDA device.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None):
@@ -72,10 +68,8 @@ class ConfusionMatrix:
         """Adds a batch and returns its own matrices, (B, K, K) int64, one per image.
 
         pred: (B, H, W) integer ids or (B, K, H, W) scores. label: (B, H, W) integer ids. A single (H, W) label with its
-        prediction is a batch of one.
-
-        Raises UnknownIdError for ids outside the classes, on CUDA only when the matrix is read; ValueError for sizes
-        that do not fit; TypeError for ids that are floating-point numbers.
+        prediction is a batch of one. Raises UnknownIdError for ids outside the classes, on CUDA only when the matrix is
+        read; ValueError for sizes that do not fit; TypeError for ids that are floating-point numbers.
         """
         k = self.num_classes
         if label.dim() == 2:
@@ -172,8 +166,7 @@ class ConfusionMatrix:
 class Calibration:
     """Streaming reliability of a split: does a network that is 80 % sure err in 20 % of the pixels?
 
-    The confidence of a pixel is the probability of its predicted class. It is counted in equal bins, which `table`
-    merges.
+    The confidence of a pixel, the probability of its predicted class, is counted in equal bins, which `table` merges.
     """
 
     def __init__(self, ignore_index: int | None = None, bins: int = 100):
@@ -190,10 +183,7 @@ class Calibration:
         self.sums = self.sums.to(values.device).index_add(0, bins, values)
 
     def table(self, bins: int = 20) -> Tensor:
-        """(bins, 3) float64: pixels, mean confidence, and accuracy of each bin; NaN where a bin is empty.
-
-        Raises RuntimeError if `bins` does not divide the number of counted bins.
-        """
+        """(bins, 3) float64: pixels, mean confidence, accuracy (NaN in empty bins); `bins` divides the counted ones."""
         pixels, confidence, correct = self.sums.unflatten(0, (bins, -1)).sum(1).unbind(1)
         return torch.stack((pixels, confidence / pixels, correct / pixels), 1)
 
@@ -255,8 +245,7 @@ def dilate_bits(bits: Tensor, radius: float) -> Tensor:
 class BoundaryScore:
     """Streaming boundary F-score of a split (see the module's docstring), without host synchronization.
 
-    num_classes: K, at most 62. tolerance: in pixels; None: the paper's 0.75 % of each image's diagonal (4.5 pixels at
-    360 x 480).
+    num_classes: K, at most 62. tolerance: in pixels; None: the paper's 0.75 % of each image's diagonal.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None, tolerance: float | None = None):

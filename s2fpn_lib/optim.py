@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -28,10 +28,8 @@ def build_optimizer(
     for encoder in (True, False):
         parameters = [p for key, p in model.named_parameters() if key.startswith("encoder.") == encoder]
         rate = encoder_lr if encoder and encoder_lr else lr
-        decayed = [p for p in parameters if decay_all or p.ndim > 1]
-        exempt = [p for p in parameters if not decay_all and p.ndim <= 1]
-        for chosen, decay in ((decayed, weight_decay), (exempt, 0.0)):
-            if chosen:
+        for decayed, decay in ((True, weight_decay), (False, 0.0)):
+            if chosen := [p for p in parameters if (decay_all or p.ndim > 1) == decayed]:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
     if name == "sgd":
         return torch.optim.SGD(groups, momentum=momentum, fused=True)
@@ -47,8 +45,6 @@ def warmup_poly(step: int, *, total: int, warmup: int, start_factor: float = 1 /
     The published recipe uses 500 warm-up iterations from lr/3 and power 0.9. Raises ValueError unless the warm-up is
     shorter than the run.
     """
-    if total <= 0:
-        raise ValueError(f"total is {total} steps; a schedule needs at least one")
     if not 0 <= warmup < total:
         raise ValueError(f"warmup is {warmup} steps of {total}; it must be shorter than the run")
     if warmup and step <= warmup:
@@ -82,9 +78,3 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for copied, original in self._integer:
             copied.copy_(original)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(state)

@@ -11,16 +11,11 @@ def is_interactive() -> bool:
 
 
 def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> Any:
-    """A context manager with tqdm's `update` and `write`; options: tqdm's.
-
-    enabled: whether to show the bar; None shows it if `is_interactive()`.
-    """
-    if is_interactive() if enabled is None else enabled:
-        try:
+    """A context manager with tqdm's `update` and `write`, and its options; enabled: None for `is_interactive()`."""
+    with contextlib.suppress(ImportError):
+        if is_interactive() if enabled is None else enabled:
             from tqdm.auto import tqdm
-        except ImportError:
-            pass
-        else:
+
             return tqdm(total=total, mininterval=0.5, file=sys.stdout, **options)
     return _NoBar()
 

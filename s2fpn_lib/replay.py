@@ -7,7 +7,8 @@ the output is), and names the first that differs.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,10 @@ class ReplayMismatch(RuntimeError):
 
 
 def computed_twice(state: TrainingState, compute: Callable[[], Tensor]) -> Tensor:
-    """Calls `compute`, which sets the gradients of a step and returns the loss, twice from the same state.
+    """Calls `compute`, which seeds its random numbers and sets the gradients of a step, twice from the same state.
 
-    The buffers of the network, such as the statistics of BatchNorm, are set back in between; `compute` seeds its random
-    numbers itself. Waits for the device. Returns the loss of the second call, whose gradients and buffers stay.
-
-    Raises ReplayMismatch if a hash differs.
+    The buffers of the network, such as the statistics of BatchNorm, are set back in between. Waits for the device.
+    Returns the loss of the second call, whose gradients and buffers stay; raises ReplayMismatch if a hash differs.
     """
     before = [buffer.clone() for buffer in state.model.buffers()]
     calls: list[dict[str, str]] = []
@@ -52,18 +51,12 @@ def _output_hashes(state: TrainingState) -> Iterator[dict[str, Tensor]]:
     """The hashes of the tensors that the layers return, in the order of their calls; empty for a compiled network."""
     hashes: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, tuple, object], None]:
-        def hook(module: nn.Module, _: tuple, output: object) -> None:
-            if isinstance(output, Tensor):
-                hashes[f"the output of {name}, call {len(hashes)}"] = torch.hash_tensor(output.detach())
+    def record(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            hashes[f"the output of {name}, call {len(hashes)}"] = torch.hash_tensor(output.detach())
 
-        return hook
-
-    layers = [] if state.config.compile else [*state.model.named_modules()]
-    layers = [(name, each) for name, each in layers if not list(each.children())]
-    handles = [each.register_forward_hook(record(name)) for name, each in layers]
-    try:
+    with ExitStack() as hooks:
+        for name, module in () if state.config.compile else state.model.named_modules():
+            if not list(module.children()):
+                hooks.enter_context(module.register_forward_hook(partial(record, name)))
         yield hashes
-    finally:
-        for handle in handles:
-            handle.remove()

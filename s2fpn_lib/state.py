@@ -122,6 +122,7 @@ class TrainingState:
         self.reset_epoch()
         if state:
             self.load_state_dict(state)
+        self.saved_at = self.seconds  # of the last training state
         require_equal(
             "recipe, data, and step",
             (self.provenance["recipe"], self.data, self.step),
@@ -168,10 +169,11 @@ class TrainingState:
             raise TrainingDiverged(self.report(self.step - 1, what, "try a lower lr, clip=1.0 or amp='off'"))
         if rank() == 0:
             checkpoint.save_state(self.run.state, self.state_dict())
+        self.saved_at = self.seconds
 
     def _parts(self) -> dict[str, Any]:
-        names = ("model", "ema", "optimizer", "schedule", "scaler", "loader")
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")}
+        return parts | {"ema": self.ema.model if self.ema else None}
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs. Random numbers are functions of seed and step, so no random state is in it."""
@@ -262,10 +264,8 @@ def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) ->
 
 
 def origin(config: TrainConfig, dataset: str, fresh: Sequence[str] = ()) -> dict[str, Any]:
-    """What the weights of a run are trained on: `pretraining`, in words what came before the run, and `training` as in
-    `checkpoint.training_history`.
-
-    dataset: name of the training split's. fresh: names of the parameters that `init_from` leaves as initialized.
+    """What the weights of a run are trained on: `pretraining`, in words what came before it, and `training` as in
+    `checkpoint.training_history`. fresh: names of the parameters that `init_from` leaves as initialized.
     """
     pretraining, training = config.encoder_weights or "none", []
     if config.init_from:
@@ -301,12 +301,11 @@ def origin_of_earlier_version(config: TrainConfig, dataset: str, run: RunDirecto
 def default_run_dir(config: TrainConfig, dataset: str, data: dict[str, str], results: str | Path | None = None) -> Path:
     """<results>/train/<dataset>-<model>-<revision>-<hash>: equal recipes on equal data have equal folders.
 
-    The hash of a folder of an earlier version is that of the recipe alone. dataset: its name, which for the user's own
-    is not `config.dataset`. data: of `data_digests`.
+    dataset: its name, which for the user's own is not `config.dataset`. data: of `data_digests`.
     """
     recipe = config.recipe()
     folder = Path(results or runs.results_root()) / "train"
-    for identity in (recipe, {**recipe, "data": data}):
+    for identity in (recipe, {**recipe, "data": data}):  # an earlier version hashed the recipe alone
         run = RunDirectory(folder / f"{dataset}-{config.model}-{config.revision}-{runs.config_hash(identity)}")
         if run.config.exists() and runs.read_json(run.config).get("data", data) == data:
             break

@@ -107,17 +107,9 @@ def train_epoch(state: TrainingState, after_step: Callable[[], None]) -> Row:
     state.seconds += rest
     state.check_finite()
     seconds = state.data_seconds + state.step_seconds
-    row = {
-        "epoch": state.epoch,
-        "step": state.step,
-        "lr": state.lr,
-        "loss": loss,
-        "val_miou": None,
-        "data_s": state.data_seconds / steps,
-        "step_s": state.step_seconds / steps,
-        "images_per_s": steps * state.config.batch_size / seconds,
-        "seconds": seconds,
-    }
+    row = {"epoch": state.epoch, "step": state.step, "lr": state.lr, "loss": loss, "val_miou": None}
+    row |= {"data_s": state.data_seconds / steps, "step_s": state.step_seconds / steps}
+    row |= {"images_per_s": steps * state.config.batch_size / seconds, "seconds": seconds}
     state.reset_epoch()
     return row
 
@@ -139,20 +131,16 @@ def validate(state: TrainingState, stop: StopSignals) -> float:
 class TrainResult:
     """A finished run.
 
-    Attributes:
-        config: as trained, with the dataset "auto" resolved.
-        model: the network with the weights that the checkpoint rule chose, in evaluation mode on the CPU.
-        history: one dict per epoch: epoch (finished ones), step, lr, loss, val_miou (share; None without validation),
-            data_s and step_s (seconds per step spent waiting for the batch and computing), images_per_s (with both),
-            seconds (of the epoch, with validation).
-        summary: the contents of result.json.
+    A row of the history holds epoch (finished ones), step, lr, loss, val_miou (share; None without validation), data_s
+    and step_s (seconds per step spent waiting for the batch and computing), images_per_s (with both), and seconds (of
+    the epoch, with validation).
     """
 
     run_dir: Path
-    config: TrainConfig
-    model: nn.Module
-    history: list[Row]
-    summary: Row
+    config: TrainConfig  # as trained, with the dataset "auto" resolved
+    model: nn.Module  # with the weights that the checkpoint rule chose, in evaluation mode on the CPU
+    history: list[Row]  # one per epoch
+    summary: Row  # the contents of result.json
 
     @property
     def checkpoint(self) -> Path:
@@ -176,9 +164,8 @@ def train(
     Args:
         run_dir: folder of the run; default: `default_run_dir`.
         results: folder of all results; default: `runs.results_root()`.
-        on_epoch: called after the state of an epoch is saved, with its row and the network that was validated (the
-            averaged one). With several processes, the first one calls it, so it must be a function of an importable
-            module.
+        on_epoch: called after the state of an epoch is saved, with its row and the validated (averaged) network. With
+            several processes, the first one calls it, so it must be a function of an importable module.
         progress: whether to show a progress bar; None: on a terminal and in a notebook. Each epoch prints one line.
 
     Raises:
@@ -186,8 +173,8 @@ def train(
         ConfigChanged: run_dir holds a run with another recipe or on other data.
         RunLocked: another process trains in run_dir.
         WriteError: a file or folder of the run cannot be written. The same call continues once it can.
-        TrainingDiverged, CheckpointError, WorkerFailed: the loss is NaN or infinite, a state could not be written, or
-            one of several processes failed. The last good state stays, and the same call continues from there.
+        TrainingDiverged, WorkerFailed: the loss is NaN or infinite, or one of several processes failed. The last good
+            state stays, and the same call continues from there.
         ValueError: the device is not supported, there are fewer than requested, or the nodes do not know where to meet.
     """
     device = choose_device(config.device, config.devices - 1)  # of the node's last process: checks their number
@@ -224,10 +211,8 @@ def train(
 
 
 def cudnn_search(model: str, device: torch.device) -> AbstractContextManager:
-    """Lets cuDNN search for its fastest algorithms, which pays off after a few steps, because crops have one size.
-
-    Not in deterministic mode, because two searches may end differently, nor with depthwise convolutions: cuDNN 9.19
-    compiles kernels for each of them, and on an H100 the first step had not ended after 70 seconds.
+    """Lets cuDNN search for its fastest algorithms, except in deterministic mode, because two searches may end
+    differently, and with depthwise convolutions, for which cuDNN 9.19 compiles kernels: over 70 s on an H100.
     """
     search = not ENCODERS[model].depthwise and not torch.are_deterministic_algorithms_enabled()
     return torch.backends.cudnn.flags(enabled=True, benchmark=search and device.type == "cuda")
@@ -258,32 +243,23 @@ def _run(
 def _train_epochs(
     state: TrainingState, on_epoch: Callable[[Row, nn.Module], None] | None, progress: bool, stop: StopSignals
 ) -> bool:
-    """Trains until the last epoch, or the last one that fits into the time budget of the first process.
-
-    Returns False if a signal stopped it; the state is saved then.
-    """
+    """Trains up to the last epoch that fits into the time budget; False if a signal stopped it, after a save."""
     config, run, first = state.config, state.run, rank() == 0
     if first:
         run.drop_metrics_after(state.epoch - bool(state.row))
         run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
-    last_saved = state.seconds
-    look = {"enabled": progress and first, "unit": "step", "desc": run.path.name}
-    bar = progress_bar(state.total_steps, initial=state.step, **look)
-
-    def save() -> None:
-        nonlocal last_saved
-        state.save()
-        last_saved = state.seconds
+    look = {"initial": state.step, "unit": "step", "desc": run.path.name}
+    bar = progress_bar(state.total_steps, enabled=progress and first, **look)
 
     def after_step() -> None:
         bar.update()
-        inside_epoch = state.step % len(state.loader) != 0
-        if inside_epoch and 0 < 60 * config.checkpoint_minutes < state.seconds - last_saved:
-            save()
-        if inside_epoch:  # at its end, `finish_epoch` comes first
-            stop.check()
+        if state.step % len(state.loader) == 0:  # the end of the epoch, where `finish_epoch` comes first
+            return
+        if 0 < 60 * config.checkpoint_minutes < state.seconds - state.saved_at:
+            state.save()
+        stop.check()
 
     def no_time_left() -> bool:
         return from_first(longest > 0 and state.seconds + longest > budget)
@@ -296,7 +272,7 @@ def _train_epochs(
         last = state.epoch == config.epochs or no_time_left()
         if config.val_split and (last or state.epoch % config.eval_every == 0):
             if config.processes > 1:  # a process that a signal stops there may keep the first one from saving
-                save()
+                state.save()
             row["val_miou"] = validate(state, stop)
         row["seconds"] += state.seconds - trained
         longest = max(longest, row["seconds"])
@@ -305,7 +281,7 @@ def _train_epochs(
             runs.append_row(run.metrics, row)  # before the state: a resumed run drops rows its state does not know
         state.row = None
         if last or state.epoch % config.checkpoint_every == 0:
-            save()
+            state.save()
         if first:
             bar.write(_epoch_line(row, state))
             if on_epoch:
@@ -322,8 +298,8 @@ def _train_epochs(
                 state.row = train_epoch(state, after_step)
                 last = finish_epoch()
         except StopRequested:
-            if state.seconds > last_saved or not run.state.exists():
-                save()
+            if state.seconds > state.saved_at or not run.state.exists():
+                state.save()
             if first:
                 name = stop.received.name if stop.received else "a signal to another process"
                 place = f"stopped by {name} after step {state.step} of {state.total_steps}"

@@ -72,23 +72,21 @@ def _count(node: Any, known: dict[int, float]) -> float:
 
 
 def as_declared(value: Any, annotation: Any) -> Any:
-    """`value` as the annotated type.
+    """`value` as the type of an annotation: a class, `Literal`, or union, or a tuple, list, set, or dict of these.
 
     Only conversions that lose nothing are made: an int, or a text such as "3e-4", becomes a float where a float is
     declared, and a list becomes a tuple, because JSON and YAML have no tuples. A bool is not an int.
 
-    Args:
-        annotation: a class, a `Literal`, a union, or a tuple, list, set, or dict of these.
-
-    Raises:
-        TypeError: the value has another type. The message starts with the value, so that callers can put a name before
-            it: "epochs is 'ten' (str); expected int".
+    Raises TypeError for another type: "'ten' (str); expected int", before which a caller can put a name.
     """
     try:
         return _converted(value, annotation)
     except _Mismatch:
-        shown = f"{value!r:.200}"
-        raise TypeError(f"{shown} ({type(value).__name__}); expected {_describe(annotation)}") from None
+        if typing.get_origin(annotation) is typing.Literal:
+            expected = "one of " + ", ".join(map(repr, typing.get_args(annotation)))
+        else:
+            expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        raise TypeError(f"{value!r:.200} ({type(value).__name__}); expected {expected}") from None
 
 
 class _Mismatch(Exception):
@@ -125,10 +123,3 @@ def _converted(value: Any, annotation: Any) -> Any:
     if kind is dict:
         return {_converted(k, arguments[0]): _converted(v, arguments[1]) for k, v in value.items()}
     return kind(_converted(item, arguments[0]) for item in value)
-
-
-def _describe(annotation: Any) -> str:
-    """The annotation as a message shows it: "int", "tuple[int, int]", "float | None", "one of 'v1', 'v2'"."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

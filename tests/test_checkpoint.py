@@ -31,7 +31,7 @@ from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.hub import read_weights
 from s2fpn_lib.model.published import published_name
-from s2fpn_lib.runs import append_row
+from s2fpn_lib.runs import WriteError, append_row
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +392,7 @@ def _save_with_limited_file_size(path: Path, sender: multiprocessing.connection.
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     try:
         save_state(path, state(3))
-    except CheckpointError as error:
+    except WriteError as error:
         sender.send(str(error))
 
 
@@ -423,7 +423,7 @@ def test_a_full_disk_keeps_earlier_weights(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(CheckpointError, match=r"could not write .*best\.safetensors .*No space left"):
+    with pytest.raises(WriteError, match=r"could not write .*best\.safetensors .*No space left"):
         save_weights(model, path, {"epoch": 2})
     assert read_metadata(path)["epoch"] == 1
 

@@ -97,7 +97,7 @@ def test_a_step_never_waits_for_the_device(way, device, tmp_path):
 def tensors(state):
     """Weights, averages, and the optimizer's moments."""
     found = dict(state.model.state_dict())
-    found |= {f"ema {key}": value for key, value in (state.ema.state_dict() if state.ema else {}).items()}
+    found |= {f"ema {key}": value for key, value in (state.ema.model.state_dict() if state.ema else {}).items()}
     for number, moments in state.optimizer.state_dict()["state"].items():
         found |= {f"optimizer {number} {key}": torch.as_tensor(value) for key, value in moments.items()}
     return found

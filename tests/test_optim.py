@@ -99,9 +99,9 @@ def test_follows_the_formula_for_weights_and_running_statistics():
                 expected[name] = decay * expected[name] + (1 - decay) * value
             else:
                 expected[name] = value.clone()
-    for name, value in average.state_dict().items():
+    for name, value in average.model.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
-    assert average.state_dict()["1.num_batches_tracked"] == 40
+    assert average.model.state_dict()["1.num_batches_tracked"] == 40
 
 
 def test_leaves_the_model_alone_and_needs_no_gradient():
@@ -121,7 +121,8 @@ def test_state_round_trip_goes_on_averaging():
     with torch.no_grad():
         model[0].weight.add_(1)
     one.update(20)
-    two.load_state_dict(one.state_dict())
+    two.model.load_state_dict(one.model.state_dict())
     one.update(21)
     two.update(21)
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    pairs = zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

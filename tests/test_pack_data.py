@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.gpu import unpacked
+from s2fpn_lib.benchmark.training import files_like
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.runs import PROJECT
 from tests.loading import load_file

@@ -18,7 +18,7 @@ from s2fpn_lib import checkpoint, runs
 from s2fpn_lib import evaluate as evaluate_module
 from s2fpn_lib import state as state_module
 from s2fpn_lib import train as train_module
-from s2fpn_lib.checkpoint import CheckpointError, load_model, load_state, read_metadata
+from s2fpn_lib.checkpoint import load_model, load_state, read_metadata
 from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, get_protocol
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
@@ -26,7 +26,7 @@ from s2fpn_lib.distributed.stop import StopRequested, StopSignals
 from s2fpn_lib.model import build_model
 from s2fpn_lib.optim import warmup_poly
 from s2fpn_lib.replay import ReplayMismatch
-from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, read_rows
+from s2fpn_lib.runs import ConfigChanged, RunDirectory, RunLocked, WriteError, read_rows
 from s2fpn_lib.state import TrainingDiverged, TrainingState, default_run_dir, step_seed
 from s2fpn_lib.train import TrainConfig, cudnn_search, train, train_step
 
@@ -442,7 +442,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_the_run_goes_on_later(finished
 
     config = tiny(checkpoint_minutes=0.0)
     with mock.patch.object(checkpoint.torch, "save", full_disk):
-        with pytest.raises(CheckpointError, match=r"could not write .*last\.pt .*No space left.*intact"):
+        with pytest.raises(WriteError, match=r"could not write .*last\.pt .*No space left.*intact"):
             train(config, run_dir=tmp_path)
         assert load_state(tmp_path / "last.pt")["step"] == 5
         train(config, run_dir=tmp_path)

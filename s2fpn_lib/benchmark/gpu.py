@@ -2,7 +2,7 @@
 
     python -m s2fpn_lib.benchmark.gpu --minutes 9 --out results/gpu --data data
 
-Parts: "right" (the tests marked cuda), "fast" (`benchmark.ways`: times), "train" (`benchmark.timed_training`), and
+Parts: "right" (the tests marked cuda), "fast" (`benchmark.ways`: times), "train" (the presets `STAGES`), and
 "summary" (a page). The first three do the most telling first, and each row is in a file of `--out` as soon as it is
 known. A part has a process of its own that ends with its share of the minutes; what a part leaves unused goes to the
 next ones. A task that fails is recorded in tasks.jsonl, and the part goes on, in a new process where the error has
@@ -14,27 +14,44 @@ import contextlib
 import io
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from s2fpn_lib.benchmark import timed_training, ways
+from s2fpn_lib.benchmark import ways
+from s2fpn_lib.config import TrainConfig
+from s2fpn_lib.data import evenly_spaced
 from s2fpn_lib.data.download import unpack
-from s2fpn_lib.runs import PROJECT, append_row, environment, read_rows, write_atomic
+from s2fpn_lib.evaluate import evaluate
+from s2fpn_lib.model import build_model
+from s2fpn_lib.runs import PROJECT, append_row, atomic_file, environment, read_rows, write_atomic
+from s2fpn_lib.state import open_splits
+from s2fpn_lib.train import train
+from s2fpn_lib.viz.images import prediction_views
 
-TASKS = {"fast": ways.tasks, "train": timed_training.tasks}
 SHARES = {"right": 2.0, "fast": 3.0, "train": 4.0}  # of the minutes
 NAMES = (*SHARES, "summary")
 BROKEN = 77  # exit status of a process whose GPU no longer answers
 RESERVE = 10.0  # seconds of the budget for the start and the end
+# Of the training: presets, each from the weights of the one before, and their shares of the time that is left
+STAGES = {"lite-camvid-gpu-own": 0.5, "lite-camvid-gpu": 1.0}
+# On a CPU the same code runs on a small network and few small crops
+SMALL = {"model": "s2fpn_lite", "crop": (32, 48), "batch_size": 16, "workers": 0, "compile": False, "eval_images": 4}
+SMALL |= {"dataset": "roadscenes", "train_split": "train:drive=park", "val_split": "val:drive=park"}
+SLACK = 0.9  # share of the time to plan with
+MEASURED = 4  # epochs; the first one starts processes and loads kernels
 # Of the page
 FILES = ("tasks", "right", "speed", "training", "loader", "train", "failed")
 TIMES = ["p50_ms", "spread", "ratio", "ratio_low", "ratio_high"]
@@ -168,12 +185,76 @@ def leave_if_broken() -> None:
             os._exit(BROKEN)
 
 
+def train_tasks(device: torch.device, end: float, out: Path) -> dict[str, ways.Task]:
+    """One task per stage; `end` is the time.monotonic at which the part ends."""
+    return {stage: (5.0, partial(train_stage, stage, device, end, out)) for stage in STAGES}
+
+
+def train_stage(stage: str, device: torch.device, end: float, out: Path) -> ways.Rows:
+    """Trains one preset, and yields its summary with the evaluation of the weights that it returned."""
+    ways.allow_tf32(True)
+    began = time.monotonic()
+    seconds = STAGES[stage] * (end - began)
+    earlier = [out / each for each in STAGES if each != stage and (out / each / "result.json").exists()]
+    workers = max(1, min(12, (os.cpu_count() or 1) - 2))
+    changes = {"dataset": "auto", "workers": workers} if device.type == "cuda" else SMALL
+    preset = partial(TrainConfig.preset, stage, **changes, device=str(device))
+    start = {"init_from": str(earlier[-1])} if earlier else {"encoder_weights": encoder_weights(preset().model)}
+    config, planned = fitted(preset(**start), seconds)
+    left = seconds - (time.monotonic() - began)
+    result = train(config.replace(max_minutes=left / 60), run_dir=out / stage, progress=False)
+    for state in result.run_dir.glob("*.pt"):
+        state.unlink()
+    _, val_set = open_splits(config)
+    model = result.model.to(device)
+    evaluation = evaluate(model, val_set, batch_size=8, limit=config.eval_images or None, progress=False)
+    evaluation.provenance |= {"checkpoint": result.checkpoint.name, "model": config.model, "seed": config.seed}
+    evaluation.save(result.run_dir / "evaluation.json")
+    rows = [np.concatenate(prediction_views(model, val_set, i), axis=1) for i in evenly_spaced(len(val_set), 5)]
+    with atomic_file(result.run_dir / "predictions.png") as file:
+        Image.fromarray(np.concatenate(rows)).save(file, "PNG")
+    yield "train.jsonl", {"preset": stage, **planned, **result.summary, **evaluation.row()}
+
+
+def encoder_weights(model: str) -> str:
+    """The first that fits of the .pth files in the data's folder and the installed package "imagenet"; else none."""
+    for source in (*sorted(Path(os.environ.get("S2FPN_DATA", "data")).glob("*.pth")), "imagenet"):
+        with contextlib.suppress(ImportError, RuntimeError, OSError):
+            build_model(model, num_classes=2, encoder_weights=source)
+            return str(source)
+    return ""
+
+
+def fitted(config: TrainConfig, seconds: float) -> tuple[TrainConfig, dict[str, float]]:
+    """The configuration with as many epochs as fit into `seconds`, and the measured times; ValueError for none."""
+    began = time.monotonic()
+    short = config.replace(epochs=MEASURED, eval_every=1, max_minutes=seconds / 240)
+    with tempfile.TemporaryDirectory() as folder:
+        history = train(short, run_dir=folder, progress=False).history
+    measuring = time.monotonic() - began
+    later, images = history[1:] or history, config.batch_size * history[0]["step"]
+    epoch = statistics.median(row["seconds"] for row in later)  # with its validation
+    training = statistics.median(images / row["images_per_s"] for row in later)
+    start_up, validation = measuring - epoch * len(history), epoch - training
+    left = SLACK * (seconds - measuring - start_up) - 2 * validation
+    epochs = int(left / (training + validation / config.eval_every))
+    if epochs < 1:
+        needed = (training + start_up + 3 * validation) / SLACK + measuring
+        raise ValueError(f"{seconds:.0f} s are too few for an epoch of {training:.2f} s, which needs {needed:.0f} s")
+    planned = {"seconds_given": seconds, "epoch": training, "start_up": start_up, "validation": validation}
+    eval_every = min(config.eval_every, max(1, epochs // 4))
+    return config.replace(epochs=epochs, eval_every=eval_every), {key: round(v, 3) for key, v in planned.items()}
+
+
+TASKS = {"fast": ways.tasks, "train": train_tasks}
+
+
 def write_page(out: Path) -> None:
     """Writes summary.html, a chart and tables of the rows that are in `out`; files of rows may be missing."""
     import pandas as pd
 
     frames = (pd.DataFrame(read_rows(out / f"{name}.jsonl")) for name in FILES)
-    log, right, speed, training, loader, train, failed = frames
+    log, right, speed, training, loader, stages, failed = frames
     about = log.iloc[0]
     parts = ["<h1>GPU results</h1>", ", ".join([*about["gpus"], escape(about["cpu"]), about["torch"], about["time"]])]
     if len(right):
@@ -189,16 +270,16 @@ def write_page(out: Path) -> None:
         speed = speed.assign(network=speed["network"] + " " + speed["revision"])
         speed["way"] = speed["backend"] + " " + speed["precision"]
         speed = speed.sort_values([*PLACE, "stage", "ratio"]).drop_duplicates([*PLACE, "stage", "way"], keep="last")
-        ways = speed[speed["stage"] == "network"]
-        parts.append("<h2>How fast is it?</h2>Ratios are to the published way in TF32." + chart(ways, size))
-        best = ways.drop_duplicates(PLACE, keep="last")
+        network = speed[speed["stage"] == "network"]
+        parts.append("<h2>How fast is it?</h2>Ratios are to the published way in TF32." + chart(network, size))
+        best = network.drop_duplicates(PLACE, keep="last")
         parts.append(table("<h3>The fastest ways</h3>", best, [*PLACE, "way", *TIMES, "fps", "peak_mb"]))
         parts.append(table("<h3>All ways</h3>", speed, ["stage", *PLACE, "way", *TIMES, "max_difference"]))
     parts.append(table("<h2>Training step</h2>", training, [*PLACE, "way", *TIMES, "images_per_s", "peak_mb"]))
     parts.append(table("<h3>Loader</h3>", loader, ["way", "workers", "batch", "p50_ms", "samples_per_s"]))
     known = ["preset", "dataset", "model", "epochs", "steps", "seconds", "images_per_s", "miou", "images_seen"]
-    parts.append(table("<h2>Training</h2>", train, known))
-    parts += [f'<h3>{each}</h3><img src="{each}/predictions.png">' for each in train.get("preset", ())]
+    parts.append(table("<h2>Training</h2>", stages, known))
+    parts += [f'<h3>{each}</h3><img src="{each}/predictions.png">' for each in stages.get("preset", ())]
     problems = log[~log["status"].isin(["started", "done"])].reindex(columns=["part", "task", "status", "error"])
     parts.append(table("<h2>What failed or was left out</h2>", problems) + table("", failed))
     css = Path(__file__).with_name("summary.css").read_text()

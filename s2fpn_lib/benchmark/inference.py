@@ -56,18 +56,17 @@ def measure_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row per network, revision, size, batch size, stage, backend, and precision.
 
-    A row holds its protocol and: p50_ms, p90_ms, spread, fps (batch / p50), ratio, ratio_low, and ratio_high to the
-    published row of the same network, size, batch, and stage (see `Timing.ratio_row`), parameters_m, gmacs (1e9
-    multiply-accumulates), peak_mb (memory that the method added: weights and the peak of the activations; on a CPU also
-    what a backend imports at its first use), max_difference (of the logits, from the optimization).
+    A row holds its protocol, the columns of `Timing.row`, and: fps (batch / p50), the ratios to the published row of
+    the same network, size, batch, and stage, parameters_m, gmacs (1e9 multiply-accumulates), peak_mb (see `started`; on
+    a CPU with what a backend imports at its first use), max_difference (of the logits, from the optimization).
 
     Args:
-        names: of `build_model` (untrained), a released weight or run folder (its rows have the `checkpoint_sha` that
-            its evaluations have), or `BASELINES`, which have no revision and one method.
+        names: of `build_model` (untrained), released weights or run folders (rows with the `checkpoint_sha` of their
+            evaluations), or `BASELINES`, which have no revision and one method.
         sizes: (height, width) of the input.
         backends: "published", "published no_grad" (without a recorded graph), and those of `optimize_for_inference`.
-        eval_fps_calls: above 0, "published" is also timed as eval_fps.py does it, with this number of calls; only their
-            mean is known, given as p50 and p90 of the stage "eval_fps".
+        eval_fps_calls: above 0, "published" is also timed as eval_fps.py does it, with this number of calls, whose mean
+            is p50 and p90 of the stage "eval_fps".
         stopwatch: options of `time_in_turns`.
 
     Raises ValueError for an unknown network, stage, or backend.
@@ -181,9 +180,8 @@ def session(device: torch.device) -> dict[str, Any]:
 
 
 def started(make: Callable[[], Run], device: torch.device, *inputs: Tensor) -> tuple[Run, float | None]:
-    """What `make` returns, after a first call, and the MB that it added: what it keeps, and the peak of a call.
-
-    On CUDA of a second call, because the first one needs memory for cuDNN's search.
+    """What `make` returns, after a first call, and the MB that it added: what it keeps, and the peak of a call, on CUDA
+    of the second one, because the first one needs memory for cuDNN's search.
     """
     gc.collect()
     before = peak_mb(device, reset=True)
@@ -197,10 +195,7 @@ def started(make: Callable[[], Run], device: torch.device, *inputs: Tensor) -> t
 
 
 def peak_mb(device: torch.device, *, reset: bool = False) -> float | None:
-    """Peak of the memory in MB since the last reset, so that directly after a reset it is the memory in use.
-
-    torch's memory on CUDA, the process's resident size on Linux (`resource.getrusage` cannot reset it), None elsewhere.
-    """
+    """Peak of the memory in MB since the last reset: torch's on CUDA, the resident size on Linux, elsewhere None."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
@@ -225,10 +220,10 @@ def measure_speed_and_accuracy(
 ) -> Iterator[dict[str, Any]]:
     """One row per backend and precision: the speed and the mIoU of the same callable.
 
-    A row holds its protocol and: p50_ms, p90_ms, and fps (uint8 image to class ids), spread, miou, `miou_cost`, the
+    A row holds its protocol, the columns of `Timing.row`, and: fps (uint8 image to class ids), miou, `miou_cost`, the
     mIoU that it loses against the plain network, `changed`, the share of the timed image's pixels whose class differs
-    from that network's, `own_ratio`, its speed relative to float32 of the same backend, with the lowest and highest
-    ratio of the repeats (the precisions of a backend take turns), and `float_layers`, which int8 leaves in float.
+    from that network's, `own_ratio`, its speed relative to float32 of the same backend (the precisions take turns), and
+    `float_layers`, which int8 leaves in float.
 
     Args:
         scored: the split that is scored; its first image is timed, at the protocol's size.

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.files import FileDataset
-from s2fpn_lib.data.images import read_image
 from s2fpn_lib.data.transforms import PUBLISHED_SCALES
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.optim import warmup_poly
@@ -51,10 +50,9 @@ def eval_fps(run: Callable[[Tensor], Tensor], x: Tensor, *, warmup: int, calls: 
 
 
 class PublishedDataset(torch.utils.data.Dataset):
-    """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cropped, and flipped.
+    """`dataset[i]` -> (image (3, h, w) float32, label (h, w) int64), randomly scaled, cropped to (h, w), and flipped.
 
     The published code resizes with OpenCV; here torch's uint8 kernel, which the workbench's loader uses, replaces it.
-    `files` is a dataset of `open_dataset(..., cache=False)`, `crop` is (h, w).
     """
 
     def __init__(self, files: FileDataset, crop: tuple[int, int], seed: int = 0) -> None:
@@ -66,9 +64,7 @@ class PublishedDataset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample, (height, width) = self.files.samples[index], self.crop
-        image = read_image(sample.image)  # (H, W, 3)
-        label = self.files.read_label(sample.label)
+        (height, width), (image, label) = self.crop, self.files.arrays(index)  # (H, W, 3), (H, W)
         scale = self.rng.choice(PUBLISHED_SCALES)
         rows, columns = (round(scale * side) for side in label.shape)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
@@ -87,10 +83,7 @@ class PublishedDataset(torch.utils.data.Dataset):
 
 
 class PublishedStep:
-    """`step(images, labels)` trains a copy of `model` on (B, 3, h, w) float32 and (B, h, w) int64; returns the loss.
-
-    `config` sets the optimizer and the schedule over `total` steps.
-    """
+    """`step(images, labels)` trains a copy of `model` on (B, 3, h, w) float32 and (B, h, w) int64; returns the loss."""
 
     def __init__(
         self, model: S2FPN, config: TrainConfig, class_weights: Tensor | None, *, ignore_index: int, total: int

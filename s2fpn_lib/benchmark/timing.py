@@ -68,10 +68,7 @@ class Timing:
         }
 
     def ratio_row(self, baseline: Self | None) -> dict[str, float | None]:
-        """How many times as fast as `baseline`: the ratio of the medians, and the lowest and highest of the repeats.
-
-        Without a baseline all three are None.
-        """
+        """How many times as fast as `baseline`: ratio of the medians, and of the repeats; None without a baseline."""
         if baseline is None:
             return dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
         ratios = [slow / fast for slow, fast in zip(baseline.medians, self.medians, strict=True)]
@@ -90,37 +87,35 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """Times several calls: each is warmed up until its times are stable, then each repeat runs all of them.
 
-    A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. On CUDA a call is timed with
-    events on its stream, elsewhere with the clock. `warmup` is the longest warm-up after the first call in seconds,
-    None: `WARMUP_SECONDS`. Before each repeat, `cpu_share` tells whether the machine is free.
+    A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. `warmup` is the longest warm-up
+    after the first call in seconds, None: `WARMUP_SECONDS`. Before each repeat, `cpu_share` is measured.
     """
     clock = clock_of(device)
     for call in calls.values():
         _warm_up(call, clock, WARMUP_SECONDS if warmup is None else warmup)
-    measured: dict[str, list[list[tuple[float, Any]]]] = {name: [] for name in calls}
-    shares: dict[str, list[float]] = {name: [] for name in calls}
+    measured: dict[str, list[tuple[Any, ...]]] = {name: [] for name in calls}  # times, parts, and share of each repeat
     for _ in range(repeats):
         for name, call in calls.items():
             time.sleep(SETTLE_SECONDS)
-            shares[name].append(cpu_share(1 if device.type == "cuda" else torch.get_num_threads()))
-            times: list[tuple[float, Any]] = []
+            share = cpu_share(1 if device.type == "cuda" else torch.get_num_threads())
+            times: list[tuple[float, float]] = []
             end = time.perf_counter() + seconds
             while len(times) < least or time.perf_counter() < end:
                 taken, returned = clock(call)
                 times.append((taken, returned if isinstance(returned, float) else 0.0))
-            measured[name].append(times)
+            measured[name].append((*zip(*times, strict=True), share))
     timings = {}
     for name, rounds in measured.items():
-        whole, parts = (tuple(tuple(pair[i] for pair in times) for times in rounds) for i in (0, 1))
-        timings[name] = Timing(whole, parts, round(statistics.fmean(shares[name]), 3))
+        whole, parts, shares = zip(*rounds, strict=True)
+        timings[name] = Timing(whole, parts, round(statistics.fmean(shares), 3))
     return timings
 
 
 def cpu_share(threads: int) -> float:
     """The share of `threads` cores that this process gets at this moment, 1 on a machine with nothing else to do.
 
-    Each thread computes twice for some 20 milliseconds on one core without waiting for anything: where its CPU time is
-    less than the clock's, another process had the core. A load average counts this process's own threads, too.
+    Each thread computes for some 20 milliseconds without waiting: where its CPU time is less than the clock's, another
+    process had the core. A load average counts this process's own threads, too.
     """
     together, block = threading.Barrier(threads), bytes(2**25)
 
@@ -149,7 +144,7 @@ def _warm_up(call: Call, clock: Stopwatch, longest: float) -> None:
 
 
 def clock_of(device: torch.device) -> Stopwatch:
-    """What times a call on `device`."""
+    """What times a call on `device`: events on the stream on CUDA, elsewhere the clock."""
     return _cuda_seconds if device.type == "cuda" else _cpu_seconds
 
 
@@ -169,10 +164,7 @@ def _cuda_seconds(call: Call) -> tuple[float, Any]:
 
 
 def gpu_state(index: int = 0) -> dict[str, str]:
-    """Driver, clocks, and power limit of GPU `index` as nvidia-smi prints them; empty without nvidia-smi.
-
-    Call it directly after the measurement: the clocks of an idle GPU are lower.
-    """
+    """Driver, clocks, and power limit of a GPU, {} without nvidia-smi. An idle GPU soon has lower clocks."""
     command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(GPU_PROPERTIES)}", "--format=csv,noheader"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout

@@ -1,19 +1,20 @@
 """Speed of the training step and the loader, each in turns with the published implementation.
 
-One row per implementation, named in its column `way`. A row holds its protocol and: p50_ms, p90_ms, spread, repeats,
-calls, and the ratio to the published implementation with ratio_low and ratio_high of the repeats.
+One row per implementation, named in its column `way`, with its protocol, the columns of `Timing.row`, and the ratios to
+the published implementation.
 """
 
 import itertools
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.inference import CPU, session
 from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.config import TrainConfig
-from s2fpn_lib.data import open_dataset, train_loader
+from s2fpn_lib.data import DatasetNotFound, get_protocol, open_dataset, train_loader
 from s2fpn_lib.data.cache import cached
+from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import read_image
-from s2fpn_lib.data.roadscenes.dataset import RoadScenes
+from s2fpn_lib.data.roadscenes.dataset import RoadScenes, render_scene
 from s2fpn_lib.data.statistics import class_weights_from
 from s2fpn_lib.distributed import keep_freed_memory
 from s2fpn_lib.losses import DeepSupervisionLoss
@@ -42,17 +43,25 @@ from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step
 
 STEPS = ("published", "plain pieces", "same loss", "modern")
+# Of the files for the loader: protocol, and the paths of image and label
+LAYOUTS = {
+    "camvid": ("camvid-segnet-360x480", "camvid/train/{}.png", "camvid/trainannot/{}.png"),
+    "cityscapes": (
+        "cityscapes-fine-1024x2048",
+        "cityscapes/leftImg8bit/train/drawn/{}_leftImg8bit.png",
+        "cityscapes/gtFine/train/drawn/{}_gtFine_labelIds.png",
+    ),
+}
+DRAWN = 8  # different images at most: drawing takes much longer than decoding
 
 
 def measure_training(
     name: str, size: tuple[int, int], batch: int, *, device: str = "cpu", **stopwatch: Any
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one optimizer step of network `name` on crops of `size` (height, width).
+    """Rows of one optimizer step of network `name` on crops of `size` (height, width), see `make_step`.
 
-    Implementations: "published" (`PublishedStep` on a batch in memory), "plain pieces" (`plain_step` on it), "same
-    loss" (the workbench's step with the same loss and gradients, and its loader) and "modern" (the step of that
-    preset). Each has its own process, because malloc is configured per process. data_ms: median time that the step
-    waited for its batch.
+    Each implementation has its own process, because malloc is configured per process. data_ms: median time that the
+    step waited for its batch.
     """
     context = multiprocessing.get_context("forkserver")  # which imports this module once
     context.set_forkserver_preload([__name__])
@@ -87,8 +96,9 @@ def make_step(
 ) -> Callable[[], float]:
     """A function that trains one step of the implementation and returns the seconds that it waited for its batch.
 
-    Besides `STEPS`, step may be "compiled" or "compiled, CUDA graphs": modern with such a network.
-    resident: train on one batch, which stays on the device.
+    step: "published" (`PublishedStep` on a batch in memory), "plain pieces" (`plain_step` on it), "same loss" (the
+    workbench's step with the same loss and gradients, and its loader), "modern" (the step of that preset), "compiled",
+    or "compiled, CUDA graphs" (modern with such a network). resident: train on one batch, which stays on the device.
     """
     config = step_config(step, name, batch, size)
     target = torch.device(device)
@@ -154,8 +164,6 @@ def measure_loader(
 
     First the published loader and the workbench's in turns in one process, then the workbench's with each number of
     `workers` above 0. `cache_correct`: after an image file was overwritten, the cache returned its new pixels.
-
-    Raises ValueError for fewer images than a batch has.
     """
     if images < batch:
         raise ValueError(f"{images} images make no batch of {batch}: raise loader_images or lower batch_size")
@@ -186,3 +194,35 @@ def measure_loader(
 def endless(loader: Iterable[Any]) -> Iterator[Any]:
     """Batches, epoch after epoch."""
     return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def files_like(kind: str, folder: Path, images: int) -> Path:
+    """Writes `images` pairs of image and label into `folder`, in the dataset's layout; returns the root to open.
+
+    "camvid": copies of the train split that `open_dataset` finds, otherwise RoadScenes at 360x480. "cityscapes":
+    RoadScenes at 1024x2048, labels as gtFine's labelIds. Images are repeated where there are too few, or `DRAWN` drawn.
+
+    Raises ValueError for another kind.
+    """
+    if kind not in LAYOUTS:
+        raise ValueError(f"loader_data holds {kind!r}; choose from {', '.join(LAYOUTS)}")
+    protocol, *layouts = LAYOUTS[kind]
+    found: Sequence[Sequence[Path]] = ()
+    if kind == "camvid":
+        with suppress(DatasetNotFound):
+            found = open_dataset("camvid", None, "train", cache=False).samples
+    pairs = [[folder / layout.format(f"0000XX_{number:06d}") for layout in layouts] for number in range(images)]
+    for number, pair in enumerate(pairs):
+        for path in pair:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if found or number >= DRAWN:
+            sources = found[number % len(found)] if found else pairs[number % DRAWN]
+            for source, path in zip(sources, pair, strict=True):
+                shutil.copyfile(source, path)
+            continue
+        pixels, ids = render_scene(number, get_protocol(protocol).size)
+        if kind == "cityscapes":  # RoadScenes' classes become the first eleven: the ids do not change the time
+            ids = to_label_ids(np.where(ids < 11, ids, 255).astype(np.uint8))
+        for array, path in zip((pixels, ids), pair, strict=True):
+            Image.fromarray(array).save(path)
+    return folder

@@ -25,7 +25,7 @@ from s2fpn_lib.inference.optimize import cuda_graphs
 from s2fpn_lib.inference.simplify import simplify
 from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.complexity import measure_complexity
-from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
+from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.train import cudnn_search
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -39,20 +39,15 @@ WATCH = {"repeats": 3, "seconds": 0.1, "least": 5, "warmup": 1.0}
 
 
 def tasks(device: torch.device, end: float, out: Path) -> dict[str, Task]:
-    """The measurements of gpu_plan.toml, in its order.
-
-    On a CPU the images have a fourth of the height and width, and there are no CUDA graphs and no fp16.
-    """
+    """The measurements of gpu_plan.toml; on a CPU with a fourth of the sides, and neither CUDA graphs nor fp16."""
     plan = tomllib.loads(Path(__file__).with_name("gpu_plan.toml").read_text())
-    shrink, found = 1 if device.type == "cuda" else 4, {}
+    gpu, found = device.type == "cuda", {}
     for entry in (plan["default"] | given for given in plan["measure"]):
-        ways = [
-            w for w in plan["ways"][entry["ways"]] if shrink == 1 or not (w.startswith(GRAPH) or w.endswith("fp16"))
-        ]
+        ways = [w for w in plan["ways"][entry["ways"]] if gpu or not (w.startswith(GRAPH) or w.endswith("fp16"))]
         needed = entry["needs"] + sum(SECONDS.get(way.partition(" ")[0].strip(","), 1) for way in ways)
         places = [entry[each] for each in ("batches", "sizes", "networks", "revisions")]
         for batch, (height, width), name, revision in itertools.product(*places) if ways else ():
-            size = height // shrink, width // shrink
+            size = (height, width) if gpu else (height // 4, width // 4)
             title = f"{entry['what']} {name} {revision} {size[0]}x{size[1]} batch {batch}: {', '.join(ways)}"
             found[title] = needed, partial(measure, entry["what"], name, revision, size, batch, ways, device)
     return found
@@ -94,9 +89,7 @@ def settled(model: S2FPN, size: tuple[int, int]) -> S2FPN:
 def measure_ways(
     name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], device: torch.device, **watch: Any
 ) -> Rows:
-    """Rows of the stage "network": float input to float32 logits of the input's size, all `ways` in turns with the
-    published ones. A way that fails has a row with its `error` and no time.
-    """
+    """Rows of the stage "network", `ways` in turns with the published one; a way that fails gives its error."""
     torch.backends.cudnn.benchmark = True  # as the published script sets it
     allow_tf32(False)
     torch.manual_seed(0)
@@ -143,10 +136,10 @@ def way_of(model: S2FPN, x: Tensor, backend: str, precision: str) -> Run:
         if backend in (GRAPH, "compile") and x.is_cuda:
             run = cuda_graphs(run)
 
+    @torch.inference_mode()
     def with_flags(x: Tensor) -> Tensor:
         allow_tf32(tf32)
-        with torch.inference_mode():
-            return run(x)
+        return run(x)
 
     return with_flags
 
@@ -158,13 +151,12 @@ def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> 
     provider = {"TensorRT": "Tensorrt", "onnxruntime CUDA": "CUDA"}.get(backend, "CPU") + "ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise ImportError(f"this onnxruntime has no {provider}")
-    with evaluation_mode(network):
-        classes, file = network(x).shape[1], io.BytesIO()
-        export_onnx(network, file, x, dynamic=False)
+    file = io.BytesIO()
+    export_onnx(network, file, x, dynamic=False)
     settings = {"trt_fp16_enable": precision == "fp16"} if backend == "TensorRT" else {}
     session = onnxruntime.InferenceSession(file.getvalue(), providers=[(provider, settings)])
     binding, kind = session.io_binding(), x.device.type
-    logits = torch.empty(len(x), classes, *x.shape[2:], device=x.device)
+    logits = torch.empty(session.get_outputs()[0].shape, device=x.device)
 
     def run(x: Tensor) -> Tensor:
         x = x.contiguous()

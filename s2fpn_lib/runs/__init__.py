@@ -82,8 +82,7 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Locks the directory against other processes until the block ends; RunLocked if another process holds it.
 
-        The lock belongs to the process: the kernel releases it however the process ends, and forked loader workers do
-        not keep it.
+        The kernel releases the lock however this process ends; forked loader workers do not keep it.
         """
         path = (self.path / "lock").resolve()
         if path in _held_here:  # a POSIX lock does not exclude its own process, and would be lost by opening the file
@@ -148,8 +147,7 @@ class RunDirectory:
         earlier: list[Any] = []
         if self.environment.exists():
             previous = read_json(self.environment)
-            starts = previous.pop("earlier_starts", [])
-            earlier = [*(starts if isinstance(starts, list) else []), previous]
+            earlier = [*previous.pop("earlier_starts", []), previous]
         write_json(self.environment, {**environment, "earlier_starts": earlier})
 
     def drop_metrics_after(self, epoch: int) -> None:
@@ -179,8 +177,7 @@ def environment() -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "cpu": _cpu_name(),
-        "instruction_set": _instruction_set(),
+        **_processor(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
@@ -195,30 +192,26 @@ def code_version(project: Path = PROJECT) -> dict[str, Any]:
         command = ["git", "-C", str(project), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
-    try:
+    with suppress(OSError, subprocess.SubprocessError):  # no git, no repository, or no commit
         root, sha = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(root).resolve() == project.resolve():
             return {"git_sha": sha, "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git, no repository, or no commit
     return {"git_sha": None, "dirty": None}
 
 
-def _cpu_name() -> str:
-    """Model name of the processor; `platform.processor` gives only the architecture on Linux, if anything."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _instruction_set() -> str:
-    """What decides how fast the processor convolves, such as "avx2 avx512f avx512_vnni", and the limit that is set."""
+def _processor() -> dict[str, str]:
+    """Model name of the processor, and what decides how fast it convolves, such as "avx2 avx512f avx512_vnni"."""
     import torch
 
     info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
-    flags = info.read_text().split() if info.exists() else ()
+    text = info.read_text() if info.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)  # `platform.processor` lacks it on Linux
+    flags = text.split()
     found = " ".join(flag for flag in INSTRUCTION_SETS if flag in flags) or torch.backends.cpu.get_cpu_capability()
-    return f"{found}, limited to {limit}" if limit else found
+    return {
+        "cpu": name[1] if name else platform.processor() or platform.machine(),
+        "instruction_set": f"{found}, limited to {limit}" if limit else found,
+    }
 
 
 def utc_now() -> str:

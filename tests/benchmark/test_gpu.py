@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from s2fpn_lib import train
-from s2fpn_lib.benchmark import gpu, timed_training, ways
+from s2fpn_lib.benchmark import gpu, ways
 from s2fpn_lib.benchmark.timing import Timing
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
@@ -257,29 +257,29 @@ def test_settled_activations_have_a_usual_scale():
 @pytest.fixture
 def scenes(monkeypatch):
     pair = RoadScenes("train", size=(48, 64), count=4), RoadScenes("val", size=(48, 64), count=2)
-    for module in (timed_training, train):
+    for module in (gpu, train):
         monkeypatch.setattr(module, "open_splits", lambda config: pair)
-    monkeypatch.setattr(timed_training, "SMALL", {**timed_training.SMALL, "batch_size": 4})
+    monkeypatch.setattr(gpu, "SMALL", {**gpu.SMALL, "batch_size": 4})
 
 
 def test_stages_follow_each_other_and_leave_their_results(tmp_path, monkeypatch, scenes):
-    measure = timed_training.fitted
+    measure = gpu.fitted
 
     def one_epoch(config, seconds):
         longer, planned = measure(config, seconds)
         assert longer.epochs > 1
         return config.replace(epochs=1), planned
 
-    monkeypatch.setattr(timed_training, "fitted", one_epoch)
-    monkeypatch.setattr(timed_training, "MEASURED", 1)
-    for stage in timed_training.STAGES:
-        ((file, row),) = timed_training.train_stage(stage, CPU, time.monotonic() + 600, tmp_path)
+    monkeypatch.setattr(gpu, "fitted", one_epoch)
+    monkeypatch.setattr(gpu, "MEASURED", 1)
+    for stage in gpu.STAGES:
+        ((file, row),) = gpu.train_stage(stage, CPU, time.monotonic() + 600, tmp_path)
         assert file == "train.jsonl"
         assert (row["preset"], row["stopped_by"], row["steps"]) == (stage, "epochs", 1)
         assert Evaluation.load(tmp_path / stage / "evaluation.json").row()["miou"] == pytest.approx(row["miou"])
         assert (tmp_path / stage / "predictions.png").exists()
         assert not list((tmp_path / stage).glob("*.pt"))
-    first, second = (read_json(tmp_path / stage / "config.json") for stage in timed_training.STAGES)
+    first, second = (read_json(tmp_path / stage / "config.json") for stage in gpu.STAGES)
     assert first["init_from"] == ""
     assert second["init_from"] == str(tmp_path / "lite-camvid-gpu-own")
 
@@ -288,15 +288,15 @@ def test_epochs_follow_from_a_short_training(monkeypatch):
     """Epochs of 20 s (80 images, 4 per second) with 1 s of validation every 20 epochs, and 10 s to start."""
     history = [{"step": 5, "seconds": seconds, "images_per_s": speed} for seconds, speed in ((40, 2), (21, 4), (21, 4))]
     clock = iter((0.0, 73.0))
-    monkeypatch.setattr(timed_training.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(timed_training, "train", lambda *_, **__: SimpleNamespace(history=history))
-    config = TrainConfig.preset("lite-camvid-gpu-own", **timed_training.SMALL, encoder_weights="")
-    fitted, measured = timed_training.fitted(config, 1000.0)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(gpu, "train", lambda *_, **__: SimpleNamespace(history=history))
+    config = TrainConfig.preset("lite-camvid-gpu-own", **gpu.SMALL, encoder_weights="")
+    fitted, measured = gpu.fitted(config, 1000.0)
     assert measured == {"seconds_given": 1000, "epoch": 20, "start_up": 10, "validation": 1}
     assert (fitted.epochs, fitted.eval_every) == (int((0.9 * 917 - 2) / 20.05), 10)
     clock = iter((0.0, 73.0))
     with pytest.raises(ValueError, match=r"90 s are too few for an epoch of 20\.00 s, which needs 110 s"):
-        timed_training.fitted(config, 90.0)
+        gpu.fitted(config, 90.0)
 
 
 def test_the_page_shows_what_failed(tmp_path):

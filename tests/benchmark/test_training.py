@@ -8,10 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2fpn_lib.benchmark import training as benchmarks
-from s2fpn_lib.benchmark.data import files_like
 from s2fpn_lib.benchmark.published import PublishedDataset, PublishedStep
 from s2fpn_lib.benchmark.timing import Timing
-from s2fpn_lib.benchmark.training import make_step, measure_loader, measure_training
+from s2fpn_lib.benchmark.training import files_like, make_step, measure_loader, measure_training
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.data.camvid import CamVid
 from s2fpn_lib.data.files import Cityscapes
@@ -33,7 +32,7 @@ def no_camvid(monkeypatch, tmp_path):
 @pytest.fixture
 def small_files(no_camvid, monkeypatch):
     """Files of 48x64 pixels pass as files of both datasets."""
-    monkeypatch.setattr("s2fpn_lib.benchmark.data.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
+    monkeypatch.setattr("s2fpn_lib.benchmark.training.get_protocol", lambda name: type("Small", (), {"size": (48, 64)}))
     for reader in (CamVid, Cityscapes):
         monkeypatch.setattr(reader, "protocol", replace(reader.protocol, size=(48, 64)))
 
