@@ -5,8 +5,7 @@ The cache folder holds one folder per dataset and split::
     <protocol>-train-<paths>/index.json      size, times, and SHA-256 of every source file
     <protocol>-train-<paths>/<content>.bin   header and label counts (int64), image (H, W, 3), label (H, W)
 
-Processes may build the same cache at once, and an interrupted build continues. Files are read, not mapped into memory:
-a mapped file that another process cuts short kills the process that reads it.
+Processes may build one cache at once. Files are read, not mapped: a mapped file that is cut short kills its reader.
 """
 
 import contextlib

@@ -145,12 +145,10 @@ def read_description(path: str | Path) -> Description:
 
 
 class CustomDataset(FileDataset):
-    """One split of the dataset that a YAML file describes.
+    """One split of the dataset that a YAML file describes, resized to its `size`; a border that remains is ignored.
 
-    Image and label are resized to the `size` of the description; the aspect ratio is kept, and the remaining border is
-    ignored. root: folder that the paths in the file are relative to; None: the folder of the file. Raises
-    DatasetNotFound if the file, the split, its images, or its labels are missing, and DatasetError if the file
-    describes no dataset.
+    root: folder that the paths in the file are relative to; None: the folder of the file. Raises DatasetNotFound if the
+    file, the split, its images, or its labels are missing, and DatasetError if the file describes no dataset.
     """
 
     RESIZED = True

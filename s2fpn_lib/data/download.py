@@ -43,8 +43,7 @@ def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs
     """Put CamVid at ``into/camvid`` and return that folder; does nothing where it is already complete.
 
     An archive ``into/camvid-segnet.zip``, such as one copied there by hand, is not downloaded again. An empty
-    ``sha256`` accepts any archive with ``pairs``. Raises DownloadError for no connection, another checksum, or other
-    content.
+    ``sha256`` accepts any archive with ``pairs``. Raises DownloadError with what to do by hand.
     """
     target = Path(into).expanduser() / "camvid"
     if target.exists():

@@ -85,10 +85,9 @@ class FileDataset(SegmentationDataset):
         self.drives = [name.split("_", 1)[0] for name in self.names]  # 0016E5_07959 -> 0016E5
         unpaired = sorted(set(labels) - {sample.label for sample in self.samples}) if listed is None else []
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
-        self.problems = (
-            *(f"{path}: label without an image" for path in unpaired),
-            *(f"{name}: the sample occurs more than once in the {split} split" for name in repeated),
-        )
+        problems = [f"{path}: label without an image" for path in unpaired]
+        problems += [f"{name}: the sample occurs more than once in the {split} split" for name in repeated]
+        self.problems = tuple(problems)
 
     @classmethod
     def find(cls, base: Path) -> Path | None:

@@ -22,8 +22,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """RGB pixels of an image file, (H, W, 3) uint8, in the orientation that its EXIF data states.
 
     16-bit grayscale is scaled from 0..65535 to 0..255, transparency is dropped, and a file with several frames gives
-    its first one. Raises ImageError if the file is missing, damaged, no regular file, or holds floating-point pixels,
-    and, before any pixel is decoded, if it claims more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million).
+    its first one. Raises ImageError for a missing or damaged file, no regular file, floating-point pixels, and, before
+    any pixel is decoded, more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million).
     """
     image = _open(path)
     if image.mode.startswith("I"):  # grayscale with 16 or 32 bits

@@ -93,8 +93,11 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
     for reader in READERS[name]:
         if folder := reader.find(base):
             return reader(folder, split)
-    folders = [base / each for each in reader.FOLDERS]
-    held = [f"{folder} holds {names}" for folder in folders if (names := _held(folder))]
+    folders, held = [base / each for each in reader.FOLDERS], []
+    for folder in folders:
+        inner = sorted(path for path in folder.glob("*") if path.is_dir())
+        names = [f"{path.name}/ (files: {sum(1 for _ in path.iterdir())})" for path in inner[:8]]
+        held += [f"{folder} holds {', '.join(names)}" + (", ..." if len(inner) > 8 else "")] if names else []
     found = f" Found: {'; '.join(held)}." if held else ""
     raise DatasetNotFound(f"{name} was not found; searched in {', '.join(map(str, folders))}.{found} {reader.HELP}")
 
@@ -102,10 +105,3 @@ def _open_part(name: str, base: Path, split: str) -> SegmentationDataset:
 def same_images(first: str, second: str) -> bool:
     """Whether two dataset names stand for the same images, as the editions of CamVid do."""
     return first == second or {first, second} <= {each for each in READERS if each.startswith("camvid")}
-
-
-def _held(folder: Path) -> str:
-    """The first folders in a folder, with the number of their entries; empty if there are none."""
-    inner = sorted(path for path in folder.glob("*") if path.is_dir())
-    names = [f"{path.name}/ (files: {sum(1 for _ in path.iterdir())})" for path in inner[:8]]
-    return ", ".join(names) + (", ..." if len(inner) > 8 else "")

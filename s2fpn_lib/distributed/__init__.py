@@ -39,11 +39,9 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def choose_amp(amp: str, device: torch.device) -> str | None:
-    """The autocast precision, "bf16", "fp16", or None (float32), for the `amp` of a configuration.
-
-    "auto" is bf16 where the device multiplies bf16 matrices in hardware (NVIDIA Ampere and later; CPUs with AMX or
-    AVX512-BF16), else fp16 on CUDA and float32 on a CPU, which would emulate bf16 slowly.
-    """
+    """The autocast precision, "bf16", "fp16", or None (float32), for the `amp` of a configuration. "auto" is bf16 where
+    the device multiplies bf16 matrices in hardware (NVIDIA Ampere and later; CPUs with AMX or AVX512-BF16), else fp16
+    on CUDA and float32 on a CPU, which would emulate bf16 slowly."""
     if amp != "auto":
         return None if amp == "off" else amp
     if device.type == "cuda":

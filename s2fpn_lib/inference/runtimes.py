@@ -162,9 +162,8 @@ def accurate_part(layers: Sequence[str], changed: Callable[[Sequence[str]], floa
 def kept_signal_stack() -> Iterator[None]:
     """Restore the alternative signal stack of the calling thread at the end of the block.
 
-    OpenVINO's CPU plugin installs its own signal stack, and when it is unloaded, it restores the one that it found. If
-    plugins are not unloaded in reverse order, that one has been freed, and the next signal that Python handles kills
-    the process. With the first stack restored at once, the plugin has nothing to restore.
+    OpenVINO's CPU plugin installs its own and, when it is unloaded, restores the one that it found. If plugins are not
+    unloaded in reverse order, that one has been freed, and the next signal that Python handles kills the process.
     """
     with ExitStack() as stack:
         if sys.platform.startswith("linux"):

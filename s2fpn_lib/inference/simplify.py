@@ -17,14 +17,11 @@ from s2fpn_lib.model.ssam import StripGate
 
 def simplify(model: S2FPN) -> S2FPN:
     """A copy for inference, equal to `model` in real arithmetic: in evaluation mode, without auxiliary heads, with
-    batch norms folded into convolutions, and in channels_last.
-
-    A 1x1 convolution without bias and a bilinear resize commute. Those of GFU and FRB that read the upsampled map
-    therefore run before the resize, on a quarter of the pixels.
-    """
+    batch norms folded into convolutions, and in channels_last."""
     simple = copy.deepcopy(model).eval().requires_grad_(False)
     simple.auxiliary = nn.ModuleList()
     fold_batch_norms(simple)
+    # A 1x1 convolution without bias and a bilinear resize commute: the convolution runs on a quarter of the pixels
     for module in simple.children():
         if isinstance(module, APF):
             module.frb = SplitFRB(module.frb)
@@ -34,10 +31,8 @@ def simplify(model: S2FPN) -> S2FPN:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold each batch norm into the convolution before it, another child of the same module, in place.
-
-    torch fuses one pair; its `torch.fx` pass over a whole module needs static control flow.
-    """
+    """Fold each batch norm into the convolution before it, another child of the same module, in place. torch fuses one
+    pair; its `torch.fx` pass over a whole module needs static control flow."""
     for parent in module.modules():
         if isinstance(parent, StripGate):  # its convolution has two norms
             continue

@@ -9,9 +9,7 @@ REVISIONS = ("v1", "v2")
 
 class ConvBNAct(nn.Sequential):
     """Convolution without bias, batch norm, activation: ReLU in v1, PReLU with one slope per channel in v2.
-
-    (B, inputs, H, W) -> (B, out, H/stride, W/stride). The padding of a 3x3 kernel equals its dilation.
-    """
+    (B, inputs, H, W) -> (B, out, H/stride, W/stride); the padding of a 3x3 kernel equals its dilation."""
 
     def __init__(self, inputs: int, out: int, kernel: int = 3, *, revision: str, dilation: int = 1, **options) -> None:
         super().__init__()

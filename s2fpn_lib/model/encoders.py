@@ -35,10 +35,10 @@ class EncoderSpec:
 
     def build(self, *, double_resolution: bool) -> ResNetEncoder | EfficientNetLite:
         """The encoder, at twice the resolution if this specification or the caller asks for it."""
-        double_resolution = double_resolution or self.double_resolution
-        if self.architecture.startswith("efficientnet_lite"):
-            return EfficientNetLite(int(self.architecture[-1]), double_resolution=double_resolution)
-        return ResNetEncoder(self.architecture, double_resolution=double_resolution)
+        options = {"double_resolution": double_resolution or self.double_resolution}
+        if self.depthwise:
+            return EfficientNetLite(int(self.architecture[-1]), **options)
+        return ResNetEncoder(self.architecture, **options)
 
 
 _BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)

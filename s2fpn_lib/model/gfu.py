@@ -7,10 +7,8 @@ from s2fpn_lib.model.blocks import ConvBNAct, plain_conv, resize_like
 
 
 class GFUv1(nn.Module):
-    """conv3(f' + conv1(p)), f' = relu(W resize(f)); p (B, C, H, W), f (B, C_f, h, w) -> (B, C, H, W).
-
-    `pool=True` is the block of the paper's figure: f is averaged over height and width before W.
-    """
+    """conv3(f' + conv1(p)), f' = relu(W resize(f)); p (B, C, H, W), f (B, C_f, h, w) -> (B, C, H, W). `pool=True` is
+    the block of the paper's figure: f is averaged over height and width before W."""
 
     revision = "v1"
     conv3_kernel = 1
@@ -34,10 +32,8 @@ class GFUv1(nn.Module):
 
 
 class GFUv2(GFUv1):
-    """The gated block of v2: h = conv3(f' + p'), split into h1 and h2, then fuse(cat[s1 * f', s2 * p']).
-
-    s1 = ConvBNAct(h1), s2 = sigmoid(BN(W h2)). Shapes as in GFUv1.
-    """
+    """The gated block of v2: h = conv3(f' + p'), split into h1 and h2, then fuse(cat[s1 * f', s2 * p']) with
+    s1 = ConvBNAct(h1), s2 = sigmoid(BN(W h2)). Shapes as in GFUv1."""
 
     revision = "v2"
     conv3_kernel = 3

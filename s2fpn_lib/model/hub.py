@@ -22,7 +22,7 @@ from s2fpn_lib.validate import as_declared
 
 # One key: safetensors writes several in an order that differs from run to run, and equal weights must give equal files.
 METADATA_KEY = "s2fpn"
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = WEIGHTS, CONFIG, CARD = ["model.safetensors", "config.json", "README.md"]
 TEMPLATE = Path(__file__).with_name("model_card.md")
 UNKNOWN = "not recorded"
 _TEXTS = ("protocol", "dataset", "train_split", "val_split", "pretraining", "checkpoint_rule", "recipe", "git_sha")
@@ -139,8 +139,7 @@ class HubMixin:
         if hub:
             api = hub.HfApi()
             created = api.create_repo(repo_id, private=private, exist_ok=True)
-            files = [WEIGHTS, CONFIG, CARD]
-            api.upload_folder(repo_id=created.repo_id, folder_path=folder, allow_patterns=files)
+            api.upload_folder(repo_id=created.repo_id, folder_path=folder, allow_patterns=FILES)
         return folder
 
     @classmethod
@@ -156,7 +155,7 @@ class HubMixin:
         if not folder.is_dir():
             hub = _huggingface_hub(f"{name} is no local folder, and for the Hugging Face hub ")
             try:
-                folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+                folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
             except Exception as error:  # those of the hub, of its HTTP library, and of the operating system
                 raise FileNotFoundError(
                     f"{name} is no local folder, and the Hugging Face hub does not give it ({error}). Without a "
@@ -183,6 +182,11 @@ class HubMixin:
         switches = {key: value for key, value in network.items() if key not in ("num_classes", "normalization")}
         protocol = known.get("protocol_definition") or {}
         training = Counter((each["dataset"], each["split"]) for each in known.get("training", ()))
+        split, score = _plain(known.get("val_split")), "The checkpoint records no score."
+        if (miou := known.get("val_miou")) is not None:
+            score = f"{100 * miou:.2f} % mean IoU on the split {split}, measured during training."
+            if any(split.partition(":")[0] in trained for _, trained in training):
+                score += " **The weights were trained on images of this split.**"
         classes = zip(protocol.get("classes", ()), protocol.get("palette", ()), strict=True)
         used = sum(each.numel() for name, each in self.named_parameters() if not name.startswith("auxiliary."))
         mean, std = ([round(value, 4) for value in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
@@ -202,22 +206,12 @@ class HubMixin:
             name=_plain(name),
             properties=_table(("property", "value"), properties.items()),
             classes=_table(("id", "class", "color"), ((i, *each) for i, each in enumerate(classes))),
-            score=_score(known, training),
+            score=score,
             training=_table(("dataset", "split", "trainings"), ((*key, count) for key, count in training.items())),
             pretraining=_plain(known.get("pretraining", UNKNOWN)),
             source=_plain(protocol.get("source", UNKNOWN)),
             others=_table(("field", "value"), others.items()),
         )
-
-
-def _score(known: Mapping[str, Any], training: Iterable[tuple[str, str]]) -> str:
-    miou, split = known.get("val_miou"), _plain(known.get("val_split"))
-    if miou is None:
-        return "The checkpoint records no score."
-    text = f"{100 * miou:.2f} % mean IoU on the split {split}, measured during training."
-    if any(split.partition(":")[0] in trained for _, trained in training):
-        text += " **The weights were trained on images of this split.**"
-    return text
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

@@ -64,10 +64,8 @@ class Pyramid:
 
 
 class S2FPN(HubMixin, nn.Module):
-    """The network. `forward(x)` maps normalized float images (B, 3, H, W), H and W at least 32, to logits (B, K, H, W).
-
-    Build it with `build_model`. `config` rebuilds it: `build_model(**model.config)`.
-    """
+    """The network of `build_model(**config)`. `forward(x)` maps normalized float images (B, 3, H, W), H and W at least
+    32, to logits (B, K, H, W)."""
 
     def __init__(self, spec: EncoderSpec, switches: Switches, config: dict[str, Any]) -> None:
         super().__init__()
@@ -98,9 +96,8 @@ class S2FPN(HubMixin, nn.Module):
         self.gfu4, self.gfu3, self.gfu2, self.gfu1 = gfu(p1, p1), gfu(p1, p2), gfu(p2, p3), gfu(p3, p4)
         self.head = plain_conv(p4, num_classes)
 
-        mean, std = NORMALIZATIONS[config["normalization"]]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), NORMALIZATIONS[config["normalization"]], strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):  # the encoder keeps its own
@@ -176,8 +173,8 @@ def build_model(
         normalization: a key of NORMALIZATIONS, by default the one that the encoder was trained with.
         switches: the fields of `Switches`.
 
-    Raises ValueError for an unknown name, revision, or normalization, TypeError for an unknown switch or one of the
-    wrong type, and FileNotFoundError if there is no file at `encoder_weights`.
+    Raises ValueError for an unknown name, revision, or normalization, TypeError for a wrong switch, and
+    FileNotFoundError if there is no file at `encoder_weights`.
     """
     _check_known(ValueError, "model", name, ENCODERS)
     _check_known(ValueError, "revision", revision, REVISIONS)
@@ -201,10 +198,8 @@ def continued_network(
     recorded: Mapping[str, Any], given: Mapping[str, Any], deliberate: Collection[str] = (), source: str = ""
 ) -> dict[str, Any]:
     """The arguments of `build_model`, without `num_classes`, of a network that starts from another one's weights: those
-    of its `recorded` config, replaced by the `given` ones, which may contradict it only in the `deliberate` ones.
-
-    Raises ValueError, with the `source` of the weights, for another contradiction.
-    """
+    of its `recorded` config, replaced by the `given` ones, which may contradict it only in the `deliberate` ones. The
+    ValueError for another contradiction names the `source` of the weights."""
     known = {**asdict(Switches()), **recorded} if "name" in recorded else {}
     for name, value in given.items():
         if name in known and value != known[name] and name not in deliberate:

@@ -13,10 +13,8 @@ STRIP_AXES = {"height": 2, "width": 3}
 
 
 class StripGate(nn.Module):
-    """The part that both revisions share: the weight W of both strips, and `relu(g dropout(fuse(S)) + (1 - g) x)`.
-
-    `gamma` is the learned scalar g, initially `gamma_init`: 0 in the published network, which starts with relu(x).
-    """
+    """The part that both revisions share: the weight W of both strips, and `relu(g dropout(fuse(S)) + (1 - g) x)` with
+    the learned scalar g = `gamma`, initially `gamma_init`: 0 in the published network, which starts with relu(x)."""
 
     def __init__(
         self, channels: int, *, strip_axis: str = "height", dropout: float = DROPOUT, gamma_init: float = 0.0
