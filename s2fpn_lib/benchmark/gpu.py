@@ -191,7 +191,7 @@ def train_tasks(device: torch.device, end: float, out: Path) -> dict[str, ways.T
 
 
 def train_stage(stage: str, device: torch.device, end: float, out: Path) -> ways.Rows:
-    """Trains one preset, and yields its summary with the evaluation of the weights that it returned."""
+    """Trains one preset in a folder of its own, with its evaluation and a picture; yields its summary and scores."""
     ways.allow_tf32(True)
     began = time.monotonic()
     seconds = STAGES[stage] * (end - began)
