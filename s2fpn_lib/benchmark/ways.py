@@ -5,7 +5,6 @@ the published way as PyTorch's defaults run it on a GPU: its convolutions multip
 """
 
 import copy
-import io
 import itertools
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,8 @@ from s2fpn_lib.benchmark.inference import NO_GRAD, PUBLISHED, Run, measure_rows,
 from s2fpn_lib.benchmark.published import PublishedInference
 from s2fpn_lib.benchmark.timing import time_in_turns
 from s2fpn_lib.benchmark.training import make_step, measure_loader
-from s2fpn_lib.inference.export import export_onnx
-from s2fpn_lib.inference.optimize import cuda_graphs
-from s2fpn_lib.inference.simplify import simplify
+from s2fpn_lib.inference.export import onnx_model
+from s2fpn_lib.inference.optimize import cuda_graphs, simplify
 from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.complexity import measure_complexity
 from s2fpn_lib.model.modes import AMP_DTYPES
@@ -151,10 +149,8 @@ def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> 
     provider = {"TensorRT": "Tensorrt", "onnxruntime CUDA": "CUDA"}.get(backend, "CPU") + "ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise ImportError(f"this onnxruntime has no {provider}")
-    file = io.BytesIO()
-    export_onnx(network, file, x, dynamic=False)
     settings = {"trt_fp16_enable": precision == "fp16"} if backend == "TensorRT" else {}
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=[(provider, settings)])
+    session = onnxruntime.InferenceSession(onnx_model(network, x), providers=[(provider, settings)])
     binding, kind = session.io_binding(), x.device.type
     logits = torch.empty(session.get_outputs()[0].shape, device=x.device)
 

@@ -14,7 +14,6 @@ from s2fpn_lib.data.transforms import PUBLISHED_SCALES, Augment
 from s2fpn_lib.losses import AUX_RESOLUTIONS, CRITERIA
 from s2fpn_lib.model import ENCODERS, PUBLISHED_MODELS, Switches
 from s2fpn_lib.model.blocks import REVISIONS
-from s2fpn_lib.model.s2fpn import continued_network
 from s2fpn_lib.optim import OPTIMIZERS
 from s2fpn_lib.validate import as_declared, did_you_mean
 
@@ -167,14 +166,26 @@ class TrainConfig:
             object.__setattr__(self, name, value)
 
     def _continue_network(self) -> None:
-        """Takes over from `init_from` what is not given. Raises ValueError for a contradiction."""
+        """Takes over from `init_from` what is not given. Raises ValueError for a given value that contradicts it and
+        that `init_changes` does not name."""
         for name in self.init_changes:
             if name not in (known := ["normalization", *Switches.__dataclass_fields__]):
                 hint = did_you_mean(name, known)
                 raise ValueError(f"init_changes holds {name!r}.{hint} It may hold {', '.join(known)}")
         given = {"name": self.model, **self.only("revision", "normalization")}
         given = {name: value for name, value in given.items() if value} | self.switches
-        network = continued_network(recorded_network(self.init_from), given, self.init_changes, self.init_from)
+        recorded = recorded_network(self.init_from)
+        before = {**asdict(Switches()), **recorded} if "name" in recorded else {}
+        for name, value in given.items():
+            if name in before and value != before[name] and name not in self.init_changes:
+                field = "model" if name == "name" else name
+                advice = f"leave {field} out, and it is taken over"
+                if field not in ("model", "revision"):
+                    advice += f"; if the difference is deliberate, add {field!r} to init_changes"
+                found = f"{field} is {value!r}, but the network of {self.init_from!r} has {before[name]!r}"
+                raise ValueError(f"{found}: {advice}")
+        network = {**recorded, **given}
+        network.pop("num_classes", None)
         model, revision, normalization = (network.pop(name, "") for name in ("name", "revision", "normalization"))
         if not self.normalization and model in ENCODERS and normalization == ENCODERS[model].normalization:
             normalization = ""  # one form of a recipe, and one hash

@@ -17,16 +17,20 @@ OPSET = 18
 PARITY = 1e-3  # of float32 logits, relative to the largest
 
 
-def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Tensor, *, dynamic: bool = True) -> None:
-    """Write an ONNX file: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits` (B, K, H, W).
-
-    It is written atomically. Its metadata hold, as JSON, the mean and std that `preprocess` uses (R, G, B on 0..255).
-    Raises ImportError if the extra [onnx] is not installed.
+def export_onnx(network: nn.Module, path: str | Path, example: Tensor, *, dynamic: bool = True) -> None:
+    """Write an ONNX file, atomically: input `image` (B, 3, H, W) float32 as `preprocess` returns it, output `logits`
+    (B, K, H, W). Its metadata hold, as JSON, the mean and std that `preprocess` uses (R, G, B on 0..255). Raises
+    ImportError if the extra [onnx] is not installed.
 
     Args:
-        network: `simplify.simplify(model)`, or a model itself.
+        network: `simplify(model)`, or a model itself.
         dynamic: leave batch, height, and width variable, the sizes from 65 pixels; otherwise they are the example's.
     """
+    write_atomic(path, onnx_model(network, example, dynamic=dynamic))
+
+
+def onnx_model(network: nn.Module, example: Tensor, *, dynamic: bool = False) -> bytes:
+    """The content of the file that `export_onnx` writes."""
     require_onnx()
     traced, shapes = variable_input(example) if dynamic else (example.contiguous(), None)
     options = {"dynamo": True, "opset_version": OPSET, "dynamic_shapes": shapes, "verbose": False}
@@ -35,8 +39,7 @@ def export_onnx(network: nn.Module, target: str | Path | io.BytesIO, example: Te
     _pad_in_convolutions(program.model)
     for name in ("mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(network, name).flatten().tolist())
-    data = program.model_proto.SerializeToString()
-    target.write(data) if isinstance(target, io.BytesIO) else write_atomic(target, data)
+    return program.model_proto.SerializeToString()
 
 
 def _pad_in_convolutions(model: Any) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import io
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from s2fpn_lib.inference.export import export_onnx, onnx_session
+from s2fpn_lib.inference.export import onnx_model, onnx_session
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.progress import progress_bar
 from s2fpn_lib.runs import naming
@@ -46,7 +45,7 @@ class RuntimeRunner:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape not in self.sessions:
-            model = self._export(x)
+            model = onnx_model(self.network, x)
             if self.precision == "int8":
                 images = F.interpolate(self.example, x.shape[-2:], mode="bilinear")
                 count, batch = len(images), len(x)
@@ -56,11 +55,6 @@ class RuntimeRunner:
             self.sessions[x.shape] = self._session(model, self.precision)
         return self.sessions[x.shape](x.contiguous())
 
-    def _export(self, x: Tensor) -> bytes:
-        file = io.BytesIO()
-        export_onnx(self.network, file, x, dynamic=False)
-        return file.getvalue()
-
     def _session(self, model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
         if self.runtime == "openvino":
             return _openvino(model, precision)
@@ -69,7 +63,7 @@ class RuntimeRunner:
 
     def _choose_layers(self, tolerance: float) -> None:
         images = self.example.split(1)
-        model = self._export(images[0])
+        model = onnx_model(self.network, images[0])
         quantizer, exact = Quantizer(model, images, self.runtime), self._session(model, "float32")
         expected = [class_ids(exact(image.contiguous())) for image in images]
 
@@ -89,8 +83,8 @@ class RuntimeRunner:
 
 
 class Quantizer:
-    """A float32 `model` of `export_onnx(..., dynamic=False)`, to be written in 8-bit integers: weights per output
-    channel, activations in the ranges that the `examples`, inputs of its shape, lead to.
+    """A float32 model of `onnx_model`, to be written in 8-bit integers: weights per output channel, activations in the
+    ranges that the `examples`, inputs of its shape, lead to.
 
     `layers` maps the name of each node that can be quantized to the name of its layer. The `runtime` that shall run the
     file decides what is quantized besides convolutions.

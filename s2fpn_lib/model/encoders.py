@@ -1,11 +1,8 @@
 """The encoders: torchvision's ResNets and EfficientNet-Lite, both with four maps at strides 4, 8, 16, and 32."""
 
-from __future__ import annotations
-
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +30,7 @@ class EncoderSpec:
         """Whether most of its convolutions are depthwise ones, for which cuDNN compiles kernels layer by layer."""
         return self.architecture.startswith("efficientnet")
 
-    def build(self, *, double_resolution: bool) -> ResNetEncoder | EfficientNetLite:
+    def build(self, *, double_resolution: bool) -> "ResNetEncoder | EfficientNetLite":
         """The encoder, at twice the resolution if this specification or the caller asks for it."""
         options = {"double_resolution": double_resolution or self.double_resolution}
         if self.depthwise:
@@ -97,7 +94,7 @@ class ResNetEncoder(nn.ModuleDict):
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
             return weights.get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RuntimeError(
                 f"the ImageNet weights of {self.architecture} could not be loaded ({error}). Without a network, "

@@ -1,8 +1,8 @@
 """S²-FPN: encoder, pyramid of APFs, top-down path of GFUs, and head (docs/network.md; paper, overview figure)."""
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,25 +192,6 @@ def build_model(
     if encoder_weights is not None:
         model.encoder.load_imagenet(None if encoder_weights == "imagenet" else encoder_weights)
     return model
-
-
-def continued_network(
-    recorded: Mapping[str, Any], given: Mapping[str, Any], deliberate: Collection[str] = (), source: str = ""
-) -> dict[str, Any]:
-    """The arguments of `build_model`, without `num_classes`, of a network that starts from another one's weights: those
-    of its `recorded` config, replaced by the `given` ones, which may contradict it only in the `deliberate` ones. The
-    ValueError for another contradiction names the `source` of the weights."""
-    known = {**asdict(Switches()), **recorded} if "name" in recorded else {}
-    for name, value in given.items():
-        if name in known and value != known[name] and name not in deliberate:
-            field = "model" if name == "name" else name
-            advice = f"leave {field} out, and it is taken over"
-            if field not in ("model", "revision"):
-                advice += f"; if the difference is deliberate, add {field!r} to init_changes"
-            raise ValueError(f"{field} is {value!r}, but the network of {source!r} has {known[name]!r}: {advice}")
-    network = {**recorded, **given}
-    network.pop("num_classes", None)
-    return network
 
 
 def _check_known(error: type[Exception], what: str, value: str, known: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.data import open_dataset
 from s2fpn_lib.data.images import read_image
 from s2fpn_lib.inference.export import export_onnx, export_program, onnx_difference, onnx_session
-from s2fpn_lib.inference.simplify import simplify
+from s2fpn_lib.inference.optimize import simplify
 from s2fpn_lib.model import build_model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "run_onnx.py"

@@ -10,10 +10,9 @@ from torch._inductor.utils import run_and_get_code
 
 from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.data import open_dataset
-from s2fpn_lib.inference import optimize, optimize_for_inference
-from s2fpn_lib.inference.optimize import OptimizedModel
-from s2fpn_lib.inference.runtimes import RuntimeRunner, kept_signal_stack
-from s2fpn_lib.inference.simplify import simplify
+from s2fpn_lib.inference import optimize, optimize_for_inference, runtimes
+from s2fpn_lib.inference.optimize import OptimizedModel, simplify
+from s2fpn_lib.inference.runtimes import kept_signal_stack
 from s2fpn_lib.model import build_model
 
 SIZES = [(64, 96), (45, 71)]
@@ -108,16 +107,16 @@ def test_eager_with_every_switch(switch, revision):
 @pytest.fixture(scope="module", autouse=True)
 def _shared_onnx_files():
     """The runtimes and precisions share the ONNX file of a network and a size, which does not depend on them."""
-    files, export = {}, RuntimeRunner._export
+    files, export = {}, runtimes.onnx_model
 
-    def exported(runner, x):
-        key = repr(runner.network.config), len(list(runner.network.modules())), tuple(x.shape)
+    def exported(network, x):
+        key = repr(network.config), len(list(network.modules())), tuple(x.shape)
         if key not in files:
-            files[key] = export(runner, x)
+            files[key] = export(network, x)
         return files[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RuntimeRunner, "_export", exported)
+        patch.setattr(runtimes, "onnx_model", exported)
         yield
 
 

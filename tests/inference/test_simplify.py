@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from s2fpn_lib.inference.simplify import SplitFRB, fold_batch_norms, simplify
+from s2fpn_lib.inference.optimize import SplitFRB, fold_batch_norms, simplify
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.apf import APF
 

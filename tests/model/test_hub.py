@@ -11,7 +11,7 @@ import yaml
 
 from s2fpn_lib.checkpoint import load_model, read_metadata, save_weights
 from s2fpn_lib.data import get_protocol
-from s2fpn_lib.inference.simplify import simplify
+from s2fpn_lib.inference.optimize import simplify
 from s2fpn_lib.model import S2FPN, build_model
 
 FILES = ["README.md", "config.json", "model.safetensors"]
