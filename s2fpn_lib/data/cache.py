@@ -96,9 +96,8 @@ class DecodedDataset(Subset):
 
 
 class CachedDataset(Subset):
-    """All samples of ``source``, read from one cache file per sample, whose checksum is verified when it is first read
-    and after each change. A missing or damaged file is written again; DatasetError if a source file no longer has the
-    SHA-256 in ``digests``."""
+    """All samples of ``source``, read from one cache file each, whose checksum is verified at first and after a change.
+    A missing or damaged file is written again; DatasetError if a source no longer has the SHA-256 in ``digests``."""
 
     def __init__(self, source: SegmentationDataset, files: list[Path], digests: list[dict[Path, str]]) -> None:
         super().__init__([(source, index) for index in range(len(source))], source.split, like=source)

@@ -25,9 +25,8 @@ class Sample(NamedTuple):
 
 
 def inside(root: Path, given: str | Path, where: str) -> Path:
-    """The path `given` below the folder `root`, without `..`. Raises DatasetError, which begins with `where`, if it
-    leads out of that folder. Links in the folder are the user's own and may lead anywhere.
-    """
+    """The path `given` below the folder `root`, without `..`; DatasetError, which begins with `where`, if it leads out
+    of that folder. Links in the folder are the user's own and may lead anywhere."""
     base, path = (Path(os.path.normpath(each.absolute())) for each in (root, root / given))
     if "\0" in str(given) or not path.is_relative_to(base):
         advice = "move the files there, or give as data_root a folder that holds all of them, and paths relative to it"

@@ -34,8 +34,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_label(path: str | Path, *, palette_as_colors: bool = False) -> np.ndarray:
     """Pixels of a label file as uint8: ids (H, W) of a grayscale or palette image, colors (H, W, 3) of any other, and
-    with `palette_as_colors` also of a palette image. Raises ImageError as `read_image` does, and if ids do not fit into
-    8 bits."""
+    with `palette_as_colors` also of a palette image. Raises ImageError as `read_image`, and for ids above 255."""
     image = _open(path)
     if image.mode == "LA":
         image = image.convert("L")

@@ -118,8 +118,7 @@ def _nothing_to_score(dataset: SegmentationDataset) -> str:
 
 
 def _by_kind_and_folder(errors: Iterable[str]) -> list[tuple[Path, list[str]]]:
-    """The errors, each beginning with a path, as groups: one kind of error and one folder, or the folders' parent where
-    a kind occurs in more than three."""
+    """The errors, which begin with a path, by kind and folder; the folders' parent for a kind in more than three."""
     kinds: dict[str, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))
     for error in errors:
         path, _, reason = error.partition(": ")

@@ -41,8 +41,7 @@ def parent_watched() -> Iterator[None]:
 
 
 def ignore_stop_signals(_: int) -> None:
-    """Lets a worker of a loader live through the signals that all processes of a group get: its process ends it, by a
-    second SIGTERM where it does not react."""
+    """Lets a worker live through the signals of its process group. A second SIGTERM, from its process, ends it."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

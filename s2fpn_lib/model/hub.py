@@ -67,9 +67,8 @@ def read_document(text: str) -> dict[str, Any]:
 
 
 def rebuilt(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a checkpoint's description with its tensors. Raises KeyError, TypeError, ValueError, or
-    RuntimeError where they do not fit; takes the memory of the tensors, whatever the description says.
-    """
+    """The network of a checkpoint's description with its tensors; KeyError, TypeError, ValueError, or RuntimeError if
+    they do not fit. It takes the memory of the tensors, whatever the description says."""
     from s2fpn_lib.model.s2fpn import build_model
 
     config = document["config"]

@@ -73,8 +73,7 @@ def published_classes(source: str | Path | Mapping[str, Any]) -> int | None:
 
 def load_plain(path: Path) -> Any:
     """The tensors and plain values in a file of `torch.save`, on the CPU; nothing else is unpickled. ValueError for a
-    file that could take more memory than its size: compressed, which torch does not write, or with a byte array.
-    """
+    file that could take more memory than its size: compressed, which torch does not write, or with a byte array."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         members = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
         if content.find(b"bytearray") >= 0 or sum(each.file_size for each in members) > len(content):
