@@ -30,7 +30,7 @@ from s2fpn_lib.distributed.stop import StopRequested, StopSignals
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import ENCODERS
-from s2fpn_lib.model.modes import AMP_DTYPES
+from s2fpn_lib.model.tta import AMP_DTYPES
 from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.replay import computed_twice
 from s2fpn_lib.runs import RunDirectory

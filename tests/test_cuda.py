@@ -18,7 +18,7 @@ from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.inference import optimize_for_inference
 from s2fpn_lib.model import ENCODERS, build_model
 from s2fpn_lib.model.blocks import REVISIONS
-from s2fpn_lib.model.modes import AMP_DTYPES
+from s2fpn_lib.model.tta import AMP_DTYPES
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState
 from s2fpn_lib.train import train_step

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.blocks import resize_like
 from s2fpn_lib.model.gfu import GFUv1
-from s2fpn_lib.model.modes import evaluation_mode
 from s2fpn_lib.model.ssam import ColumnAttention, SSAMv1, StripGate
+from s2fpn_lib.model.tta import evaluation_mode
 
 # The modules whose outputs are kept, as far as the model has them; v2 has its strip gate in ssam.attention
 RECORDED = re.compile(

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from s2fpn_lib.attention.recorder import AttentionRecorder, GFUCapture, LevelCapture
 from s2fpn_lib.data import SegmentationDataset, evenly_spaced
 from s2fpn_lib.model import S2FPN, build_model
-from s2fpn_lib.model.modes import evaluation_mode
 from s2fpn_lib.model.ssam import ColumnAttention, StripGate
-from s2fpn_lib.model.tta import at_size
+from s2fpn_lib.model.tta import at_size, evaluation_mode
 
 NEGLIGIBLE_SHARE = 0.01  # share of the blend below which the strips have almost no influence on the prediction
 PIXELS_AT_ONCE = 16384  # pixels whose distributions over columns are in memory at a time

@@ -23,7 +23,7 @@ from s2fpn_lib.inference.export import onnx_model
 from s2fpn_lib.inference.optimize import cuda_graphs, simplify
 from s2fpn_lib.model import S2FPN, build_model
 from s2fpn_lib.model.complexity import measure_complexity
-from s2fpn_lib.model.modes import AMP_DTYPES
+from s2fpn_lib.model.tta import AMP_DTYPES
 from s2fpn_lib.train import cudnn_search
 
 Rows = Iterator[tuple[str, dict[str, Any]]]

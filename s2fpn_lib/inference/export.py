@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.model.tta import evaluation_mode
 from s2fpn_lib.runs import write_atomic
 
 OPSET = 18

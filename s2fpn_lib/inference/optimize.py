@@ -20,9 +20,8 @@ from s2fpn_lib.model import S2FPN
 from s2fpn_lib.model.apf import APF, FRB
 from s2fpn_lib.model.blocks import resize_like
 from s2fpn_lib.model.gfu import GFUv1
-from s2fpn_lib.model.modes import AMP_DTYPES
 from s2fpn_lib.model.ssam import StripGate
-from s2fpn_lib.model.tta import at_size
+from s2fpn_lib.model.tta import AMP_DTYPES, at_size
 
 TORCH_PRECISIONS = {"float32": None, **AMP_DTYPES}
 BACKENDS = {"eager": tuple(TORCH_PRECISIONS), "compile": tuple(TORCH_PRECISIONS), **RUNTIMES}  # and their precisions

@@ -19,8 +19,7 @@ from s2fpn_lib.data.images import ids_of_colors, read_image, read_label
 from s2fpn_lib.evaluate import count_seen, seen_caveat
 from s2fpn_lib.metrics import class_ids
 from s2fpn_lib.model import S2FPN
-from s2fpn_lib.model.modes import evaluation_mode
-from s2fpn_lib.model.tta import at_size
+from s2fpn_lib.model.tta import at_size, evaluation_mode
 from s2fpn_lib.report.tables import protocol_name
 from s2fpn_lib.workbench.predict import network_size
 from s2fpn_lib.workbench.provenance import checkpoint_provenance

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2fpn_lib.model.modes import evaluation_mode
+from s2fpn_lib.model.tta import evaluation_mode
 
 
 @dataclass(frozen=True)

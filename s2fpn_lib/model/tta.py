@@ -1,15 +1,28 @@
-"""Prediction of images from one view, or by test-time augmentation (TTA): scales, mirrored views, sliding windows."""
+"""Prediction in evaluation mode, from one view or with test-time augmentation (TTA): scales, mirroring, windows."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2fpn_lib.model.modes import AMP_DTYPES, evaluation_mode
-
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 LEAST_PROBABILITY = 1e-12  # keeps the logarithm of averaged probabilities finite
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Runs the block with `model` in evaluation mode and restores the mode of every submodule afterwards; unlike
+    `model.train(was_training)`, also of those that are frozen in evaluation mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:

@@ -13,8 +13,7 @@ from s2fpn_lib.inspector import inspect
 from s2fpn_lib.inspector.state import NamedModel, Picture
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import macs_by_part, measure_complexity
-from s2fpn_lib.model.modes import evaluation_mode
-from s2fpn_lib.model.tta import predict_logits
+from s2fpn_lib.model.tta import evaluation_mode, predict_logits
 
 PROTOCOL = get_protocol("roadscenes")
 PICTURE = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
