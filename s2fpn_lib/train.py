@@ -25,8 +25,7 @@ from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.data.transforms import class_mix
 from s2fpn_lib.distributed import choose_device, from_first, rank
-from s2fpn_lib.distributed.launch import launch, node_rank
-from s2fpn_lib.distributed.stop import StopRequested, StopSignals
+from s2fpn_lib.distributed.launch import StopRequested, StopSignals, launch, node_rank
 from s2fpn_lib.evaluate import evaluate
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import ENCODERS

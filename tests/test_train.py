@@ -22,7 +22,7 @@ from s2fpn_lib.checkpoint import load_model, load_state, read_metadata
 from s2fpn_lib.data import DatasetError, DatasetNotFound, SegmentationDataset, get_protocol
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.data.statistics import class_weights_from
-from s2fpn_lib.distributed.stop import StopRequested, StopSignals
+from s2fpn_lib.distributed.launch import StopRequested, StopSignals
 from s2fpn_lib.model import build_model
 from s2fpn_lib.optim import warmup_poly
 from s2fpn_lib.replay import ReplayMismatch

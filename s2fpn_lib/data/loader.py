@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from s2fpn_lib.data.dataset import SegmentationDataset
 from s2fpn_lib.data.statistics import rare_pixels
 from s2fpn_lib.data.transforms import Augment, apply, draw
-from s2fpn_lib.distributed.stop import ignore_stop_signals
+from s2fpn_lib.distributed.launch import ignore_stop_signals
 
 Key = tuple[int, int, int]  # epoch, position in the epoch's order, index of the sample at that position
 
