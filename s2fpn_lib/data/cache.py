@@ -46,11 +46,9 @@ class CacheSpaceError(OSError):
 
 def cached(dataset: SegmentationDataset, root: Path | None = None) -> SegmentationDataset:
     """``dataset``, a :class:`FileDataset` or one whose ``cache_key()`` identifies its content, read through the cache
-    in ``root``: by default the environment variable S2FPN_CACHE, else ``~/.cache/s2fpn``.
-
-    Where the folder is not writable or a file cannot be decoded, a warning says so, and a :class:`DecodedDataset` is
-    returned. Raises CacheSpaceError if the disk is full.
-    """
+    in ``root``: by default the environment variable S2FPN_CACHE, else ``~/.cache/s2fpn``. Where the folder is not
+    writable or a file cannot be decoded, it is a :class:`DecodedDataset`, with a warning. Raises CacheSpaceError if the
+    disk is full."""
     root = root or Path(os.environ.get("S2FPN_CACHE") or Path.home() / ".cache" / "s2fpn").expanduser()
     prefix = f"{dataset.protocol.name}-{dataset.split}"  # the protocol decides how labels are decoded
     try:

@@ -145,11 +145,9 @@ def read_description(path: str | Path) -> Description:
 
 
 class CustomDataset(FileDataset):
-    """One split of the dataset that a YAML file describes, resized to its `size`; a border that remains is ignored.
-
-    root: folder that the paths in the file are relative to; None: the folder of the file. Raises DatasetNotFound if the
-    file, the split, its images, or its labels are missing, and DatasetError if the file describes no dataset.
-    """
+    """One split of the dataset that a YAML file describes, resized to its `size`; a border that remains is ignored. The
+    paths in the file are relative to `root`, by default the file's folder. Raises DatasetNotFound if the file, the
+    split, its images, or its labels are missing, and DatasetError if the file describes no dataset."""
 
     RESIZED = True
 

@@ -40,11 +40,9 @@ class DownloadError(OSError):
 
 
 def download_camvid(into: str | Path, *, url: str = URL, sha256: str = "", pairs: Mapping[str, int] = PAIRS) -> Path:
-    """Put CamVid at ``into/camvid`` and return that folder; does nothing where it is already complete.
-
-    An archive ``into/camvid-segnet.zip``, such as one copied there by hand, is not downloaded again. An empty
-    ``sha256`` accepts any archive with ``pairs``. Raises DownloadError with what to do by hand.
-    """
+    """Put CamVid at ``into/camvid``, unless it is complete there, and return that folder. An archive
+    ``into/camvid-segnet.zip``, such as one copied there by hand, is not downloaded again. An empty ``sha256`` accepts
+    any archive with ``pairs``. Raises DownloadError with what to do by hand."""
     target = Path(into).expanduser() / "camvid"
     if target.exists():
         if wrong := _what_is_wrong(target, pairs):

@@ -1,7 +1,5 @@
-"""Devices and processes: where a computation runs, in which precision, and how several processes train together.
-
-In a process that is not one of several, the collective functions answer for it alone.
-"""
+"""Devices and processes: where a computation runs, in which precision, and how several processes train together. The
+collective functions also work in a process that is alone."""
 
 import contextlib
 import ctypes

@@ -151,12 +151,10 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Holds back SIGINT, SIGTERM, and SIGHUP until a block ends, so that it can end where nothing is lost.
-
-    The end of the parent of a notebook's kernel counts as SIGTERM. A second SIGINT raises KeyboardInterrupt at once; it
-    has no effect in one of several processes, which get SIGINT from the terminal and from their launcher. An ignored
-    signal stays ignored. Outside the main thread, which alone has handlers, nothing is held back.
-    """
+    """Holds back SIGINT, SIGTERM, and SIGHUP until a block ends, so that it can end where nothing is lost. The end of
+    the parent of a notebook's kernel counts as SIGTERM. A second SIGINT raises KeyboardInterrupt at once, except in one
+    of several processes, which get SIGINT from the terminal and from their launcher. An ignored signal stays ignored.
+    Outside the main thread, which alone has handlers, nothing is held back."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

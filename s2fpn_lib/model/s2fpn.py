@@ -134,11 +134,9 @@ class S2FPN(HubMixin, nn.Module):
         return Pyramid(apf, auxiliary, gfu, self.head(result))
 
     def forward(self, x: Tensor, aux: bool = False, *, resize: bool = True) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits (B, K, H, W); with `aux` also the list of the four auxiliary logits, in the order apf1 to apf4.
-
-        `resize=False` leaves all of them at the resolution at which they were computed (main at stride 4, auxiliaries
-        at strides 32, 16, 8, and 4; half these strides for S²-FPN34M or with double_resolution).
-        """
+        """Logits (B, K, H, W); with `aux` also the list of the four auxiliary logits, in the order apf1 to apf4. With
+        `resize=False`, each is left at the resolution at which it was computed (main at stride 4, auxiliaries at 32,
+        16, 8, and 4; half these strides for S²-FPN34M or with double_resolution)."""
         result = self.pyramid(x, aux=aux)
         maps = [result.logits, *result.auxiliary]
         logits, *auxiliary = [resize_like(each, x) for each in maps] if resize else maps
