@@ -148,7 +148,7 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def seen_words(rows: pd.DataFrame, text: str = "{}") -> list[str]:
-    """How many scored images of each row the weights were trained on: "all 101" or "17 of 101" in `text`, "" for none."""
+    """How many scored images each row's weights were trained on, "all 101" or "17 of 101", in `text`; "" for none."""
     numbers = rows.reindex(columns=["images_seen", "images"]).astype(float).fillna(0).to_numpy()
     found = [(f"all {n:g}" if n == images else f"{n:g} of {images:g}") if n else "" for n, images in numbers]
     return [text.format(number) if number else "" for number in found]
