@@ -16,8 +16,7 @@ import yaml
 
 from s2fpn_lib.data import Protocol, get_protocol, register
 from s2fpn_lib.evaluate import CONVENTION, Evaluation
-from s2fpn_lib.model import ENCODERS, build_model
-from s2fpn_lib.model.blocks import REVISIONS
+from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION, SCORES, percent
 from s2fpn_lib.runs import atomic_file, read_json, read_rows, write_atomic, written_order
@@ -170,8 +169,6 @@ def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
 def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """`evaluation_rows` with `parameters` and `gmacs`, only the last of repeated ones."""
     frame = evaluation_rows(evaluations)
-    if frame.empty:
-        return frame
     keys = [c for c in (*REPETITION, "seed", "checkpoint_sha") if c in frame]
     return with_cost(frame.drop_duplicates(keys, keep="last"))
 
@@ -190,11 +187,10 @@ def with_cost(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `parameters` and `gmacs` at each row's protocol; missing if the network is not known."""
     costs = pd.DataFrame(index=frame.index, columns=["parameters", "gmacs"])
     for row in frame.reindex(columns=["model", "revision", "switches", "protocol"]).fillna("none").itertuples():
-        if row.model in ENCODERS and row.revision in REVISIONS:
-            protocol = get_protocol(row.protocol)
-            with contextlib.suppress(TypeError, ValueError):  # switches of another version
-                cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
-                costs.loc[row.Index] = cost.parameters, cost.gigamacs
+        protocol = get_protocol(row.protocol)
+        with contextlib.suppress(TypeError, ValueError):  # another network, or switches of another version
+            cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
+            costs.loc[row.Index] = cost.parameters, cost.gigamacs
     return frame.join(costs.astype({"parameters": "Int64", "gmacs": "float64"}))
 
 

@@ -234,8 +234,7 @@ def measured_points(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFr
     speed = speed[speed["remark"] == ""].reindex(columns=columns)  # rows may lack any
     speed = speed.astype(dict.fromkeys(("stage", "checkpoint_sha", *METHOD), "string"))
     speed = speed.rename(columns={"network": "model"})
-    sizes = [f"{height:g}x{width:g}" for height, width in zip(speed["height"], speed["width"], strict=True)]
-    speed["input"] = pd.array(sizes, dtype="string")
+    speed["input"] = pd.array([f"{h:g}x{w:g}" for h, w in speed[["height", "width"]].to_numpy()], dtype="string")
     trained = pd.array(tables.seen_words(speed, ", trained on {} images"), dtype="string")
     speed["method"] = speed["backend"] + " " + speed["precision"] + ", " + speed["stage"] + trained
     speed["miou_percent"] = 100 * speed["miou"]
@@ -260,8 +259,7 @@ def _joined(evaluations: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     columns |= {"images_seen": ("images_seen", "max"), "checkpoint_sha": ("checkpoint_sha", "last")}
     scored = whole.groupby(keys, dropna=False).agg(**columns).reset_index().astype({"checkpoint_sha": "string"})
     scored["miou_percent"] *= 100
-    sizes = ["{}x{}".format(*get_protocol(name).size) for name in scored["protocol"]]
-    scored["input"] = pd.array(sizes, dtype="string")
+    scored["input"] = scored["protocol"].map(lambda name: "{}x{}".format(*get_protocol(name).size)).astype("string")
     timed = speed[(speed["stage"] == "network") & (speed["batch"] == 1) & (speed["precision"] == "float32")]
     timed = timed.sort_values(["device", "fps"], ascending=[True, False])
     plain = scored[scored["switches"] == "none"] if "switches" in scored else scored
