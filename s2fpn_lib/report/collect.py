@@ -1,7 +1,8 @@
 """What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call.
 
 The tidy table of all measurements has one row per evaluation.json, and per validation by which a finished training run
-chose its checkpoint; the table per class has one row per evaluation and class. results_columns.csv has their columns.
+chose its checkpoint; the table per class has one row per evaluation and class. results_columns.csv has the columns of
+both, and those of the files that are computed with.
 """
 
 import contextlib
@@ -26,19 +27,13 @@ from s2fpn_lib.workbench.provenance import describe_switches, recipe_hashes
 PLACE = ("device", "height", "width", "batch", "stage")  # speeds can only be compared if they agree in these
 METHOD = ("network", "revision", "backend", "precision")  # what was timed, and how it was executed
 NOISY, FREE = 0.15, 0.9  # the largest spread over the repeats, and the least share of its cores that a process gets
-# Types of the columns that tables compute with, group by, or show
-_TEXTS = (*METHOD, *REPETITION, "stage", "time", "checkpoint", "checkpoint_sha", "git_sha", "torch", "way", "kind")
-_NUMBERS = (
-    *("height", "width", "batch", "fps", "p50_ms", "p90_ms", "spread", "ratio", "ratio_low", "ratio_high", "gmacs"),
-    *("parameters", "parameters_m", "miou", "val_miou", "seconds", "epoch", "epochs", "step", "seed", "images"),
-    *("images_in_split", "images_seen", "val_images_seen", "eval_images", "cpu_share"),
-)
-KINDS = dict.fromkeys(_TEXTS, str | None) | dict.fromkeys(_NUMBERS, float | None) | {"flip": bool | None}
 Skipped = dict[str, str] | None  # {file: why it is left out}, which is added to; None: an error instead
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 # The tidy tables' columns, with pandas' types that know missing values
 _LISTED = pd.read_csv(Path(__file__).with_name("results_columns.csv"), index_col="column")
 COLUMNS, CLASS_COLUMNS = (_LISTED.loc[_LISTED["table"] == each, "type"].to_dict() for each in ("results", "per_class"))
+_IN_FILES = {"string": str | None, "boolean": bool | None, "Int64": float | None, "Float64": float | None}
+KINDS = {column: _IN_FILES[kind] for column, kind in _LISTED["type"].items()}  # of what files of results hold
 
 
 def collect_runs(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
@@ -138,9 +133,7 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     Such a row has no ratio, and neither have the rows that were compared with it. Missing columns raise no remark.
     """
     known = rows.reindex(columns=rows.columns.union(["stage", "p50_ms", "spread", "cpu_share", "backend", "way"]))
-    known["all"] = 0  # the group of all rows, where they have none of the other columns
-    same = ["all", *PLACE, "network", "revision", "checkpoint_sha", "run", "kind"]
-    same = [c for c in same if c in known and c != "stage"]
+    same = [c for c in (*PLACE, "network", "revision", "checkpoint_sha", "run", "kind") if c in known and c != "stage"]
     method = [*same, *(c for c in ("backend", "precision") if c in known)]
     network = known[known["stage"] == "network"].drop_duplicates(method, keep="last")
     inside = known[method].merge(network[[*method, "p50_ms"]], on=method, how="left")["p50_ms"].set_axis(rows.index)
