@@ -15,11 +15,10 @@ from torch import nn
 from s2fpn_lib.data import SegmentationDataset, Subset, evenly_spaced, get_protocol, open_dataset, register
 from s2fpn_lib.data.protocols import _own
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
-from s2fpn_lib.evaluate import Evaluation, evaluate
+from s2fpn_lib.evaluate import Evaluation, evaluate, majority_baselines
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix
 from s2fpn_lib.model import build_model
 from s2fpn_lib.model.tta import predict_logits, window_starts, window_weights
-from s2fpn_lib.workbench.baselines import majority_baselines
 
 
 class Scenes(SegmentationDataset):

@@ -11,6 +11,7 @@ import torch
 from matplotlib.colors import LogNorm, Normalize
 from torch import Tensor
 
+from s2fpn_lib.attention.recorder import LevelCapture
 from s2fpn_lib.attention.statistics import NEGLIGIBLE_SHARE
 from s2fpn_lib.inspector.state import Inspection, State
 from s2fpn_lib.viz.style import ATTENTION_CMAP, ATTENTION_RANGE, CONFIDENCE_CMAP, GATE_CMAP
@@ -178,7 +179,7 @@ def readout(state: State, inspection: Inspection) -> Readout:
     values, order = p.topk(min(3, len(classes)))
     (first, confidence), *others = zip([classes[k] for k in order], values.tolist(), strict=True)
     truth = "" if label is None else dict(enumerate(classes)).get(int(label[state.y, state.x]), "not labeled")
-    levels = tuple(_level_readout(state, inspection, index) for index in range(len(inspection.levels)))
+    levels = tuple(_level_readout(state, inspection, level) for level in inspection.levels)
     unsure = float(torch.special.entr(p).sum()) / math.log(2), float(margin(p))
     return Readout(state.y, state.x, first, confidence, tuple(others), truth, *unsure, levels, inspection.seen)
 
@@ -196,8 +197,7 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}" if abs(value) >= 1e-4 else "0"
 
 
-def _level_readout(state: State, inspection: Inspection, index: int) -> LevelReadout:
-    level = inspection.levels[index]
+def _level_readout(state: State, inspection: Inspection, level: LevelCapture) -> LevelReadout:
     place = inspection.on_level(level, state.y, state.x)
     found = LevelReadout(level.name, tuple(level.size), place, own_distribution=level.query is not None)
     if level.auxiliary is not None:

@@ -125,9 +125,11 @@ class Inspector(anywidget.AnyWidget):
             self.send({"kind": "error", "request": name, "error": str(error), "details": details})
 
     def _do_thumbs(self) -> None:
-        shown = {*self.strip, *filter(None, [self._index()])}
-        images = [{"index": index, "name": self.dataset.names[index]} for index in sorted(shown)]
-        self.send({"kind": "thumbs", "images": images}, [thumbnail(self.dataset, each["index"]) for each in images])
+        shown = sorted({*self.strip, *filter(None, [self._index()])})
+        images = [{"index": index, "name": self.dataset.names[index]} for index in shown]
+        pictures = [as_array(self.dataset[index][0]) for index in shown]
+        thumbs = [jpeg(each, max(1, round(THUMB_HEIGHT * each.shape[1] / each.shape[0]))) for each in pictures]
+        self.send({"kind": "thumbs", "images": images}, thumbs)
 
     def _do_score(self, index: int) -> None:
         (of, scores), first = self._scores(), self.inspections[0]
@@ -181,12 +183,6 @@ class Inspector(anywidget.AnyWidget):
         display(HTML(STILL.substitute(image=html_image(jpeg(np.asarray(picture), quality=92), bundle["text/plain"]))))
 
 
-def thumbnail(dataset: SegmentationDataset, index: int) -> bytes:
-    """A small picture of an image, as JPEG."""
-    pixels = as_array(dataset[index][0])
-    return jpeg(pixels, max(1, round(THUMB_HEIGHT * pixels.shape[1] / pixels.shape[0])))
-
-
 def image_score(network: S2FPN, dataset: SegmentationDataset, index: int) -> float | None:
     """mIoU (0..1) of one image, as `Evaluation.image_iou` has it; None for an image without a scored pixel."""
     protocol, (image, label) = dataset.protocol, dataset[index]
@@ -199,12 +195,11 @@ def image_score(network: S2FPN, dataset: SegmentationDataset, index: int) -> flo
 def model_choices(results: Path, protocol: Protocol) -> list[tuple[str, str]]:
     """Released weights and runs under `results` that predict the protocol's classes: (name or path, text)."""
     runs = sorted({path.parent for path in results.rglob("*.safetensors") if path.with_name("result.json").exists()})
-    choices = [(name, name) for name in released_names()] + [(str(run), str(run.relative_to(results))) for run in runs]
-    return [choice for choice in choices if _predicts(choice[0], protocol)]
-
-
-def _predicts(path_or_name: str, protocol: Protocol) -> bool:
-    with contextlib.suppress(CheckpointError, KeyError, ValueError):
-        found = checkpoint_protocol(path_or_name)
-        return found is not None and found.classes == protocol.classes
-    return False
+    known = [(name, name) for name in released_names()] + [(str(run), str(run.relative_to(results))) for run in runs]
+    choices = []
+    for choice in known:
+        with contextlib.suppress(CheckpointError, KeyError, ValueError):
+            found = checkpoint_protocol(choice[0])
+            if found is not None and found.classes == protocol.classes:
+                choices.append(choice)
+    return choices

@@ -1,7 +1,8 @@
 """What lies under a results folder: training runs, curves, evaluations, and speed rows, read afresh by every call.
 
 The tidy table of all measurements has one row per evaluation.json, and per validation by which a finished training run
-chose its checkpoint; the table per class has one row per evaluation and class. results_columns.csv has their columns.
+chose its checkpoint; the table per class has one row per evaluation and class. results_columns.csv has the columns of
+both, and those of the files that are computed with.
 """
 
 import contextlib
@@ -16,8 +17,7 @@ import yaml
 
 from s2fpn_lib.data import Protocol, get_protocol, register
 from s2fpn_lib.evaluate import CONVENTION, Evaluation
-from s2fpn_lib.model import ENCODERS, build_model
-from s2fpn_lib.model.blocks import REVISIONS
+from s2fpn_lib.model import build_model
 from s2fpn_lib.model.complexity import Complexity, measure_complexity
 from s2fpn_lib.report.tables import REPETITION, SCORES, percent
 from s2fpn_lib.runs import atomic_file, read_json, read_rows, write_atomic, written_order
@@ -27,19 +27,13 @@ from s2fpn_lib.workbench.provenance import describe_switches, recipe_hashes
 PLACE = ("device", "height", "width", "batch", "stage")  # speeds can only be compared if they agree in these
 METHOD = ("network", "revision", "backend", "precision")  # what was timed, and how it was executed
 NOISY, FREE = 0.15, 0.9  # the largest spread over the repeats, and the least share of its cores that a process gets
-# Types of the columns that tables compute with, group by, or show
-_TEXTS = (*METHOD, *REPETITION, "stage", "time", "checkpoint", "checkpoint_sha", "git_sha", "torch", "way", "kind")
-_NUMBERS = (
-    *("height", "width", "batch", "fps", "p50_ms", "p90_ms", "spread", "ratio", "ratio_low", "ratio_high", "gmacs"),
-    *("parameters", "parameters_m", "miou", "val_miou", "seconds", "epoch", "epochs", "step", "seed", "images"),
-    *("images_in_split", "images_seen", "val_images_seen", "eval_images", "cpu_share"),
-)
-KINDS = dict.fromkeys(_TEXTS, str | None) | dict.fromkeys(_NUMBERS, float | None) | {"flip": bool | None}
 Skipped = dict[str, str] | None  # {file: why it is left out}, which is added to; None: an error instead
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 # The tidy tables' columns, with pandas' types that know missing values
 _LISTED = pd.read_csv(Path(__file__).with_name("results_columns.csv"), index_col="column")
 COLUMNS, CLASS_COLUMNS = (_LISTED.loc[_LISTED["table"] == each, "type"].to_dict() for each in ("results", "per_class"))
+_IN_FILES = {"string": str | None, "boolean": bool | None, "Int64": float | None, "Float64": float | None}
+KINDS = {column: _IN_FILES[kind] for column, kind in _LISTED["type"].items()}  # of what files of results hold
 
 
 def collect_runs(root: str | Path, skipped: Skipped = None) -> pd.DataFrame:
@@ -139,9 +133,7 @@ def with_remarks(rows: pd.DataFrame) -> pd.DataFrame:
     Such a row has no ratio, and neither have the rows that were compared with it. Missing columns raise no remark.
     """
     known = rows.reindex(columns=rows.columns.union(["stage", "p50_ms", "spread", "cpu_share", "backend", "way"]))
-    known["all"] = 0  # the group of all rows, where they have none of the other columns
-    same = ["all", *PLACE, "network", "revision", "checkpoint_sha", "run", "kind"]
-    same = [c for c in same if c in known and c != "stage"]
+    same = [c for c in (*PLACE, "network", "revision", "checkpoint_sha", "run", "kind") if c in known and c != "stage"]
     method = [*same, *(c for c in ("backend", "precision") if c in known)]
     network = known[known["stage"] == "network"].drop_duplicates(method, keep="last")
     inside = known[method].merge(network[[*method, "p50_ms"]], on=method, how="left")["p50_ms"].set_axis(rows.index)
@@ -170,8 +162,6 @@ def evaluation_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
 def scored_rows(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """`evaluation_rows` with `parameters` and `gmacs`, only the last of repeated ones."""
     frame = evaluation_rows(evaluations)
-    if frame.empty:
-        return frame
     keys = [c for c in (*REPETITION, "seed", "checkpoint_sha") if c in frame]
     return with_cost(frame.drop_duplicates(keys, keep="last"))
 
@@ -190,11 +180,10 @@ def with_cost(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with `parameters` and `gmacs` at each row's protocol; missing if the network is not known."""
     costs = pd.DataFrame(index=frame.index, columns=["parameters", "gmacs"])
     for row in frame.reindex(columns=["model", "revision", "switches", "protocol"]).fillna("none").itertuples():
-        if row.model in ENCODERS and row.revision in REVISIONS:
-            protocol = get_protocol(row.protocol)
-            with contextlib.suppress(TypeError, ValueError):  # switches of another version
-                cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
-                costs.loc[row.Index] = cost.parameters, cost.gigamacs
+        protocol = get_protocol(row.protocol)
+        with contextlib.suppress(TypeError, ValueError):  # another network, or switches of another version
+            cost = network_cost(row.model, row.revision, row.switches, protocol.num_classes, protocol.size)
+            costs.loc[row.Index] = cost.parameters, cost.gigamacs
     return frame.join(costs.astype({"parameters": "Int64", "gmacs": "float64"}))
 
 

@@ -147,10 +147,11 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     return out.join(words(table.reindex(columns=[c for c in ("parameters", "gmacs") if c in table])))
 
 
-def seen_words(rows: pd.DataFrame) -> list[str]:
-    """How many scored images of each row the weights were trained on, as "all 101" or "17 of 101"; empty for none."""
+def seen_words(rows: pd.DataFrame, text: str = "{}") -> list[str]:
+    """How many scored images each row's weights were trained on, "all 101" or "17 of 101", in `text`; "" for none."""
     numbers = rows.reindex(columns=["images_seen", "images"]).astype(float).fillna(0).to_numpy()
-    return [(f"all {n:g}" if n == images else f"{n:g} of {images:g}") if n else "" for n, images in numbers]
+    found = [(f"all {n:g}" if n == images else f"{n:g} of {images:g}") if n else "" for n, images in numbers]
+    return [text.format(number) if number else "" for number in found]
 
 
 def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -160,10 +161,9 @@ def class_score_table(frame: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({"class": list(scores.values())})
     differing = _differing(table)
     differing = [c for c in differing if c != "switches" or "variant" not in differing]  # whose name stands for them
-    records = zip(short_names(table, differing), table.to_dict("records"), seen_words(table), strict=True)
-    for name, row, seen in records:
-        trained = f" (trained on {seen} images)" if seen else ""
-        out[name + trained] = [percent(row[score], row[f"{score}_std"]) for score in scores]
+    seen = seen_words(table, " (trained on {} images)")
+    for name, row, remark in zip(short_names(table, differing), table.to_dict("records"), seen, strict=True):
+        out[name + remark] = [percent(row[score], row[f"{score}_std"]) for score in scores]
     return out
 
 
@@ -217,7 +217,7 @@ def evaluation_names(rows: pd.DataFrame) -> dict[str, str]:
         names = short_names(rows, ["seed", *more])
         if len(set(names)) == len(names):
             break
-    seen = [f" (trained on {words} images)" if words else "" for words in seen_words(rows)]
+    seen = seen_words(rows, " (trained on {} images)")
     return {name + remark: folder for name, remark, folder in zip(names, seen, rows["evaluation"], strict=True)}
 
 

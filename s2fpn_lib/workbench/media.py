@@ -41,9 +41,15 @@ def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple
     found, left_out, unreadable = [], [], []
     for parent, folders, files in os.walk(source, onerror=unreadable.append):
         for path in [Path(parent, name) for name in folders]:
-            if reason := _why_not(path, results):
-                left_out.append((path, reason))
-                folders.remove(path.name)
+            if path.is_symlink():
+                reason = "link to a folder: links are not followed"
+            elif path.resolve() == results or path.name.startswith("."):
+                kind = "folder of the results" if path.resolve() == results else "hidden folder"
+                reason = f"{kind}; files in it: {sum(len(inside) for _, _, inside in os.walk(path))}"
+            else:
+                continue
+            left_out.append((path, reason))
+            folders.remove(path.name)
         for path in [Path(parent, name) for name in files]:
             if path.name.startswith("."):
                 left_out.append((path, "hidden file"))
@@ -56,19 +62,6 @@ def find_media(source: Path, *, leave_out: Path) -> tuple[list[Path], list[tuple
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in left_out[:20])
         raise MediaError(f"{source} holds no file: give an image, a video, or a folder of them{reasons}")
     return sorted(found), sorted(left_out)
-
-
-def _why_not(folder: Path, results: Path) -> str:
-    """Why the files of a folder are not predicted; empty if they are."""
-    if folder.is_symlink():
-        return "link to a folder: links are not followed"
-    if folder.resolve() == results:
-        kind = "folder of the results"
-    elif folder.name.startswith("."):
-        kind = "hidden folder"
-    else:
-        return ""
-    return f"{kind}; files in it: {sum(len(files) for _, _, files in os.walk(folder))}"
 
 
 def result_names(media: Sequence[Path], source: Path) -> dict[Path, str]:

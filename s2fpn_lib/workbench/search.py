@@ -39,10 +39,9 @@ def search_space(**ranges: Sequence[Any]) -> Space:
     """
     space: Space = {}
     for field, values in ranges.items():
-        if field == "crop" and values:
-            space[field] = CategoricalDistribution(["x".join(map(str, each)) for each in values])
-        elif field == "class_weights" and values:
-            space[field] = CategoricalDistribution(values)
+        if field in ("crop", "class_weights") and values:
+            choices = ["x".join(map(str, each)) for each in values] if field == "crop" else values
+            space[field] = CategoricalDistribution(choices)
         elif 1 <= len(values) <= 2:
             space[field] = FloatDistribution(values[0], values[-1], log=field in LOGARITHMIC)
         else:
@@ -68,14 +67,13 @@ class Search:
         pruners["hyperband"] = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=config.epochs)
         if pruner not in pruners:
             raise ValueError(f"pruner is {pruner!r}; choose one of median, hyperband, none")
-        self.config = config
+        self.config, self.space = config, space
         for field, values in space.items():
             for value in values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high):
                 self.trial_config({field: value})  # raises an error for a value that TrainConfig refuses
         train_set, val_set = open_splits(config)
         if config.dataset == "auto":  # would mean something else once CamVid is installed
             self.config = config.replace(dataset=train_set.name)
-        self.space, self.name = space, name
         ranges = {field: optuna.distributions.distribution_to_json(each) for field, each in space.items()}
         identity = {"recipe": self.config.recipe(), "space": ranges, "data": data_digests(train_set, val_set)}
         self.folder = Path(results or results_root()).resolve() / "studies" / f"search-{name}-{config_hash(identity)}"

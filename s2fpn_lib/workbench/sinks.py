@@ -1,9 +1,7 @@
 """What a run's numbers go to besides metrics.jsonl: curves in the notebook, and sinks, that is TensorBoard and MLflow.
 
-    with RunLogger("tensorboard,mlflow", config, run_dir=None, results=None) as logger:
-        result = train(config, run_dir=logger.run_dir, on_epoch=LiveCurves(logger.run_dir, logger))
-
-A sink gets the configuration, the row of each epoch, and after each validation a figure of example images.
+with RunLogger("tensorboard,mlflow", config, run_dir=None, results=None) as logger:
+    result = train(config, run_dir=logger.run_dir, on_epoch=LiveCurves(logger.run_dir, logger))
 """
 
 import importlib.util

@@ -1,16 +1,13 @@
-"""Thumbnails, their scores, and the models that the inspector offers."""
+"""Scores of single images, and the models that the inspector offers."""
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from PIL import Image
 
 from s2fpn_lib.checkpoint import save_weights
 from s2fpn_lib.data import get_protocol, open_dataset
 from s2fpn_lib.evaluate import evaluate
-from s2fpn_lib.inspector.widget import image_score, model_choices, thumbnail
+from s2fpn_lib.inspector.widget import image_score, model_choices
 from s2fpn_lib.runs import write_json
 from tests.inspecting import PROTOCOL, network
 
@@ -23,12 +20,6 @@ def dataset():
 @pytest.fixture(scope="module")
 def evaluation(dataset):
     return evaluate(network(), dataset, limit=2, progress=False)
-
-
-def test_thumbnails_are_small(dataset):
-    picture = Image.open(io.BytesIO(thumbnail(dataset, 0)))
-    height, width = dataset[0][0].shape[-2:]
-    assert picture.size == (round(84 * width / height), 84)
 
 
 def test_score_is_that_of_an_evaluation(dataset, evaluation):

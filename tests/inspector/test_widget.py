@@ -103,7 +103,9 @@ def test_thumbnails_and_their_scores(inspector, ask, dataset):
     assert found == sorted(set(found)), "spread over the split"
     assert set(found) >= set(inspector.strip)
     assert len(inspector.strip) == min(24, len(dataset))
-    assert Image.open(io.BytesIO(pictures[0])).format == "JPEG"
+    picture, (height, width) = Image.open(io.BytesIO(pictures[0])), dataset[0][0].shape[-2:]
+    assert picture.format == "JPEG"
+    assert picture.size == (round(84 * width / height), 84), "thumbnails are small"
     [(content, _)] = ask("score", index=found[0])
     assert content["score"] == pytest.approx(image_score(network(), dataset, found[0]))
     [(shown, _)] = ask("show")

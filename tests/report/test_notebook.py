@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from s2fpn_lib.data import get_protocol, register
-from s2fpn_lib.report.published import PUBLISHED
+from s2fpn_lib.report.comparison import PUBLISHED
 from s2fpn_lib.runs import PROJECT
 from s2fpn_lib.workbench.run_notebook import execute, export_html
 from tests.reporting import evaluation, training_run

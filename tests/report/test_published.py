@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from s2fpn_lib.report import published, tables
-from s2fpn_lib.report.published import measured_points
+from s2fpn_lib.report import tables
+from s2fpn_lib.report.comparison import load_published, measured_points
 
 SCORED = {
     "protocol": "camvid-segnet-360x480",
@@ -91,7 +91,7 @@ def row(seed, miou, **changes):
 
 
 def test_published_rows_of_different_input_sizes_are_different_protocols():
-    rows = published.load_published()
+    rows = load_published()
     with pytest.raises(ValueError, match="camvid / 720x960 / 720x960"):
         tables.one_protocol(rows[rows["dataset"] == "camvid"])
     for part in tables.split_by_protocol(rows).values():
@@ -99,7 +99,7 @@ def test_published_rows_of_different_input_sizes_are_different_protocols():
 
 
 def test_published_numbers_have_sources():
-    rows = published.load_published()
+    rows = load_published()
     assert len(rows) == 27
     assert rows["source"].str.len().gt(3).all()
     found = rows.query("model == 'S2-FPN18' and revision == 'v2' and dataset == 'cityscapes'")

@@ -12,7 +12,7 @@ from matplotlib import colors
 
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.metrics import ConfusionMatrix
-from s2fpn_lib.report.published import load_published
+from s2fpn_lib.report.comparison import load_published
 from s2fpn_lib.viz.charts import (
     accuracy_speed,
     class_shares_bars,
