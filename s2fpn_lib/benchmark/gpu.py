@@ -185,11 +185,6 @@ def leave_if_broken() -> None:
             os._exit(BROKEN)
 
 
-def train_tasks(device: torch.device, end: float, out: Path) -> dict[str, ways.Task]:
-    """One task per stage; `end` is the time.monotonic at which the part ends."""
-    return {stage: (5.0, partial(train_stage, stage, device, end, out)) for stage in STAGES}
-
-
 def train_stage(stage: str, device: torch.device, end: float, out: Path) -> ways.Rows:
     """Trains one preset in a folder of its own, with its evaluation and a picture; yields its summary and scores."""
     ways.allow_tf32(True)
@@ -246,7 +241,10 @@ def fitted(config: TrainConfig, seconds: float) -> tuple[TrainConfig, dict[str, 
     return config.replace(epochs=epochs, eval_every=eval_every), {key: round(v, 3) for key, v in planned.items()}
 
 
-TASKS = {"fast": ways.tasks, "train": train_tasks}
+TASKS = {  # of each part, one per way and one per stage
+    "fast": ways.tasks,
+    "train": lambda *given: {stage: (5.0, partial(train_stage, stage, *given)) for stage in STAGES},
+}
 
 
 def write_page(out: Path) -> None:
