@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +23,6 @@ from s2fpn_lib.data.statistics import require_scored
 from s2fpn_lib.distributed import rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
-from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import read_json, write_atomic
 from s2fpn_lib.validate import as_declared
 
@@ -279,3 +281,20 @@ def seen_caveat(seen: int, images: int) -> str:
     these = f"all {images} of these images" if seen == images else f"{seen} of these {images} images"
     these = "this image" if images == 1 else these
     return f"The network was trained on {these}, so the result says little about new images"
+
+
+def is_interactive() -> bool:
+    """Whether a progress bar would be seen: on a terminal, and in the kernel of a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> Any:
+    """A context manager that gives tqdm's bar with these options or, where none is shown or tqdm is not installed, an
+    object with the same `update` and `write`. enabled: None for `is_interactive()`.
+    """
+    with contextlib.suppress(ImportError):
+        if is_interactive() if enabled is None else enabled:
+            from tqdm.auto import tqdm
+
+            return tqdm(total=total, mininterval=0.5, file=sys.stdout, **options)
+    return contextlib.nullcontext(SimpleNamespace(update=lambda count=1: None, write=partial(print, flush=True)))

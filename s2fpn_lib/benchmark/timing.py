@@ -82,15 +82,15 @@ def time_in_turns(
     repeats: int = 3,
     seconds: float = 1.0,
     least: int = 5,
-    warmup: float | None = None,
+    warmup: float = WARMUP_SECONDS,
 ) -> dict[str, Timing]:
     """Times several calls: each is warmed up until its times are stable, then each repeat runs all of them.
 
     A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. `warmup` is the longest warm-up
-    after the first call in seconds, None: `WARMUP_SECONDS`. Before each repeat, `cpu_share` is measured.
+    after the first call in seconds. Before each repeat, `cpu_share` is measured.
     """
     for call in calls.values():
-        _warm_up(call, device, WARMUP_SECONDS if warmup is None else warmup)
+        _warm_up(call, device, warmup)
     measured: dict[str, list[tuple[Any, ...]]] = {name: [] for name in calls}  # times, parts, and share of each repeat
     for _ in range(repeats):
         for name, call in calls.items():

@@ -57,10 +57,9 @@ def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
 
 
 def test_warm_up_of_unstable_calls_ends(monkeypatch):
-    monkeypatch.setattr(module, "WARMUP_SECONDS", 0.0)
     durations = itertools.cycle([1, 1, 1, 2, 2, 2])
     monkeypatch.setattr(module, "timed_call", lambda *_: (next(durations), None))
-    assert len(timed(repeats=1, seconds=0, least=2).repeats[0]) == 2
+    assert len(timed(repeats=1, seconds=0, least=2, warmup=0.0).repeats[0]) == 2
 
 
 def test_what_a_call_returns_is_a_part_of_its_time(monkeypatch):
