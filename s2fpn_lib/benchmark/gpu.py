@@ -4,9 +4,8 @@
 
 Parts: "right" (the tests marked cuda), "fast" (`benchmark.ways`: times), "train" (the presets `STAGES`), and
 "summary" (a page). The first three do the most telling first, and each row is in a file of `--out` as soon as it is
-known. A part has a process of its own that ends with its share of the minutes; what a part leaves unused goes to the
-next ones. A task that fails is recorded in tasks.jsonl, and the part goes on, in a new process where the error has
-broken the GPU's context.
+known. What a part leaves of its share of the minutes goes to the next ones. A task that fails is recorded in
+tasks.jsonl, and the part goes on, in a new process where the error has broken the GPU's context.
 """
 
 import argparse
