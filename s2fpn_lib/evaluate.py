@@ -1,7 +1,5 @@
 """Evaluation of a model on a split: logits at the protocol's size, scores at each label's own size."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -12,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +73,7 @@ class Evaluation:
             **{f"iou_{name}": value for name, value in zip(self.classes, m.iou().tolist(), strict=True)},
         }
 
-    def per_class(self) -> pd.DataFrame:
+    def per_class(self) -> "pd.DataFrame":
         """One row per class: iou, precision, recall, boundary_f, and label_share, its share of the labeled pixels."""
         import pandas as pd
 
@@ -121,7 +119,7 @@ class Evaluation:
         write_atomic(path, json.dumps(fields) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
+    def load(cls, path: str | Path) -> Self:
         """The evaluation in a file that `save` wrote, on the CPU. ValueError that names the file for any other."""
         try:
             fields = read_json(path)
@@ -140,8 +138,7 @@ class Evaluation:
             if sizes != (classes, classes, images, (images, classes, 3)):
                 raise ValueError(f"{classes} classes and {images} images, but sizes {sizes}")
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error)[:300]
-            raise ValueError(f"{path} is not an evaluation ({reason}): restore it, or evaluate again") from error
+            raise ValueError(f"{path} is not an evaluation ({error!s:.300}): restore it, or evaluate again") from error
         return loaded
 
 
@@ -267,10 +264,9 @@ def require_classes(model: nn.Module, protocol: Protocol) -> None:
 
 def count_seen(model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int]) -> int:
     """Number of the chosen images of a dataset that the weights of `model` were trained on, as far as recorded."""
-    metadata = getattr(model, "metadata", {})
-    if not metadata or not isinstance(dataset, SegmentationDataset):
+    if not isinstance(dataset, SegmentationDataset):
         return 0
-    seen = names_seen(metadata, dataset)
+    seen = names_seen(getattr(model, "metadata", {}), dataset)
     return sum(dataset.names[index] in seen for index in indices)
 
 
