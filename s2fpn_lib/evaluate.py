@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONVENTION = "mean over classes in labels or predictions, zero TP counts 0"
-PLAIN = str | int | float | bool | None  # a value in a row
 LEAST_SHARE = 0.002  # of an image's scored pixels, for `Evaluation.worst`
 
 
@@ -129,7 +128,7 @@ class Evaluation:
             confusion = ConfusionMatrix.from_matrix(torch.tensor(fields.pop("matrix")), ignore_index)
             f = [math.nan if f is None else float(f) for f in (*fields.pop("boundary_f"), fields.pop("boundary_mean"))]
             per_image = torch.tensor(fields.pop("per_image"), dtype=torch.int64)
-            kinds = dict.fromkeys(("settings", "provenance"), dict[str, PLAIN])
+            kinds = dict.fromkeys(("settings", "provenance"), dict[str, str | int | float | bool | None])
             kinds |= {"names": list[str], "indices": list[int]}
             fields |= {name: as_declared(fields[name], kind) for name, kind in kinds.items()}
             loaded = cls(confusion, per_image, torch.tensor(f[:-1], dtype=torch.float64), f[-1], **fields)

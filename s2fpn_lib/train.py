@@ -249,7 +249,6 @@ def _train_epochs(
         run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
-    look = {"initial": state.step, "unit": "step", "desc": run.path.name}
 
     def after_step() -> None:
         bar.update()
@@ -286,6 +285,7 @@ def _train_epochs(
                 on_epoch(row, state.averaged)
         return last
 
+    look = {"initial": state.step, "unit": "step", "desc": run.path.name}
     with progress_bar(state.total_steps, enabled=progress and first, **look) as bar:
         try:
             last = finish_epoch() if state.row else state.epoch == config.epochs or no_time_left()
