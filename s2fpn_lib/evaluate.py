@@ -1,15 +1,16 @@
 """Evaluation of a model on a split: logits at the protocol's size, scores at each label's own size."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from s2fpn_lib.data.statistics import require_scored
 from s2fpn_lib.distributed import rank, sum_over_processes, world_size
 from s2fpn_lib.metrics import BoundaryScore, ConfusionMatrix, class_ids, class_totals, iou_from_totals
 from s2fpn_lib.model.tta import at_size, predict_logits, resize_bilinear
-from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.runs import read_json, write_atomic
 from s2fpn_lib.validate import as_declared
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONVENTION = "mean over classes in labels or predictions, zero TP counts 0"
-PLAIN = str | int | float | bool | None  # a value in a row
 LEAST_SHARE = 0.002  # of an image's scored pixels, for `Evaluation.worst`
 
 
@@ -73,7 +72,7 @@ class Evaluation:
             **{f"iou_{name}": value for name, value in zip(self.classes, m.iou().tolist(), strict=True)},
         }
 
-    def per_class(self) -> pd.DataFrame:
+    def per_class(self) -> "pd.DataFrame":
         """One row per class: iou, precision, recall, boundary_f, and label_share, its share of the labeled pixels."""
         import pandas as pd
 
@@ -119,7 +118,7 @@ class Evaluation:
         write_atomic(path, json.dumps(fields) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
+    def load(cls, path: str | Path) -> Self:
         """The evaluation in a file that `save` wrote, on the CPU. ValueError that names the file for any other."""
         try:
             fields = read_json(path)
@@ -129,7 +128,7 @@ class Evaluation:
             confusion = ConfusionMatrix.from_matrix(torch.tensor(fields.pop("matrix")), ignore_index)
             f = [math.nan if f is None else float(f) for f in (*fields.pop("boundary_f"), fields.pop("boundary_mean"))]
             per_image = torch.tensor(fields.pop("per_image"), dtype=torch.int64)
-            kinds = dict.fromkeys(("settings", "provenance"), dict[str, PLAIN])
+            kinds = dict.fromkeys(("settings", "provenance"), dict[str, str | int | float | bool | None])
             kinds |= {"names": list[str], "indices": list[int]}
             fields |= {name: as_declared(fields[name], kind) for name, kind in kinds.items()}
             loaded = cls(confusion, per_image, torch.tensor(f[:-1], dtype=torch.float64), f[-1], **fields)
@@ -138,8 +137,7 @@ class Evaluation:
             if sizes != (classes, classes, images, (images, classes, 3)):
                 raise ValueError(f"{classes} classes and {images} images, but sizes {sizes}")
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error)[:300]
-            raise ValueError(f"{path} is not an evaluation ({reason}): restore it, or evaluate again") from error
+            raise ValueError(f"{path} is not an evaluation ({error!s:.300}): restore it, or evaluate again") from error
         return loaded
 
 
@@ -294,10 +292,9 @@ def require_classes(model: nn.Module, protocol: Protocol) -> None:
 
 def count_seen(model: nn.Module, dataset: SegmentationDataset, indices: Sequence[int]) -> int:
     """Number of the chosen images of a dataset that the weights of `model` were trained on, as far as recorded."""
-    metadata = getattr(model, "metadata", {})
-    if not metadata or not isinstance(dataset, SegmentationDataset):
+    if not isinstance(dataset, SegmentationDataset):
         return 0
-    seen = names_seen(metadata, dataset)
+    seen = names_seen(getattr(model, "metadata", {}), dataset)
     return sum(dataset.names[index] in seen for index in indices)
 
 
@@ -308,3 +305,20 @@ def seen_caveat(seen: int, images: int) -> str:
     these = f"all {images} of these images" if seen == images else f"{seen} of these {images} images"
     these = "this image" if images == 1 else these
     return f"The network was trained on {these}, so the result says little about new images"
+
+
+def is_interactive() -> bool:
+    """Whether a progress bar would be seen: on a terminal, and in the kernel of a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> Any:
+    """A context manager that gives tqdm's bar with these options or, where none is shown or tqdm is not installed, an
+    object with the same `update` and `write`. enabled: None for `is_interactive()`.
+    """
+    with contextlib.suppress(ImportError):
+        if is_interactive() if enabled is None else enabled:
+            from tqdm.auto import tqdm
+
+            return tqdm(total=total, mininterval=0.5, file=sys.stdout, **options)
+    return contextlib.nullcontext(SimpleNamespace(update=lambda count=1: None, write=partial(print, flush=True)))

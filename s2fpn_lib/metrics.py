@@ -122,7 +122,6 @@ class ConfusionMatrix:
         out = cls(len(matrix), ignore_index)
         if matrix.shape != out.matrix.shape or matrix.is_floating_point() or (matrix < 0).any():
             raise ValueError(f"a confusion matrix holds (K, K) counts, not {matrix.dtype} {tuple(matrix.shape)}")
-        out.counts = out.counts.to(matrix.device)
         out.matrix.copy_(matrix)
         return out
 

@@ -6,8 +6,8 @@ the output is), and names the first that differs.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -27,11 +27,16 @@ def computed_twice(state: TrainingState, compute: Callable[[], Tensor]) -> Tenso
     Returns the loss of the second call, whose gradients and buffers stay; raises ReplayMismatch if a hash differs.
     """
     before = [buffer.clone() for buffer in state.model.buffers()]
+    modules = () if state.config.compile else state.model.named_modules()  # a compiled network calls no hooks
+    layers = [(name, module) for name, module in modules if not list(module.children())]
     calls: list[dict[str, str]] = []
     for _ in range(2):
         for buffer, value in zip(state.model.buffers(), before, strict=True):
             buffer.copy_(value)
-        with _output_hashes(state) as outputs:
+        outputs: dict[str, Tensor] = {}  # hashes in the order of the calls
+        with ExitStack() as hooks:
+            for name, layer in layers:
+                hooks.enter_context(layer.register_forward_hook(partial(_record, outputs, name)))
             loss = compute()
         hashes = {name: str(each.item()) for name, each in outputs.items()}
         for name, parameter in reversed([*state.model.named_parameters()]):  # the last layer's are computed first
@@ -46,17 +51,6 @@ def computed_twice(state: TrainingState, compute: Callable[[], Tensor]) -> Tenso
     return loss
 
 
-@contextmanager
-def _output_hashes(state: TrainingState) -> Iterator[dict[str, Tensor]]:
-    """The hashes of the tensors that the layers return, in the order of their calls; empty for a compiled network."""
-    hashes: dict[str, Tensor] = {}
-
-    def record(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if isinstance(output, Tensor):
-            hashes[f"the output of {name}, call {len(hashes)}"] = torch.hash_tensor(output.detach())
-
-    with ExitStack() as hooks:
-        for name, module in () if state.config.compile else state.model.named_modules():
-            if not list(module.children()):
-                hooks.enter_context(module.register_forward_hook(partial(record, name)))
-        yield hashes
+def _record(hashes: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+    if isinstance(output, Tensor):
+        hashes[f"the output of {name}, call {len(hashes)}"] = torch.hash_tensor(output.detach())

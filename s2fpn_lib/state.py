@@ -28,9 +28,8 @@ class TrainingState:
     """Everything that changes while a run goes on; `train` has the steps that change it.
 
     A new object continues from the last state in the run directory, if there is one. Each of several processes has its
-    own object and part of every batch; gradients, losses, and BatchNorm statistics are those of the whole batch. Only
-    the first process writes files. `network` is what a step calls: `model` itself or a wrapper of it. `averaged` has
-    the weights that are validated and saved: the moving average, or the model without one.
+    own object and part of every batch; only the first one writes files. `network` is what a step calls: `model` itself
+    or a wrapper of it. `averaged` has the weights that are validated and saved: the moving average, or else the model.
     """
 
     def __init__(

@@ -26,11 +26,10 @@ from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.data.transforms import class_mix
 from s2fpn_lib.distributed import choose_device, from_first, rank
 from s2fpn_lib.distributed.launch import StopRequested, StopSignals, launch, node_rank
-from s2fpn_lib.evaluate import evaluate
+from s2fpn_lib.evaluate import evaluate, is_interactive, progress_bar
 from s2fpn_lib.losses import distillation_loss
 from s2fpn_lib.model import ENCODERS
 from s2fpn_lib.model.tta import AMP_DTYPES
-from s2fpn_lib.progress import is_interactive, progress_bar
 from s2fpn_lib.replay import computed_twice
 from s2fpn_lib.runs import RunDirectory
 from s2fpn_lib.state import TrainingState, data_digests, default_run_dir, open_splits, step_seed
@@ -249,8 +248,6 @@ def _train_epochs(
         run.record_environment({**runs.environment(), **state.execution, "resumed_at_step": state.step})
     budget = 60 * config.max_minutes or float("inf")
     longest = max((row["seconds"] for row in runs.read_rows(run.metrics)), default=0.0)
-    look = {"initial": state.step, "unit": "step", "desc": run.path.name}
-    bar = progress_bar(state.total_steps, enabled=progress and first, **look)
 
     def after_step() -> None:
         bar.update()
@@ -287,7 +284,8 @@ def _train_epochs(
                 on_epoch(row, state.averaged)
         return last
 
-    with bar:
+    look = {"initial": state.step, "unit": "step", "desc": run.path.name}
+    with progress_bar(state.total_steps, enabled=progress and first, **look) as bar:
         try:
             last = finish_epoch() if state.row else state.epoch == config.epochs or no_time_left()
             if last and config.val_split and state.best is None:  # interrupted before its first validation

@@ -81,7 +81,7 @@ def as_declared(value: Any, annotation: Any) -> Any:
     """
     try:
         return _converted(value, annotation)
-    except _Mismatch:
+    except TypeError:
         if typing.get_origin(annotation) is typing.Literal:
             expected = "one of " + ", ".join(map(repr, typing.get_args(annotation)))
         else:
@@ -89,36 +89,33 @@ def as_declared(value: Any, annotation: Any) -> Any:
         raise TypeError(f"{value!r:.200} ({type(value).__name__}); expected {expected}") from None
 
 
-class _Mismatch(Exception):
-    """A value, or a part of one, does not fit its annotation."""
-
-
 def _converted(value: Any, annotation: Any) -> Any:
+    """`as_declared`, whose error for a value, or a part of one, has no message yet."""
     if annotation is Any:
         return value
     kind, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if kind in (typing.Union, types.UnionType):
         # an exact match first, so that 3 stays an int in `float | int`
         for member in sorted(arguments, key=lambda member: member is not type(value)):
-            with contextlib.suppress(_Mismatch):
+            with contextlib.suppress(TypeError):
                 return _converted(value, member)
-        raise _Mismatch
+        raise TypeError
     if kind is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        raise _Mismatch
+        raise TypeError
     kind = types.NoneType if kind is None else kind
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if kind is float and (type(value) is int or (isinstance(value, str) and _FLOAT_AS_TEXT.fullmatch(value))):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _Mismatch
+        raise TypeError
     if not arguments:
         return value
     if kind is tuple and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
-            raise _Mismatch
+            raise TypeError
         return tuple(_converted(item, inner) for item, inner in zip(value, arguments, strict=True))
     if kind is dict:
         return {_converted(k, arguments[0]): _converted(v, arguments[1]) for k, v in value.items()}

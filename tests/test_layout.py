@@ -27,7 +27,7 @@ LAYERS = [
     ("data",),
     ("metrics", "distributed"),
     ("model",),
-    ("runs", "progress", "validate"),
+    ("runs", "validate"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MOST_ENTRIES = 24

@@ -4,9 +4,8 @@
 
 Parts: "right" (the tests marked cuda), "fast" (`benchmark.ways`: times), "train" (the presets `STAGES`), and
 "summary" (a page). The first three do the most telling first, and each row is in a file of `--out` as soon as it is
-known. A part has a process of its own that ends with its share of the minutes; what a part leaves unused goes to the
-next ones. A task that fails is recorded in tasks.jsonl, and the part goes on, in a new process where the error has
-broken the GPU's context.
+known. What a part leaves of its share of the minutes goes to the next ones. A task that fails is recorded in
+tasks.jsonl, and the part goes on, in a new process where the error has broken the GPU's context.
 """
 
 import argparse
@@ -185,11 +184,6 @@ def leave_if_broken() -> None:
             os._exit(BROKEN)
 
 
-def train_tasks(device: torch.device, end: float, out: Path) -> dict[str, ways.Task]:
-    """One task per stage; `end` is the time.monotonic at which the part ends."""
-    return {stage: (5.0, partial(train_stage, stage, device, end, out)) for stage in STAGES}
-
-
 def train_stage(stage: str, device: torch.device, end: float, out: Path) -> ways.Rows:
     """Trains one preset in a folder of its own, with its evaluation and a picture; yields its summary and scores."""
     ways.allow_tf32(True)
@@ -246,7 +240,10 @@ def fitted(config: TrainConfig, seconds: float) -> tuple[TrainConfig, dict[str, 
     return config.replace(epochs=epochs, eval_every=eval_every), {key: round(v, 3) for key, v in planned.items()}
 
 
-TASKS = {"fast": ways.tasks, "train": train_tasks}
+TASKS = {  # of each part, one per way and one per stage
+    "fast": ways.tasks,
+    "train": lambda *given: {stage: (5.0, partial(train_stage, stage, *given)) for stage in STAGES},
+}
 
 
 def write_page(out: Path) -> None:

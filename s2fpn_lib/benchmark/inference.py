@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from s2fpn_lib import runs
 from s2fpn_lib.benchmark.published import PublishedInference, eval_fps
-from s2fpn_lib.benchmark.timing import Timing, clock_of, gpu_state, time_in_turns
+from s2fpn_lib.benchmark.timing import Timing, gpu_state, time_in_turns, timed_call
 from s2fpn_lib.checkpoint import find_weights, load_model, released_names
 from s2fpn_lib.data import SegmentationDataset
 from s2fpn_lib.evaluate import evaluate
@@ -157,7 +157,7 @@ def _runner(model: nn.Module, x: Tensor, backend: str, precision: str) -> Run:
 def _end_to_end(run: Run, preprocess: Run, images: Tensor) -> float:
     """From uint8 images to their class ids on the CPU; returns the seconds that the network took."""
     x = preprocess(images)
-    seconds, logits = clock_of(x.device)(partial(run, x))
+    seconds, logits = timed_call(partial(run, x), x.device)
     class_ids(logits).cpu()
     return seconds
 

@@ -24,7 +24,6 @@ WARMUP_SECONDS = 5.0  # longest warm-up after the first call
 GPU_PROPERTIES = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "persistence_mode"]
 
 Call = Callable[[], Any]
-Stopwatch = Callable[[Call], tuple[float, Any]]  # the seconds that a call took, and what it returned
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,15 @@ def time_in_turns(
     repeats: int = 3,
     seconds: float = 1.0,
     least: int = 5,
-    warmup: float | None = None,
+    warmup: float = WARMUP_SECONDS,
 ) -> dict[str, Timing]:
     """Times several calls: each is warmed up until its times are stable, then each repeat runs all of them.
 
     A repeat of a call has at least `least` calls and lasts at least `seconds` seconds. `warmup` is the longest warm-up
-    after the first call in seconds, None: `WARMUP_SECONDS`. Before each repeat, `cpu_share` is measured.
+    after the first call in seconds. Before each repeat, `cpu_share` is measured.
     """
-    clock = clock_of(device)
     for call in calls.values():
-        _warm_up(call, clock, WARMUP_SECONDS if warmup is None else warmup)
+        _warm_up(call, device, warmup)
     measured: dict[str, list[tuple[Any, ...]]] = {name: [] for name in calls}  # times, parts, and share of each repeat
     for _ in range(repeats):
         for name, call in calls.items():
@@ -101,7 +99,7 @@ def time_in_turns(
             times: list[tuple[float, float]] = []
             end = time.perf_counter() + seconds
             while len(times) < least or time.perf_counter() < end:
-                taken, returned = clock(call)
+                taken, returned = timed_call(call, device)
                 times.append((taken, returned if isinstance(returned, float) else 0.0))
             measured[name].append((*zip(*times, strict=True), share))
     timings = {}
@@ -130,37 +128,31 @@ def cpu_share(threads: int) -> float:
         return min(1.0, statistics.fmean(pool.map(compute, range(threads))))
 
 
-def _warm_up(call: Call, clock: Stopwatch, longest: float) -> None:
+def _warm_up(call: Call, device: torch.device, longest: float) -> None:
     """Calls until two successive medians agree, when caches, clocks, and allocators are stable."""
-    clock(call)  # the first call compiles, allocates, and loads pages
+    timed_call(call, device)  # the first call compiles, allocates, and loads pages
     end, medians = time.perf_counter() + longest, []
     while len(medians) < 2 or abs(medians[-1] - medians[-2]) > STABLE * medians[-2]:
         if medians and time.perf_counter() >= end:
             return
-        times = [clock(call)[0]]
+        times = [timed_call(call, device)[0]]
         while len(times) < WARMUP_CALLS and sum(times) < 1:
-            times.append(clock(call)[0])
+            times.append(timed_call(call, device)[0])
         medians.append(statistics.median(times))
 
 
-def clock_of(device: torch.device) -> Stopwatch:
-    """What times a call on `device`: events on the stream on CUDA, elsewhere the clock."""
-    return _cuda_seconds if device.type == "cuda" else _cpu_seconds
-
-
-def _cpu_seconds(call: Call) -> tuple[float, Any]:
-    start = time.perf_counter()
+def timed_call(call: Call, device: torch.device) -> tuple[float, Any]:
+    """The seconds that a call took, by events on the stream on CUDA, elsewhere by the clock, and what it returned."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        returned = call()
+        return time.perf_counter() - start, returned
+    begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begun.record()
     returned = call()
-    return time.perf_counter() - start, returned
-
-
-def _cuda_seconds(call: Call) -> tuple[float, Any]:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    returned = call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3, returned  # events count milliseconds
+    ended.record()
+    ended.synchronize()
+    return begun.elapsed_time(ended) / 1e3, returned  # events count milliseconds
 
 
 def gpu_state(index: int = 0) -> dict[str, str]:

@@ -201,7 +201,6 @@ def files_like(kind: str, folder: Path, images: int) -> Path:
 
     "camvid": copies of the train split that `open_dataset` finds, otherwise RoadScenes at 360x480. "cityscapes":
     RoadScenes at 1024x2048, labels as gtFine's labelIds. Images are repeated where there are too few, or `DRAWN` drawn.
-
     Raises ValueError for another kind.
     """
     if kind not in LAYOUTS:

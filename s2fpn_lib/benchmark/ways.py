@@ -57,9 +57,9 @@ def measure(
     """The rows of one measurement of the plan."""
     if what == "network":
         pairs = [(backend, precision) for backend, _, precision in (way.rpartition(" ") for way in ways)]
-        return measure_ways(name, revision, size, batch, pairs, device, **WATCH)
+        return measure_ways(name, revision, size, batch, pairs, device)
     if what == "training step":
-        return measure_steps(name, size, batch, ways, device, **WATCH)
+        return measure_steps(name, size, batch, ways, device)
     allow_tf32(True)
     if what == "loader":
         workers = (4, 14) if device.type == "cuda" else (1,)
@@ -85,7 +85,7 @@ def settled(model: S2FPN, size: tuple[int, int]) -> S2FPN:
 
 
 def measure_ways(
-    name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], device: torch.device, **watch: Any
+    name: str, revision: str, size: tuple[int, int], batch: int, ways: Sequence[Way], device: torch.device
 ) -> Rows:
     """Rows of the stage "network", `ways` in turns with the published one; a way that fails gives its error."""
     torch.backends.cudnn.benchmark = True  # as the published script sets it
@@ -107,7 +107,7 @@ def measure_ways(
         except Exception as error:
             backend = {"stage": "network", "backend": way[0], "precision": way[1]}
             yield "failed.jsonl", {**protocol, **backend, "error": f"{type(error).__name__}: {error}"[:600]}
-    timings = time_in_turns(calls, device, **watch)
+    timings = time_in_turns(calls, device, **WATCH)
     now = session(device)
     for way, timing in timings.items():
         row = timed("network", way, timing, batch) | timing.ratio_row(timings.get(REFERENCE))
@@ -164,9 +164,7 @@ def onnx_runner(network: nn.Module, x: Tensor, backend: str, precision: str) -> 
     return run
 
 
-def measure_steps(
-    name: str, size: tuple[int, int], batch: int, ways: Sequence[str], device: torch.device, **watch: Any
-) -> Rows:
+def measure_steps(name: str, size: tuple[int, int], batch: int, ways: Sequence[str], device: torch.device) -> Rows:
     """Rows of one optimizer step on a batch that is on the device, all `ways` in turns with each other."""
     allow_tf32(True)
     protocol = {"network": name, "height": size[0], "width": size[1], "batch": batch}
@@ -177,7 +175,7 @@ def measure_steps(
                 calls[way], added[way] = started(partial(make_step, way, name, size, batch, str(device), True), device)
             except Exception as error:
                 yield "failed.jsonl", {**protocol, "way": way, "error": f"{type(error).__name__}: {error}"[:600]}
-        timings = time_in_turns(calls, device, **watch)
+        timings = time_in_turns(calls, device, **WATCH)
     now = session(device)
     for way, timing in timings.items():
         row = {**protocol, "way": way, **timing.row(), "images_per_s": round(batch / timing.p50, 2)}

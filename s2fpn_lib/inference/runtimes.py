@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from s2fpn_lib.evaluate import progress_bar
 from s2fpn_lib.inference.export import onnx_model, onnx_session
 from s2fpn_lib.metrics import class_ids
-from s2fpn_lib.progress import progress_bar
 from s2fpn_lib.runs import naming
 
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions

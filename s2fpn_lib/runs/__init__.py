@@ -33,7 +33,7 @@ from s2fpn_lib.runs.files import (
 )
 
 PROJECT = Path(__file__).resolve().parents[2]
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")  # decide how fast a CPU convolves
 
 
 class ConfigChanged(ValueError):
@@ -169,6 +169,11 @@ def environment() -> dict[str, Any]:
     import torchvision
 
     cuda = torch.cuda.is_available()
+    info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
+    text = info.read_text() if info.exists() else ""
+    processor = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)  # `platform.processor` lacks it on Linux
+    words = text.split()
+    flags = [flag for flag in INSTRUCTION_SETS if flag in words] or [torch.backends.cpu.get_cpu_capability()]
     return {
         "time": utc_now(),
         "python": platform.python_version(),
@@ -177,7 +182,8 @@ def environment() -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        **_processor(),
+        "cpu": processor[1] if processor else platform.processor() or platform.machine(),
+        "instruction_set": " ".join(flags) + (f", limited to {limit}" if limit else ""),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
@@ -197,21 +203,6 @@ def code_version(project: Path = PROJECT) -> dict[str, Any]:
         if Path(root).resolve() == project.resolve():
             return {"git_sha": sha, "dirty": bool(git("status", "--porcelain"))}
     return {"git_sha": None, "dirty": None}
-
-
-def _processor() -> dict[str, str]:
-    """Model name of the processor, and what decides how fast it convolves, such as "avx2 avx512f avx512_vnni"."""
-    import torch
-
-    info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
-    text = info.read_text() if info.exists() else ""
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)  # `platform.processor` lacks it on Linux
-    flags = text.split()
-    found = " ".join(flag for flag in INSTRUCTION_SETS if flag in flags) or torch.backends.cpu.get_cpu_capability()
-    return {
-        "cpu": name[1] if name else platform.processor() or platform.machine(),
-        "instruction_set": f"{found}, limited to {limit}" if limit else found,
-    }
 
 
 def utc_now() -> str:

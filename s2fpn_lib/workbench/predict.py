@@ -25,11 +25,10 @@ from torch import Tensor
 from s2fpn_lib.data import PROTOCOLS, Protocol
 from s2fpn_lib.data.files import to_label_ids
 from s2fpn_lib.data.images import ImageError, read_ids, read_image
-from s2fpn_lib.evaluate import require_classes
+from s2fpn_lib.evaluate import progress_bar, require_classes
 from s2fpn_lib.model import S2FPN, hub
 from s2fpn_lib.model.s2fpn import MIN_SIZE
 from s2fpn_lib.model.tta import at_size, predict_logits
-from s2fpn_lib.progress import progress_bar
 from s2fpn_lib.runs import read_json, remove_leftovers, write_atomic, write_json
 from s2fpn_lib.viz.images import colorize, overlay
 from s2fpn_lib.workbench import media

@@ -39,11 +39,11 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
     durations = itertools.chain([9], [0.3] * 3, [0.2] * 6, itertools.repeat(0.7))
     taken = []
 
-    def clock(call):
+    def clock(*_):
         taken.append(next(durations))
         return taken[-1], None
 
-    monkeypatch.setattr(module, "_cpu_seconds", clock)
+    monkeypatch.setattr(module, "timed_call", clock)
     timing = timed(repeats=2, seconds=0, least=4)
     assert timing.repeats == ((0.7,) * 4,) * 2
     assert len(taken) == 1 + 9 + 8
@@ -51,21 +51,20 @@ def test_warm_up_lasts_until_two_medians_agree(monkeypatch):
 
 def test_a_slow_call_is_warmed_up_by_single_calls(monkeypatch):
     taken = []
-    monkeypatch.setattr(module, "_cpu_seconds", lambda call: (taken.append(2.0) or 2.0, None))
+    monkeypatch.setattr(module, "timed_call", lambda *_: (taken.append(2.0) or 2.0, None))
     timed(repeats=1, seconds=0, least=1)
     assert len(taken) == 1 + 2 + 1
 
 
 def test_warm_up_of_unstable_calls_ends(monkeypatch):
-    monkeypatch.setattr(module, "WARMUP_SECONDS", 0.0)
     durations = itertools.cycle([1, 1, 1, 2, 2, 2])
-    monkeypatch.setattr(module, "_cpu_seconds", lambda call: (next(durations), None))
-    assert len(timed(repeats=1, seconds=0, least=2).repeats[0]) == 2
+    monkeypatch.setattr(module, "timed_call", lambda *_: (next(durations), None))
+    assert len(timed(repeats=1, seconds=0, least=2, warmup=0.0).repeats[0]) == 2
 
 
 def test_what_a_call_returns_is_a_part_of_its_time(monkeypatch):
     parts = iter([0.1] * 7 + [0.2, 0.3, 0.4, 0.5])  # 1 + 2 * 3 calls warm up
-    monkeypatch.setattr(module, "_cpu_seconds", lambda call: (0.25, call()))
+    monkeypatch.setattr(module, "timed_call", lambda call, _: (0.25, call()))
     monkeypatch.setattr(module, "cpu_share", lambda threads: 0.5)
     timing = time_in_turns({"call": lambda: next(parts)}, CPU, repeats=2, seconds=0, least=2)["call"]
     assert timing.repeats == ((0.25, 0.25), (0.25, 0.25))
