@@ -133,8 +133,7 @@ def published_arguments(path_or_name: str | Path, model: str, revision: str, pro
 
 def recorded_network(path_or_name: str | Path) -> dict[str, Any]:
     """The arguments of `build_model` that a checkpoint records; for the author's layout {"normalization": ...} alone,
-    the one that belongs to the number of its classes, where that is known. Raises CheckpointError as `read_metadata`.
-    """
+    the one that belongs to the number of its classes, if known. Raises CheckpointError as `read_metadata`."""
     if metadata := read_metadata(path_or_name):
         return metadata["config"]
     path = find_weights(path_or_name)
@@ -184,8 +183,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def training_history(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What weights were trained on, oldest first: one {"dataset": ..., "split": ...} for each training, with the names
-    of the `images` where the dataset is the user's own. metadata: of `read_metadata`.
-    """
+    of the `images` where the dataset is the user's own. metadata: of `read_metadata`."""
     if "training" in metadata:
         return list(metadata["training"])
     # older files describe earlier trainings in words

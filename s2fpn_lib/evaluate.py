@@ -314,8 +314,7 @@ def is_interactive() -> bool:
 
 def progress_bar(total: int, *, enabled: bool | None = None, **options: Any) -> Any:
     """A context manager that gives tqdm's bar with these options or, where none is shown or tqdm is not installed, an
-    object with the same `update` and `write`. enabled: None for `is_interactive()`.
-    """
+    object with the same `update` and `write`. enabled: None for `is_interactive()`."""
     with contextlib.suppress(ImportError):
         if is_interactive() if enabled is None else enabled:
             from tqdm.auto import tqdm

@@ -163,8 +163,7 @@ def _divisor(total: Tensor) -> Tensor:
 
 def _subsample(label: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,H,W) labels -> (B,h,w), pixel floor(i * H / h), on which 3x3 convolutions with padding 1 center pixel i of a
-    feature map. `F.interpolate` takes no integer labels.
-    """
+    feature map. `F.interpolate` takes no integer labels."""
     sides = zip(size, label.shape[-2:], strict=True)
     rows, columns = (torch.arange(small, device=label.device) * large // small for small, large in sides)
     return label[:, rows[:, None], columns]

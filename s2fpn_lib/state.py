@@ -264,8 +264,7 @@ def load_teacher(config: TrainConfig, num_classes: int, device: torch.device) ->
 
 def origin(config: TrainConfig, dataset: str, fresh: Sequence[str] = ()) -> dict[str, Any]:
     """What the weights of a run are trained on: `pretraining`, in words what came before it, and `training` as in
-    `checkpoint.training_history`. fresh: names of the parameters that `init_from` leaves as initialized.
-    """
+    `checkpoint.training_history`. fresh: names of the parameters that `init_from` leaves as initialized."""
     pretraining, training = config.encoder_weights or "none", []
     if config.init_from:
         earlier, data = _recorded(config.init_from)

@@ -210,8 +210,7 @@ def train(
 
 def cudnn_search(model: str, device: torch.device) -> AbstractContextManager:
     """Lets cuDNN search for its fastest algorithms, except in deterministic mode, because two searches may end
-    differently, and with depthwise convolutions, for which cuDNN 9.19 compiles kernels: over 70 s on an H100.
-    """
+    differently, and with depthwise convolutions, for which cuDNN 9.19 compiles kernels: over 70 s on an H100."""
     search = not ENCODERS[model].depthwise and not torch.are_deterministic_algorithms_enabled()
     return torch.backends.cudnn.flags(enabled=True, benchmark=search and device.type == "cuda")
 

@@ -36,8 +36,7 @@ def as_text(value: Any) -> str:
 
 def read_yaml(path: Path) -> Any:
     """The value in a YAML file of plain values. Raises FileNotFoundError, and ValueError for any other file:
-    other tags, a repeated key (of which YAML silently takes the last), or more than `MOST_YAML` bytes or values.
-    """
+    other tags, a repeated key (of which YAML silently takes the last), or more than `MOST_YAML` bytes or values."""
     import yaml  # the core works without it
 
     try:

@@ -181,8 +181,7 @@ def session(device: torch.device) -> dict[str, Any]:
 
 def started(make: Callable[[], Run], device: torch.device, *inputs: Tensor) -> tuple[Run, float | None]:
     """What `make` returns, after a first call, and the MB that it added: what it keeps, and the peak of a call, on CUDA
-    of the second one, because the first one needs memory for cuDNN's search.
-    """
+    of the second one, because the first one needs memory for cuDNN's search."""
     gc.collect()
     before = peak_mb(device, reset=True)
     run = make()

@@ -29,8 +29,7 @@ Call = Callable[[], Any]
 @dataclass(frozen=True)
 class Timing:
     """Seconds per call: one tuple per repeat. parts: what each call returned, if that was a number of seconds.
-    cpu_share: the mean over the repeats of `cpu_share`, None if it is not known.
-    """
+    cpu_share: the mean over the repeats of `cpu_share`, None if it is not known."""
 
     repeats: tuple[tuple[float, ...], ...]
     parts: tuple[tuple[float, ...], ...] = ()

@@ -231,8 +231,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """The configuration with these fields; TypeError for an unknown one. Values with a whole network, as those of
-        config.json, are taken as they are, also where the file of `init_from` is gone; digests of data are left out.
-        """
+        config.json, are taken as they are, also where the file of `init_from` is gone; digests of data are left out."""
         values = _known({name: value for name, value in values.items() if name != "data"})
         return cls(**values, stored=values.keys() >= set(NETWORK))
 

@@ -67,8 +67,7 @@ def checkpoint_provenance(
 
 def recipe_hashes(recipe: Mapping[str, Any], varied: Collection[str] = ()) -> dict[str, str]:
     """Two hashes of a run's config.json: recipe_without_seed, equal for repetitions, and training_recipe, equal for all
-    networks that were trained alike, also without the network (model, revision, switches) and the fields in `varied`.
-    """
+    networks that were trained alike, without the network (model, revision, switches) and the fields in `varied`."""
     repeated = {name: value for name, value in recipe.items() if name != "seed"}
     varied = {"model", "revision", "switches", *(RENAMED_FIELDS.get(name, name) for name in varied)}
     # a recipe keeps the names under which its fields were first stored

@@ -27,8 +27,7 @@ CLOTHES += [(134, 134, 138), (176, 118, 140), (70, 110, 80), (186, 150, 122), (9
 
 def pedestrian(canvas: Canvas, rng: Generator, key, x, y) -> None:
     """A walking or standing person, 1.2 to 1.9 m tall, with the proportions of the eight-heads canon varied to
-    seven.
-    """
+    seven."""
     child = rng.random() < 0.12
     h = between(rng, 1.15, 1.4) if child else between(rng, 1.58, 1.92)
     facing = pick(rng, [-1, 1])
