@@ -21,8 +21,8 @@ PARAMETERS := $(filter-out PYTHON=% VENV=% S2FPN_% PYTEST=% LAB=% GPU=% AUDIT=%,
 PYTEST ?=
 PYTEST_2 := $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0
 # Tests of the core
-CHECKED := $(addprefix tests/,model data workbench/test_parameters.py workbench/test_studies.py \
-  $(patsubst %,test_%.py,layout notebooks losses metrics optim config runs evaluate))
+CHECKED := $(addprefix tests/,model data config workbench/test_parameters.py workbench/test_studies.py \
+  $(patsubst %,test_%.py,layout notebooks losses metrics optim runs evaluate))
 # Extra words for JupyterLab, on a machine without a screen: make lab LAB="--no-browser --port 8890"
 LAB ?=
 # Options of s2fpn_lib.benchmark.gpu

@@ -123,6 +123,12 @@ def test_make_refuses_an_old_python(make, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_make_check_names_tests_that_exist(make):
+    named = [word for word in make("check").stdout.split() if word.startswith("tests/")]
+    assert "tests/model" in named
+    assert [name for name in named if not (PROJECT / name).exists()] == []
+
+
 def test_make_clean_keeps_data_and_results(make, tmp_path):
     for folder in ("data", "results", ".venv"):
         (tmp_path / folder).mkdir()
