@@ -38,6 +38,7 @@ STYLE = """
 .jp-Cell, .cell { margin: .9rem 0; }
 .highlight pre { color: inherit; background: var(--page); padding: .7rem .9rem; border-radius: 4px; overflow-x: auto;
   white-space: pre; }
+.s2fpn-still { display: block !important; }  /* the inspector's, in place of its widget */
 mtd { text-align: left; }
 mtd:nth-child(odd) { text-align: right; }
 """
