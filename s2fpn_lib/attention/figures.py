@@ -21,28 +21,31 @@ from s2fpn_lib.viz.images import as_array, colorize, legend_patches
 WIDTH = 11.0  # inches
 BAND = 0.14  # height of the band that shows the pure colors of the scale, as a share of the image's
 SMALL: dict[str, Any] = {"fontsize": 9.5, "fontweight": "normal", "color": style.MUTED, "pad": 3}
+Pixels = Sequence[Sequence[float]]  # (y, x) of each
 
 
 @style.styled
 def attention_figure(
-    image: Tensor, capture: Capture, protocol: Protocol, index: int, label: Tensor, pixels: Sequence[Sequence[float]]
+    image: Tensor, capture: Capture, protocol: Protocol, index: int, label: Tensor | None, pixels: Pixels
 ) -> Figure:
     """One image of a recorded batch; below it what each level attends to, its auxiliary prediction, and its GFU share.
 
     v2: one row per pixel with its weights of the columns relative to uniform attention. v1: one row with the average
-    minus the maximum gate of each column. image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids;
-    pixels: (y, x) in 0..1 (v2 only).
+    minus the maximum gate of each column. image: (3, H, W) uint8; index: its place in the batch; label: its (H, W) ids,
+    if known; pixels: (y, x) in 0..1 (v2 only).
     """
     levels = [level.of_image(index) for level in capture.levels]
     rows, aspect = _rows(capture, levels, index, pixels), image.shape[-2] / image.shape[-1]
     size = (WIDTH, ((WIDTH - 2.2) / 4 * aspect + 0.26) * (1 + len(rows)) + 0.9)
     figure, axes = plt.subplots(1 + len(rows), 4, figsize=size, squeeze=False, layout="constrained")
     images = {"image": as_array(image), "prediction": colorize(class_ids(capture.logits)[index], protocol)}
-    images["label"] = colorize(label, protocol)
+    if label is not None:
+        images["label"] = colorize(label, protocol)
     for axis, (title, shown) in zip(axes[0], images.items(), strict=False):
         _show(axis, shown)
         axis.set_title(title)
-    axes[0, 3].set_axis_off()
+    for axis in axes[0, len(images) :]:
+        axis.set_axis_off()
     offset = {"xycoords": "axes fraction", "xytext": (-8, 0), "textcoords": "offset points"}
     gray, bars = as_array(image).mean(-1), {}
     for row_axes, (title, (kind, values)) in zip(axes[1:], rows.items(), strict=True):
@@ -110,9 +113,7 @@ def attribution_figure(
     return figure
 
 
-def _rows(
-    capture: Capture, levels: Sequence[LevelCapture], index: int, pixels: Sequence[Sequence[float]]
-) -> dict[str, tuple[str, list[Any]]]:
+def _rows(capture: Capture, levels: Sequence[LevelCapture], index: int, pixels: Pixels) -> dict[str, tuple[str, list]]:
     """{title of a row: kind of its cells, and one value per level}, for the parts that the network has."""
     first, rows = levels[0], {}
     if first.query is not None:

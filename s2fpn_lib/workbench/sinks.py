@@ -28,6 +28,7 @@ from s2fpn_lib.viz.charts import training_curves
 from s2fpn_lib.viz.images import prediction_grid
 
 Row = dict[str, Any]
+Folder = str | Path | None
 LARGEST_SHARE = 0.25  # of the time that goes into redrawing the curves, where epochs are very short
 
 
@@ -170,7 +171,7 @@ class RunLogger(AbstractContextManager):
     """
 
     def __init__(
-        self, log_to: str, config: TrainConfig, run_dir: str | Path | None, results: str | Path | None, images: int = 3
+        self, log_to: str, config: TrainConfig, run_dir: Folder = None, results: Folder = None, images: int = 3
     ):
         self.names = [name.strip() for name in log_to.split(",") if name.strip()]
         for name in self.names:

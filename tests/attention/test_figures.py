@@ -136,8 +136,8 @@ def test_switched_off_parts_have_no_row(switches, lacking):
 
 def test_a_network_without_any_part_has_a_prediction():
     image, capture = recorded(apf=False, gfu=False, deep_supervision=False)
-    figure = attention_figure(image, capture, PROTOCOL, 0, LABEL, PIXELS)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "prediction", "label", ""]
+    figure = attention_figure(image, capture, PROTOCOL, 0, None, PIXELS)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "prediction", "", ""]
 
 
 def test_texts_stay_inside_the_figure():

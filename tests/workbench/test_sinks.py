@@ -103,7 +103,7 @@ def assert_equal_curves(run_dir, results):
 
 @pytest.mark.timeout(120)
 def test_an_interrupted_training_continues_in_both(config, results, tmp_path):
-    logger = RunLogger(BOTH, config, None, tmp_path)
+    logger = RunLogger(BOTH, config, results=tmp_path)
 
     def until_two(row, model):
         logger(row, model)
@@ -114,7 +114,7 @@ def test_an_interrupted_training_continues_in_both(config, results, tmp_path):
         train(config, run_dir=logger.run_dir, on_epoch=until_two)
     first = mlflow_run(logger.run_dir, tmp_path)[1].info
     assert first.status == "FAILED"
-    with RunLogger(BOTH, config, None, tmp_path) as logger:
+    with RunLogger(BOTH, config, results=tmp_path) as logger:
         result = train(config, results=tmp_path, on_epoch=logger)
     assert result.run_dir.resolve() == logger.run_dir, "the logger expects the run where train puts it"
     assert_equal_curves(result.run_dir, tmp_path)
@@ -155,7 +155,7 @@ def logged(config, network, tmp_path):
         record(run_dir, *rows)
         logger(rows[-1], network)
 
-    call.new = lambda names=BOTH: RunLogger(names, config, run_dir, tmp_path, images=1)
+    call.new = lambda names=BOTH: RunLogger(names, config, run_dir, results=tmp_path, images=1)
     call.run_dir, call.results = run_dir, tmp_path
     return call
 
@@ -230,7 +230,7 @@ def test_the_tracking_server_of_the_environment(logged, monkeypatch, tmp_path):
 
 
 def test_without_names_nothing_happens(config, tmp_path):
-    with RunLogger("", config, None, tmp_path) as logger:
+    with RunLogger("", config, results=tmp_path) as logger:
         logger(row_of(1, 0.5, miou=0.1), None)
     assert logger.run_dir is None
     assert list(tmp_path.iterdir()) == []
@@ -238,8 +238,8 @@ def test_without_names_nothing_happens(config, tmp_path):
 
 def test_errors_come_before_the_training(config, monkeypatch):
     with pytest.raises(ValueError, match=r"no sink 'tensorbord'\. Did you mean 'tensorboard'\?"):
-        RunLogger("mlflow,tensorbord", config, None, None)
+        RunLogger("mlflow,tensorbord", config)
     for name in ("tensorboard", "mlflow"):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImportError, match=rf"'{name}' needs {name}: pip install 's2fpn-workbench\[logging\]'"):
-            RunLogger(name, config, None, None)
+            RunLogger(name, config)
