@@ -1,4 +1,7 @@
-"""TensorBoard and MLflow get the numbers of metrics.jsonl, once each, also after interruptions."""
+"""TensorBoard and MLflow get the numbers of metrics.jsonl, once each, also after interruptions.
+
+Live curves: what is displayed, when, and in which process.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,20 @@ from s2fpn_lib.model import build_model
 from s2fpn_lib.runs import RunDirectory, RunLocked, append_row, read_json, read_rows
 from s2fpn_lib.train import TrainConfig, train
 from s2fpn_lib.workbench import sinks
-from s2fpn_lib.workbench.sinks import RunLogger
-
-pytest.importorskip("tensorboard")
-pytest.importorskip("mlflow")
+from s2fpn_lib.workbench.sinks import LiveCurves, RunLogger
 
 BOTH = "tensorboard, mlflow"
 SMALL = {"dataset": "roadscenes", "train_split": "train:drive=park", "crop": [32, 48], "encoder_weights": ""}
 SMALL |= {"epochs": 3, "eval_every": 2, "eval_images": 1, "batch_size": 40}
 
+needs_both = pytest.mark.usefixtures("_local_store")  # skipped where one of the two is not installed
+
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory):
     """A store without runs; making one takes seconds."""
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -36,7 +40,7 @@ def empty_store(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _local_store(monkeypatch, tmp_path, empty_store, request):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
@@ -102,6 +106,7 @@ def assert_equal_curves(run_dir, results):
 
 
 @pytest.mark.timeout(120)
+@needs_both
 def test_an_interrupted_training_continues_in_both(config, results, tmp_path):
     logger = RunLogger(BOTH, config, results=tmp_path)
 
@@ -160,6 +165,7 @@ def logged(config, network, tmp_path):
     return call
 
 
+@needs_both
 def test_an_epoch_that_was_not_logged_before_a_kill_follows(logged):
     logged(logged.new(), row_of(1, 0.5))
     # killed after the state and the row of epoch 2 were written
@@ -167,6 +173,7 @@ def test_an_epoch_that_was_not_logged_before_a_kill_follows(logged):
     assert_equal_curves(logged.run_dir, logged.results)
 
 
+@needs_both
 def test_epochs_that_are_trained_again_are_not_doubled(logged):
     logger = logged.new()
     logged(logger, row_of(1, 0.5))
@@ -178,6 +185,7 @@ def test_epochs_that_are_trained_again_are_not_doubled(logged):
     assert mlflow["loss"] == {1: 0.5, 2: 0.4}, "MLflow cannot remove a metric"
 
 
+@needs_both
 def test_another_process_gets_a_copy(logged):
     logger = logged.new()
     logged(logger, row_of(1, 0.5))
@@ -188,6 +196,7 @@ def test_another_process_gets_a_copy(logged):
     assert mlflow_run(logged.run_dir, logged.results)[1].info.status == "FINISHED"
 
 
+@needs_both
 def test_a_finished_run_can_be_logged_afterwards(logged):
     record(logged.run_dir, row_of(1, 0.5), row_of(2, 0.4, miou=0.2))
     with logged.new():
@@ -195,6 +204,7 @@ def test_a_finished_run_can_be_logged_afterwards(logged):
     assert_equal_curves(logged.run_dir, logged.results)
 
 
+@needs_both
 def test_a_sink_that_fails_does_not_end_the_training_and_catches_up(logged, monkeypatch):
     logger = logged.new("tensorboard")
     log = sinks.TensorBoard.log
@@ -206,6 +216,7 @@ def test_a_sink_that_fails_does_not_end_the_training_and_catches_up(logged, monk
     assert [(each.step, each.value) for each in event_file(logged.run_dir).Scalars("loss")] == [(1, 0.5), (2, 0.25)]
 
 
+@needs_both
 def test_a_run_of_another_process_is_left_alone(logged):
     record(logged.run_dir, row_of(1, 0.5))
     run = RunDirectory(logged.run_dir)
@@ -215,6 +226,7 @@ def test_a_run_of_another_process_is_left_alone(logged):
     assert not (logged.run_dir / "tensorboard").exists()
 
 
+@needs_both
 def test_the_tracking_server_of_the_environment(logged, monkeypatch, tmp_path):
     from mlflow import MlflowClient
 
@@ -229,6 +241,7 @@ def test_the_tracking_server_of_the_environment(logged, monkeypatch, tmp_path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@needs_both
 def test_without_names_nothing_happens(config, tmp_path):
     with RunLogger("", config, results=tmp_path) as logger:
         logger(row_of(1, 0.5, miou=0.1), None)
@@ -236,6 +249,7 @@ def test_without_names_nothing_happens(config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_both
 def test_errors_come_before_the_training(config, monkeypatch):
     with pytest.raises(ValueError, match=r"no sink 'tensorbord'\. Did you mean 'tensorboard'\?"):
         RunLogger("mlflow,tensorbord", config)
@@ -243,3 +257,63 @@ def test_errors_come_before_the_training(config, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImportError, match=rf"'{name}' needs {name}: pip install 's2fpn-workbench\[logging\]'"):
             RunLogger(name, config)
+
+
+class Shown:
+    """In the place of a notebook's output: keeps the epochs of each figure that is displayed there."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def update(self, figure):
+        self.epochs.append(list(figure.axes[0].lines[0].get_xdata()))
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    output = Shown()
+    monkeypatch.setattr(sinks, "display", lambda *objects, display_id: output)
+    monkeypatch.setattr(sinks, "get_ipython", object)
+    return output
+
+
+def write_epoch(run_dir, epoch):
+    row = {"epoch": epoch, "loss": 1.0 / epoch, "val_miou": None, "lr": 1e-3, "data_s": 0.1}
+    run_dir.mkdir(exist_ok=True)
+    append_row(run_dir / "metrics.jsonl", row)
+    return row
+
+
+def test_every_epoch_is_drawn_and_the_other_functions_are_called(shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "LARGEST_SHARE", float("inf"))
+    called = []
+    curves = LiveCurves(tmp_path / "run", lambda row, model: called.append((row["epoch"], model)))
+    assert shown.epochs == []
+    for epoch in (1, 2):
+        curves(write_epoch(tmp_path / "run", epoch), "model")
+    assert shown.epochs == [[1], [1, 2]]
+    assert called == [(1, "model"), (2, "model")]
+
+
+def test_an_interrupted_run_shows_its_first_epochs_at_once(shown, tmp_path):
+    write_epoch(tmp_path / "run", 1)
+    LiveCurves(tmp_path / "run")
+    assert shown.epochs == [[1]]
+
+
+def test_short_epochs_are_not_all_drawn_but_the_last_figure_is_complete(shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "LARGEST_SHARE", 1e-6)
+    curves = LiveCurves(tmp_path / "run")
+    curves.due = 0.0
+    for epoch in (1, 2, 3):
+        curves(write_epoch(tmp_path / "run", epoch), None)
+    assert shown.epochs == [[1]]
+    assert list(curves.draw().axes[0].lines[0].get_xdata()) == [1, 2, 3]
+    assert shown.epochs == [[1], [1, 2, 3]]
+
+
+def test_other_processes_draw_nothing(tmp_path, monkeypatch, capsys):
+    curves = pickle.loads(pickle.dumps(LiveCurves(tmp_path / "run")))
+    capsys.readouterr()
+    curves(write_epoch(tmp_path / "run", 1), None)
+    assert capsys.readouterr().out == ""
