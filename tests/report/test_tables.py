@@ -8,6 +8,7 @@ import pytest
 from s2fpn_lib.data import get_protocol
 from s2fpn_lib.evaluate import CONVENTION
 from s2fpn_lib.report import tables
+from s2fpn_lib.report.comparison import load_published
 
 
 def row(seed=0, miou=0.5, **changes):
@@ -192,3 +193,11 @@ def test_class_scores_of_networks_with_other_switches_have_their_own_columns():
     frame = pd.DataFrame([row(switches="none", **iou[0]), row(switches="crb=False", **iou[1])])
     table = tables.class_score_table(frame).set_index("class")
     assert table.loc["Sky"].to_dict() == {"S2-FPN18 v1, none": "50.0", "S2-FPN18 v1, crb=False": "25.0"}
+
+
+def test_published_rows_of_different_input_sizes_are_different_protocols():
+    rows = load_published()
+    with pytest.raises(ValueError, match="camvid / 720x960 / 720x960"):
+        tables.one_protocol(rows[rows["dataset"] == "camvid"])
+    for part in tables.split_by_protocol(rows).values():
+        tables.one_protocol(part)
