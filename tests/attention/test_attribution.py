@@ -12,14 +12,14 @@ from s2fpn_lib.model.tta import at_size
 
 IMAGE = at_size(open_dataset("roadscenes", split="val", cache=False)[0][0], (32, 64))
 PIXEL, CLASS = (20, 47), 2
-
-
-WEIGHTS = {"v1": "s2fpn_lite-camvid", "v2": "s2fpn_lite-camvid-train"}
+WEIGHTS = {"v1": "s2fpn_lite-camvid-v1", "v2": "s2fpn_lite-camvid-train"}
 
 
 def network(revision, **switches):
     """A trained network, because the maps of an untrained one vanish, in float64."""
-    return switched(load_model(WEIGHTS[revision]), **switches).double()
+    model = load_model(WEIGHTS[revision])
+    assert model.config["revision"] == revision
+    return switched(model, **switches).double()
 
 
 def logit_with(model, level, columns, step, dim):
