@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from s2fpn_lib import checkpoint, distributed, runs
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import SegmentationDataset
-from s2fpn_lib.data.transforms import class_mix
 from s2fpn_lib.distributed import choose_device, from_first, rank
 from s2fpn_lib.distributed.launch import StopRequested, StopSignals, launch, node_rank
 from s2fpn_lib.evaluate import evaluate, is_interactive, progress_bar
@@ -43,8 +42,6 @@ def compute_gradients(state: TrainingState, images: Tensor, labels: Tensor) -> T
     """The loss of a batch that is on the device; sets its gradients. The shapes are those of `train_step`."""
     config = state.config
     torch.manual_seed(step_seed(config.seed, state.step, rank()))
-    if config.class_mix:
-        images, labels = class_mix(images, labels, config.class_mix, state.protocol.ignore_id)
     with torch.autocast(state.device.type, AMP_DTYPES.get(state.amp), enabled=state.amp is not None):
         outputs = state.network(state.model.preprocess(images), aux=True, resize=False)
         if state.teacher:

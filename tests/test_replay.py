@@ -40,7 +40,7 @@ def flip_one_bit(tensor: torch.Tensor) -> torch.Tensor:
     return tensor + (changed - tensor).detach()
 
 
-@pytest.mark.parametrize("changes", [{}, {"amp": "bf16", "class_mix": 0.5, "revision": "v2"}])
+@pytest.mark.parametrize("changes", [{}, {"amp": "bf16", "revision": "v2"}])
 def test_the_check_changes_nothing(tmp_path, changes):
     plain, checked = (steps(state_of(tmp_path, replay_check=n, **changes), 4) for n in (0, 2))
     for name, value in plain.state_dict()["model"].items():

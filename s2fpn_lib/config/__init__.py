@@ -29,8 +29,6 @@ OPERATIONAL += ("checkpoint_minutes", "replay_check", "init_changes")
 NETWORK = ("model", "revision", "switches", "normalization")  # what init_from decides where the user does not
 # Earlier names, under which fields are still stored in config.json and hashed, so that earlier runs resume
 RENAMED_FIELDS = {"colour_cast": "color_cast"}
-# Later fields, which are not hashed where they have their default
-LATER_FIELDS = ("class_mix",)
 
 CHOICES = {"revision": REVISIONS, "optimizer": OPTIMIZERS, "criterion": CRITERIA, "aux_resolution": AUX_RESOLUTIONS}
 CHOICES |= {"amp": ("off", "bf16", "fp16", "auto"), "checkpoint_rule": ("best-val", "last")}
@@ -44,7 +42,6 @@ LIMITS = (
     ("distill_temperature", lambda v: 0 < v < math.inf, "a finite number above 0"),
     ("momentum", lambda v: 0 <= v < 1, "at least 0 and below 1, such as 0.9"),
     ("warmup_start", lambda v: 0 < v <= 1, "a factor above 0 and at most 1"),
-    ("class_mix", lambda v: 0 <= v <= 1, "a share of the samples, from 0 to 1"),
     ("ema", lambda v: 0 <= v < 1, "a decay below 1, such as 0.999, or 0 for no averaging"),
     ("class_weights", lambda v: v == 0 or v > 1, "the c > 1 of 1/ln(c + share), or 0 for no weights"),
     ("train_split val_split", lambda v: not v.startswith("test"), "another split: test is for the final measurement"),
@@ -74,7 +71,6 @@ class TrainConfig:
     photometric: float = 0.0  # strength of brightness, contrast, and saturation changes
     color_cast: float = 0.0  # strength of changes of single color channels, as under light of another color
     rare_class_crops: float = 0.0  # share of crops centered on a rare class
-    class_mix: float = 0.0  # share of samples that get half of the classes of another one pasted in
     # network: what is empty, and switches that are not named, are those of init_from, else the published ones
     model: str = ""  # s2fpn18, ...
     revision: str = ""  # v1 or v2
@@ -252,8 +248,7 @@ class TrainConfig:
     def recipe(self) -> dict[str, Any]:
         """What decides the result and names a run: the fields that are not `OPERATIONAL`, under their stored names."""
         stored = {new: old for old, new in RENAMED_FIELDS.items()}
-        left_out = {*OPERATIONAL, *(name for name in LATER_FIELDS if getattr(self, name) == getattr(TrainConfig, name))}
-        return {stored.get(name, name): value for name, value in self.to_dict().items() if name not in left_out}
+        return {stored.get(name, name): value for name, value in self.to_dict().items() if name not in OPERATIONAL}
 
 
 _TYPES = {each.name: typing.get_type_hints(TrainConfig)[each.name] for each in fields(TrainConfig)}

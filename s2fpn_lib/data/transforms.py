@@ -135,21 +135,3 @@ def _photometric(pixels: torch.Tensor, cut: Cut) -> torch.Tensor:
     offset = cut.brightness * (1 - cut.contrast) * mean_gray + 0.5  # 0.5 rounds, as the conversion below truncates
     flat = torch.mm(mixed * (cut.brightness * cut.contrast), flat).add_(offset).clamp_(0, 255)
     return flat.to(torch.uint8).reshape(pixels.shape)  # (3, h * w) -> (1, 3, h, w)
-
-
-def class_mix(
-    images: torch.Tensor, labels: torch.Tensor, probability: float, ignore_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pastes half of the classes of the next sample, at the place where they are, into each sample of a batch.
-
-    Each sample is changed with `probability`; each class of the other one is pasted with probability 0.5. The draws
-    come from the device's global generator. images: (B, 3, h, w). labels: (B, h, w) uint8. Returns new tensors. Source:
-    ClassMix (Olsson et al., WACV 2021, section 3.1), here with labels in place of predictions.
-    """
-    batch, device = len(labels), labels.device
-    changed = torch.rand(batch, 1, device=device) < probability
-    pasted = (torch.rand(batch, 256, device=device) < 0.5) & changed  # per sample and class id
-    pasted[:, ignore_id] = False
-    others, other_labels = images.roll(1, 0), labels.roll(1, 0)
-    mask = pasted.gather(1, other_labels.flatten(1).long()).view(labels.shape)
-    return torch.where(mask[:, None], others, images), torch.where(mask, other_labels, labels)

@@ -83,7 +83,6 @@ def test_values_are_stored_as_declared():
         ({"ema": 1.0}, ValueError, "ema is 1.0"),
         ({"class_weights": 0.5}, ValueError, "class_weights is 0.5"),
         ({"photometric": 2.0}, ValueError, "photometric"),
-        ({"class_mix": 1.5}, ValueError, "class_mix is 1.5"),
         ({"distill_temperature": 0.0}, ValueError, "distill_temperature is 0.0"),
         ({"distill_weight": -1.0}, ValueError, "distill_weight is -1.0"),
         ({"val_split": "test"}, ValueError, "final measurement"),
@@ -103,7 +102,6 @@ def test_the_recipe_excludes_operational_fields():
     assert base.recipe() == elsewhere.recipe()
     assert base.recipe() != base.replace(seed=1).recipe()
     assert not set(OPERATIONAL) & set(base.recipe())
-    assert base.recipe() != base.replace(class_mix=0.5).recipe()
 
 
 def test_an_earlier_name_of_a_field_names_the_same_run():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2fpn_lib.data.transforms import PUBLISHED_SCALES, Augment, Cut, apply, class_mix, draw
+from s2fpn_lib.data.transforms import PUBLISHED_SCALES, Augment, Cut, apply, draw
 
 FILL, IGNORE = torch.tensor([1, 2, 3], dtype=torch.uint8), 11
 
@@ -170,26 +170,3 @@ def test_an_option_does_not_shift_what_others_draw():
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augment(**wrong)
-
-
-def test_class_mix_pastes_whole_classes_of_the_next_sample():
-    """Pixel values name their sample, and every class fills one column, so the result can be read off."""
-    batch, classes = 64, 12
-    images = torch.arange(batch, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, classes)
-    labels = torch.arange(classes, dtype=torch.uint8).repeat(batch, 2, 1)
-    labels[:, :, 11] = 255
-    labels[0::2, :, 0] = 7  # so that a pasted column changes the label
-    torch.manual_seed(0)
-    mixed, ids = class_mix(images, labels, 0.5, ignore_id=255)
-    other = (images - 1) % batch
-    came = mixed == other
-    assert torch.equal(mixed, torch.where(came, other, images))
-    assert torch.equal(came, came[:, :1, :1].expand_as(came))  # a class is pasted whole, in all channels
-    assert torch.equal(ids, torch.where(came[:, 0], labels.roll(1, 0), labels))
-    assert not came[..., 11].any()  # ignored pixels are never pasted
-    changed = came.flatten(1).any(1)
-    assert 0.3 < changed.float().mean() < 0.7
-    assert 0.4 < came[changed][:, 0, 0, :11].float().mean() < 0.6
-    unchanged = class_mix(images, labels, 0.0, ignore_id=255)
-    assert torch.equal(unchanged[0], images)
-    assert torch.equal(unchanged[1], labels)

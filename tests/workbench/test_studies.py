@@ -119,7 +119,6 @@ def test_the_notebook_finds_the_folder_that_the_plan_named(tmp_path):
     ("changes", "moves"),
     [
         ({"changes": {"lr": 1e-4}}, True),
-        ({"changes": {"class_mix": 0.5}}, True),  # not hashed at its default
         ({"limit": 5}, True),
         ({"split": "test"}, True),
         ({"preset": "demo"}, True),
