@@ -1,4 +1,4 @@
-"""Eight kills, one at each point where a run could lose something; scripts/kill_runs.py has a hundred."""
+"""Seven kills, one at each point where a run could lose something; scripts/kill_runs.py makes more at each."""
 
 from pathlib import Path
 

@@ -33,12 +33,12 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MOST_ENTRIES = 23
 MOST_LINES = {"file": 350, "library": 12_500}
 
-# Everything that pyproject.toml declares beyond what the core needs, and what Jupyter brings
+# What pyproject.toml declares for the library beyond what the core needs, and what Jupyter brings
 BLOCKED = [
     *("pandas", "pyarrow", "matplotlib", "seaborn", "tqdm", "packaging", "yaml", "onnx", "openvino"),
     *("jupyterlab", "ipywidgets", "anywidget", "papermill", "IPython", "ipykernel", "nbformat", "nbconvert"),
     *("onnxruntime", "traitlets", "jupyter_client", "snakemake", "av", "huggingface_hub", "timm", "torchmetrics"),
-    *("optuna", "tensorboard", "mlflow", "sqlalchemy", "alembic"),
+    *("optuna", "tensorboard", "mlflow", "sqlalchemy", "alembic", "onnx_ir", "onnxscript", "psutil"),
 ]
 CORE = """
 import sys

@@ -106,7 +106,6 @@ def finished(tmp_path_factory, _patched):
     return train(interruptible(), run_dir=tmp_path_factory.mktemp("runs") / "whole")
 
 
-@pytest.mark.filterwarnings("ignore:The field 'colour_cast'")
 def test_a_run_records_what_it_did(finished):
     run = RunDirectory(finished.run_dir)
     names = {"best.safetensors", "config.json", "environment.json", "last.pt", "last.safetensors", "lock"}
@@ -536,7 +535,6 @@ def test_fine_tuning_takes_over_the_network_and_says_what_is_new(finished, tmp_p
     assert {name.rsplit(".", 1)[0] for name in new.keys() - kept} == {"head", *(f"auxiliary.{i}.2" for i in range(4))}
 
 
-@pytest.mark.filterwarnings("ignore:The field 'colour_cast'")
 def test_a_run_continues_where_the_weights_that_it_started_from_are_gone(finished, tmp_path):
     shutil.copytree(finished.run_dir, tmp_path / "start")
     config = tiny(init_from=str(tmp_path / "start"), epochs=2, checkpoint_minutes=0.0)

@@ -173,7 +173,6 @@ def test_a_deliberate_difference_is_named(weights):
     assert network(config) == ("s2fpn_lite", "v1", {"ssam": False}, "")
 
 
-@pytest.mark.filterwarnings("ignore:The field 'colour_cast'")
 def test_a_stored_configuration_needs_no_weights(weights, tmp_path):
     path = tmp_path / "moved.safetensors"
     path.write_bytes((weights / "other.safetensors").read_bytes())

@@ -111,12 +111,13 @@ def test_program_takes_any_size(model, picture, tmp_path):
     path = tmp_path / "model.pt2"
     if model.config["name"] == "s2fpn_lite":
         torch.manual_seed(0)
-        whole = load_model("s2fpn_lite-camvid-v1")  # of the revision of the network around its parts
-        model = build_model("s2fpn_lite", num_classes=4, apf=False, gfu=False).eval()
+        whole = model
+        model = build_model("s2fpn_lite", revision="v2", num_classes=4, apf=False, gfu=False).eval()
         model.encoder, model.apf1, model.gfu4 = whole.encoder, whole.apf1, whole.gfu4  # of the smallest maps
     export_program(simplify(model), path, torch.randn(1, 3, 90, 131))
     loaded = torch.export.load(path).module()
     for height, width in ((65, 66), (128, 96), (97, 131)):
         x = model.preprocess(picture[..., :height, :width])
         with torch.inference_mode():
-            torch.testing.assert_close(loaded(x), model(x), rtol=1e-3, atol=1e-3)
+            expected = model(x)
+            assert float((loaded(x) - expected).abs().max()) <= 1e-4 * float(expected.abs().max())

@@ -92,6 +92,8 @@ class TestLayout:
     ], ids=["bare", "dict", "module", "dict-module"])  # fmt: skip
     def test_every_wrapping_loads_the_same_weights(self, model, state, wrap, tmp_path):
         torch.save(wrap(state), tmp_path / "published.pth")
+        for loaded in (model.head, model.apf3.ssam.fuse):  # by an earlier wrapping
+            torch.nn.init.zeros_(loaded.weight)
         load_published(model, tmp_path / "published.pth")
         assert torch.equal(model.head.weight, state["classifier.fc.conv.weight"])
         assert torch.equal(model.apf3.ssam.fuse.weight, state["apf3.sa.fuse.conv.weight"])

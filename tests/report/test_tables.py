@@ -56,7 +56,7 @@ def test_partial_evaluations_are_no_repetitions_of_whole_ones():
     [
         ("s2fpn34m", "v2", "S2-FPN34M v2"),
         ("s2fpn_lite", "v1", "S2-FPN-Lite v1"),
-        ("s2fpn_lite-camvid", "v1", "S2-FPN-Lite-camvid v1"),
+        ("s2fpn_lite-camvid", "v2", "S2-FPN-Lite-camvid v2"),
         ("s2fpn34m-multi", "v1", "S2-FPN34M-multi v1"),  # the m of a name is no m of 34m
         ("S2-FPN34M", "", "S2-FPN34M"),
         ("PIDNet-S", "", "PIDNet-S"),
