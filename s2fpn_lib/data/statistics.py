@@ -189,9 +189,9 @@ def class_weights_from(dataset: SegmentationDataset, constant: float = 1.10) -> 
     return (1 / torch.log(constant + share)).float()
 
 
-def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 64) -> list[dict[int, np.ndarray]]:
+def rare_pixels(dataset: SegmentationDataset, share: float = 0.02) -> list[dict[int, np.ndarray]]:
     """For each sample ``{class id: (n, 2) rows and columns}`` of its rare classes, those with less than ``share`` of
-    the labeled pixels; at most ``most`` pixels per class, evenly spaced in reading order."""
+    the labeled pixels; at most 64 pixels per class, evenly spaced in reading order."""
     pixels = class_pixels(dataset).numpy()
     rare = [each for each, count in enumerate(pixels) if 0 < count / pixels.sum() < share]
     found = []
@@ -199,6 +199,6 @@ def rare_pixels(dataset: SegmentationDataset, share: float = 0.02, most: int = 6
         present = [each for each in rare if counts[each]]
         label = dataset.arrays(index)[1] if present else None
         places = {each: np.argwhere(label == each) for each in present}  # (n, 2) per class
-        steps = {each: np.linspace(0, len(places[each]) - 1, min(most, len(places[each]))) for each in present}
+        steps = {each: np.linspace(0, len(places[each]) - 1, min(64, len(places[each]))) for each in present}
         found.append({each: places[each][steps[each].round().astype(np.int64)] for each in present})
     return found
