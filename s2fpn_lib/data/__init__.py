@@ -5,4 +5,4 @@ from s2fpn_lib.data.loader import train_loader
 from s2fpn_lib.data.open import open_dataset
 from s2fpn_lib.data.protocols import PROTOCOLS, Protocol, get_protocol, register
 from s2fpn_lib.data.statistics import check_dataset, drive_overlap
-from s2fpn_lib.data.transforms import NO_AUGMENT, Augment
+from s2fpn_lib.data.transforms import Augment

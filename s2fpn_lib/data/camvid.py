@@ -159,6 +159,8 @@ class OriginalCamVid(FileDataset):
         try:
             rows = _read_classes(path) if path.is_file() else CLASSES.values()
             colors = {row["name"].strip(): tuple(int(row[each]) for each in "rgb") for row in rows}
+            if not colors:
+                raise ValueError("no rows")
         except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
             raise DatasetError(f"{path}: expected the columns name, r, g, b ({error!r})") from None
         return self._known(colors, path)

@@ -38,9 +38,6 @@ class Augment:
             raise ValueError(f"{self}: photometric and color_cast must be in [0, 1), rare_class_crops in [0, 1]")
 
 
-NO_AUGMENT = Augment(scales=(1.0,), flip=False)
-
-
 @dataclass(frozen=True)
 class Cut:
     """One drawn augmentation; the window is in source pixels and may extend beyond the image."""

@@ -4,10 +4,10 @@ const BEFORE = { "": "no wipe", "other model": "the other model" };
 function toolbar(viewer) {
   const { scene } = viewer, { data, H, W, state } = scene;
   const change = (name, convert = (value) => value) => (value) => viewer.change({ [name]: convert(value) });
-  const slider = (name, text) => {
+  const slider = (name) => {
     const input = element("input", { type: "range", min: 0, max: 1, step: 0.01, value: state[name] });
     input.addEventListener("input", () => viewer.change({ [name]: Number(input.value) }));
-    return { input, output: element("output", {}), node: text };
+    return { input, output: element("output", {}) };
   };
   const number = (largest) => {
     const input = element("input", { type: "number", min: 0, max: largest, step: data.stride });

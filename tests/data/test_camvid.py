@@ -230,7 +230,7 @@ def test_kaggles_table_of_colors_counts(tmp_path, small):
     path.write_text(path.read_text().replace("Car,", "Boat,"))
     with pytest.raises(DatasetError, match=r"class_dict.csv: Boat are no classes of CamVid"):
         opened(tmp_path)
-    for text in ("class;red\nCar;64\n", "label,r,g,b\nCar,1,2,3\n"):
+    for text in ("class;red\nCar;64\n", "label,r,g,b\nCar,1,2,3\n", "name,r,g,b\n", ""):
         path.write_text(text)
         with pytest.raises(DatasetError, match=r"class_dict.csv: expected the columns name, r, g, b"):
             opened(tmp_path)

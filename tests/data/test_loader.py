@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from s2fpn_lib.data import NO_AUGMENT, Augment, open_dataset, train_loader
+from s2fpn_lib.data import Augment, open_dataset, train_loader
 from s2fpn_lib.data.statistics import rare_pixels
+
+UNCHANGED = Augment(scales=(1.0,), flip=False)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_batches_have_the_documented_form(dataset):
 
 
 def test_without_augmentation_an_epoch_is_a_permutation_of_the_samples(dataset):
-    batches = epochs(loader_of(dataset, crop=(24, 32), batch_size=3, augment=NO_AUGMENT), 1)[0]
+    batches = epochs(loader_of(dataset, crop=(24, 32), batch_size=3, augment=UNCHANGED), 1)[0]
     seen = sorted(image.numpy().tobytes() for images, _ in batches for image in images)
     assert seen == sorted(dataset[index][0].numpy().tobytes() for index in range(9))
 
@@ -98,7 +100,7 @@ def test_global_random_state_is_not_touched(dataset):
 
 def test_a_dataset_smaller_than_a_batch_wraps_around(camvid_tree):
     small = open_dataset("camvid", camvid_tree, "test")  # 2 samples
-    loader = loader_of(small, crop=(24, 32), batch_size=5, augment=NO_AUGMENT)
+    loader = loader_of(small, crop=(24, 32), batch_size=5, augment=UNCHANGED)
     images, _ = next(iter(loader))
     assert len(loader) == 1
     assert len(images) == 5
@@ -150,7 +152,7 @@ def test_a_batch_by_its_position(dataset):
         images, labels = loader.batch(1, index)
         assert torch.equal(images, torch.cat([part[index][0] for part in parts]))
         assert torch.equal(labels, torch.cat([part[index][1] for part in parts]))
-    plain = loader_of(dataset, crop=(24, 32), augment=NO_AUGMENT)
+    plain = loader_of(dataset, crop=(24, 32), augment=UNCHANGED)
     images, _ = plain.batch(0, 2)
     named = [dataset[dataset.names.index(name)][0] for name in plain.batch_names(0, 2)]
     assert torch.equal(images, torch.stack(named))
