@@ -16,10 +16,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is determi
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory):
-    """Results and caches go to temporary folders, for kernels and other child processes too."""
+    """Results and caches go to temporary folders, for kernels and other child processes too. The processes of
+    pytest-xdist share the cache, so that each image is drawn or decoded once."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2FPN_RESULTS", str(tmp_path_factory.mktemp("results")))
-        patch.setenv("S2FPN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("S2FPN_CACHE", str(shared / "cache"))
         patch.setenv("MPLBACKEND", "agg")
         yield
 

@@ -33,7 +33,7 @@ TRAINING = {
     "changes": {"train_split": "train:drive=park", "eval_images": 4},
 }
 CHEAP = {
-    "01_data": {"splits": "val train:drive=park"},
+    "01_data": {"splits": "val:drive=park train:drive=park"},
     "10_train": TRAINING,
     "11_evaluate": {"limit": 2, "images": 2, "pages": 1, "worst_classes": 1},
     "12_speed": {

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from s2fpn_lib import runs
@@ -98,6 +97,8 @@ def _networks(
 ) -> Iterator[tuple[dict[str, str], nn.Module]]:
     for name in names:
         if name in BASELINES:
+            import torchvision  # here, because its import takes over a second
+
             options = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
             yield {"network": name, "revision": ""}, torchvision.models.get_model(name, **options)
         elif name in ENCODERS:

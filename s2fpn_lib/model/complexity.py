@@ -1,9 +1,11 @@
 """Number of parameters and of multiply-accumulates of a network."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2fpn_lib.model.tta import evaluation_mode
@@ -27,7 +29,7 @@ class Complexity:
 
 
 def measure_complexity(model: nn.Module, size: tuple[int, int] = (512, 1024)) -> Complexity:
-    """Count `model` on one image of `size` = (height, width), by running it once in evaluation mode on its device."""
+    """Count `model` on one image of `size` = (height, width), by running it once in evaluation mode without values."""
     parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary."))
     return Complexity(parameters, _count(model, size).get_total_flops() // 2)
 
@@ -41,7 +43,8 @@ def macs_by_part(model: nn.Module, size: tuple[int, int] = (512, 1024)) -> dict[
 
 
 def _count(model: nn.Module, size: tuple[int, int]) -> FlopCounterMode:
-    image = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+    # Tensors on the meta device have shapes but no values, so that nothing is computed
+    shapes = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+        functional_call(model, shapes, torch.zeros(1, 3, *size, device="meta"))
     return counter

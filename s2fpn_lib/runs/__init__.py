@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,6 @@ _held_here: set[Path] = set()
 def environment() -> dict[str, Any]:
     """Versions, hardware, threads, code version, and time (UTC): what a result depends on besides its configuration."""
     import torch  # here, because a process that only starts others needs no torch
-    import torchvision
 
     cuda = torch.cuda.is_available()
     info, limit = Path("/proc/cpuinfo"), os.environ.get("ONEDNN_MAX_CPU_ISA")  # of eager, compile, and openvino
@@ -179,7 +179,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # its import takes over a second
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "cpu": processor[1] if processor else platform.processor() or platform.machine(),
