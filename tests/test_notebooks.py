@@ -46,11 +46,10 @@ CHEAP = {
 }
 
 
-# Runs at the start of each kernel: a line of JSON about each figure that is shown or saved.
+# Runs at the start of each kernel: a line of JSON about each figure that is shown or saved as PNG.
 WATCHER = """
-import itertools, json, math, os
+import functools, itertools, json, math, os
 import numpy as np
-from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 def crowded(axis):
@@ -64,26 +63,20 @@ def crowded(axis):
         elif min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1:  # pixels
             yield one.get_text(), two.get_text()
 
+@functools.wraps(FigureCanvasAgg.print_png)
 def watched(canvas, *arguments, **options):
-    printed = print_figure(canvas, *arguments, **options)
-    if options.get("format") == "pdf":  # `save_figure` also writes a PNG file of the same figure
-        return printed
-    figure = canvas.figure
-    drawn = FigureCanvasAgg(figure)
-    drawn.draw()
-    pixels = np.asarray(drawn.buffer_rgba())
+    print_png(canvas, *arguments, **options)
+    figure, pixels = canvas.figure, np.asarray(canvas.renderer.buffer_rgba())
     axes = [axes for axes in figure.axes if axes.get_visible() and axes.axison]
     found = {
         "title": [axes.get_title() for axes in figure.axes][:3],
         "empty": bool((pixels == pixels[0, 0]).all()),
         "crowded": [pair for each in axes for axis in (each.xaxis, each.yaxis) for pair in crowded(axis)],
     }
-    figure.set_canvas(canvas)
     with open(os.environ["FIGURES_LOG"], "a") as log:
         print(json.dumps(found), file=log)
-    return printed
 
-print_figure, FigureCanvasBase.print_figure = FigureCanvasBase.print_figure, watched
+print_png, FigureCanvasAgg.print_png = FigureCanvasAgg.print_png, watched
 """
 
 
