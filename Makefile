@@ -72,7 +72,7 @@ gpu:
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m s2fpn_lib.benchmark.gpu $(GPU)
 
 # The stamp is written last. Without it (the installation was interrupted) the next make starts from an empty .venv. With
-# an older stamp (pyproject.toml changed) it installs on top. --no-compile: Python compiles what it imports, a small part.
+# an older stamp (pyproject.toml changed) it installs on top.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
@@ -82,7 +82,7 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing into $(VENV) (some minutes and about 6 GB the first time) ..."
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(PY) -m pip install -qq --no-compile --disable-pip-version-check -e '.[lite,openvino,search,studies,test]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[lite,openvino,search,studies,test]'
 	@touch $@
 
 clean:
