@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from s2fpn_lib.runs import naming
 
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}  # and their precisions
 MAX_TRIALS = 48  # of the search for layers that stay in float
+OMP_PAUSE_SOFT = 1  # of omp.h
 
 
 class RuntimeRunner:
@@ -184,4 +185,17 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-    return lambda x: torch.from_numpy(request.infer({"image": x.numpy()}, share_inputs=True)["logits"])
+
+    def run(x: Tensor) -> Tensor:
+        end_waiting_threads()
+        return torch.from_numpy(request.infer({"image": x.numpy()}, share_inputs=True)["logits"])
+
+    return run
+
+
+def end_waiting_threads() -> None:
+    """End the threads of this thread's last PyTorch operator (OpenMP). They would wait actively for the next operator,
+    which starts them again, for some milliseconds and on the cores that another runtime needs."""
+    if sys.platform.startswith("linux"):
+        with suppress(AttributeError):  # OpenMP before 5.0
+            ctypes.CDLL(None).omp_pause_resource_all(OMP_PAUSE_SOFT)

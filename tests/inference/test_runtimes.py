@@ -3,9 +3,11 @@
 Signals are handled after OpenVINO's models were created and deleted, in any order.
 """
 
+import os
 import subprocess
 import sys
 import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -154,6 +156,31 @@ def test_calibration_images_that_are_scored_are_refused():
     with pytest.raises(ValueError, match=f"{val.names[1]} of val is scored and gives the ranges"):
         calibration_images(model, example, val)
     assert calibration_images(model, example[:1], val) is not None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_threads_of_pytorch_do_not_wait_while_openvino_runs():
+    pytest.importorskip("openvino", reason="needs the extra [openvino]")
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    x = torch.rand(1, 3, 32, 32)
+    run = RuntimeRunner(Unbalanced().eval(), x, "openvino", "float32", 1.0)
+
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    torch.set_num_threads(3)
+    try:
+        run(x)
+        before = threads()
+        torch.ones(1 << 20).add_(1)
+        assert threads() == before + 2
+        run(x)
+        deadline = time.monotonic() + 10
+        while threads() > before and time.monotonic() < deadline:
+            time.sleep(0.01)  # a thread ends soon after it was told to
+        assert threads() == before
+    finally:
+        torch.set_num_threads(1)
 
 
 CREATE_AND_DELETE_MODELS = """
