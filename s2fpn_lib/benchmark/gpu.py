@@ -68,12 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder that holds camvid/, or its archives; else RoadScenes")
     parser.add_argument("--parts", nargs="+", choices=NAMES, default=NAMES, help="what to do; default: everything")
+    parser.add_argument("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="of the training; default: the preset's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     options = parser.parse_args(arguments)
     stop = threading.Timer(60 * options.minutes - (time.monotonic() - started), os._exit, (1,))
     stop.daemon = True
     stop.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if options.splits:
+        os.environ["S2FPN_GPU_SPLITS"] = "\n".join(options.splits)
     computing = [part for part in options.parts if part != "summary"]
     if computing:
         log = options.out / "tasks.jsonl"
@@ -192,6 +195,8 @@ def train_stage(stage: str, device: torch.device, end: float, out: Path) -> ways
     earlier = [out / each for each in STAGES if each != stage and (out / each / "result.json").exists()]
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
     changes = {"dataset": "auto", "workers": workers} if device.type == "cuda" else SMALL
+    splits = zip(("train_split", "val_split"), os.environ.get("S2FPN_GPU_SPLITS", "").splitlines(), strict=False)
+    changes = {**changes, **dict(splits)}
     preset = partial(TrainConfig.preset, stage, **changes, device=str(device))
     start = {"init_from": str(earlier[-1])} if earlier else {"encoder_weights": encoder_weights(preset().model)}
     config, planned = fitted(preset(**start), seconds)

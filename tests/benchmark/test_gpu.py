@@ -48,15 +48,15 @@ def test_the_command_keeps_its_budget(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """command(minutes, supervise): calls `main` with another `supervise`; returns the exit status of the budget."""
+    """command(minutes, supervise, *more): calls `main` with another `supervise`; returns the exit status of the budget."""
     exits = []
     monkeypatch.setattr(gpu, "own_age", lambda: 0.0)
     monkeypatch.setattr(gpu.os, "_exit", exits.append)
     monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
 
-    def run_command(minutes, supervise):
+    def run_command(minutes, supervise, *more):
         monkeypatch.setattr(gpu, "supervise", supervise)
-        gpu.main(["--device", "cpu", "--minutes", str(minutes), "--out", str(tmp_path)])
+        gpu.main(["--device", "cpu", "--minutes", str(minutes), "--out", str(tmp_path), *more])
         return exits
 
     return run_command
@@ -69,6 +69,16 @@ def test_what_a_part_leaves_goes_to_the_next_ones(command, tmp_path):
     assert [part for part, _ in given] == ["right", "fast", "train"]
     assert [seconds for _, seconds in given] == pytest.approx([90 * 2 / 9, 90 * 3 / 7, 90], rel=0.2)
     assert (tmp_path / "summary.html").exists()
+
+
+def test_the_training_takes_the_splits_of_the_command(command, tmp_path, monkeypatch, scenes):
+    """Three commands with different splits are the twins of one training."""
+    monkeypatch.setenv("S2FPN_GPU_SPLITS", "")
+    command(1, lambda *_: None, "--splits", "trainval:drive!=park", "trainval:drive=park")
+    monkeypatch.setattr(gpu, "fitted", lambda config, seconds: (config.replace(epochs=1), {}))
+    list(gpu.train_stage("lite-camvid-gpu-own", CPU, time.monotonic() + 600, tmp_path))
+    config = read_json(tmp_path / "lite-camvid-gpu-own" / "config.json")
+    assert (config["train_split"], config["val_split"]) == ("trainval:drive!=park", "trainval:drive=park")
 
 
 def test_the_budget_ends_the_process(command):
