@@ -22,7 +22,7 @@ from s2fpn_lib.checkpoint import RELEASED, find_weights, load_model, read_metada
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.runs import read_json, read_rows
 
-LARGEST_MB = 10  # size limit of a weight file in the repository
+TOTAL_MB = 40  # size limit of all released weights together, so that a clone stays small
 
 
 def main() -> None:
@@ -46,9 +46,10 @@ def main() -> None:
     draft = target.with_suffix(".draft")  # the released file stays until the new one has passed the size check
     save_weights(model, draft, metadata, half=True)
     data = draft.read_bytes()
-    if len(data) > LARGEST_MB * 1e6:
+    total = len(data) + sum(path.stat().st_size for path in RELEASED.glob("*.safetensors") if path != target)
+    if total > TOTAL_MB * 1e6:
         draft.unlink()
-        raise SystemExit(f"{target} would have {len(data) / 1e6:.1f} MB; a released weight has at most {LARGEST_MB}")
+        raise SystemExit(f"with {target} all weights have {total / 1e6:.1f} MB together; at most {TOTAL_MB} are allowed")
     draft.replace(target)
     record_runs(runs, given.records)
     print(f"{target}: {len(data) / 1e6:.1f} MB, SHA-256 {hashlib.sha256(data).hexdigest()}")

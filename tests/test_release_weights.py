@@ -99,11 +99,16 @@ def test_one_run_is_released_unchanged(release, tmp_path):
 
 
 def test_too_large_file_leaves_the_released_one(script, release, monkeypatch, tmp_path):
+    """The limit is on all weights together; the file that is replaced does not count."""
     before = release(f"only={finished_run(tmp_path / 'run0', 0)}").read_bytes()
-    monkeypatch.setattr(script, "LARGEST_MB", 1)
-    with pytest.raises(SystemExit, match="a released weight has at most 1"):
-        release(f"only={finished_run(tmp_path / 'run1', 1)}")
-    assert contents(tmp_path / "weights") == {"small.safetensors": before}
+    size, run = len(before) / 1e6, finished_run(tmp_path / "run1", 1)
+    monkeypatch.setattr(script, "TOTAL_MB", 1.5 * size)
+    (tmp_path / "weights" / "other.safetensors").write_bytes(before)
+    with pytest.raises(SystemExit, match=f"all weights have {2 * size:.1f} MB together"):
+        release(f"only={run}")
+    assert contents(tmp_path / "weights") == {"small.safetensors": before, "other.safetensors": before}
+    (tmp_path / "weights" / "other.safetensors").unlink()
+    assert release(f"only={run}").read_bytes() != before
 
 
 def test_each_released_file_has_a_card_with_its_checksum():

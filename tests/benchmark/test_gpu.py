@@ -15,6 +15,7 @@ import torch
 from s2fpn_lib import train
 from s2fpn_lib.benchmark import gpu, ways
 from s2fpn_lib.benchmark.timing import Timing
+from s2fpn_lib.checkpoint import load_model
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data.roadscenes.dataset import RoadScenes
 from s2fpn_lib.evaluate import Evaluation
@@ -289,6 +290,13 @@ def test_stages_follow_each_other_and_leave_their_results(tmp_path, monkeypatch,
         assert Evaluation.load(tmp_path / stage / "evaluation.json").row()["miou"] == pytest.approx(row["miou"])
         assert (tmp_path / stage / "predictions.png").exists()
         assert not list((tmp_path / stage).glob("*.pt"))
+        averaged, last, chosen = (
+            load_model(tmp_path / stage / f"{name}.safetensors").state_dict()
+            for name in ("averaged-fp16", "last-fp16", "last")
+        )
+        for name, tensor in chosen.items():
+            torch.testing.assert_close(averaged[name], tensor, atol=1e-3, rtol=1e-3)
+        assert any(not torch.allclose(last[name], tensor, atol=1e-3) for name, tensor in chosen.items())
     first, second = (read_json(tmp_path / stage / "config.json") for stage in gpu.STAGES)
     assert first["init_from"] == ""
     assert second["init_from"] == str(tmp_path / "lite-camvid-gpu-own")
