@@ -49,7 +49,7 @@ def test_the_command_keeps_its_budget(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """command(minutes, supervise, *more): calls `main` with another `supervise`; returns the exit status of the budget."""
+    """command(minutes, supervise, *more): calls `main` with another `supervise`; returns the budget's exit status."""
     exits = []
     monkeypatch.setattr(gpu, "own_age", lambda: 0.0)
     monkeypatch.setattr(gpu.os, "_exit", exits.append)

@@ -3,11 +3,11 @@
 Signals are handled after OpenVINO's models were created and deleted, in any order.
 """
 
-import os
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -166,7 +166,7 @@ def test_threads_of_pytorch_do_not_wait_while_openvino_runs():
     run = RuntimeRunner(Unbalanced().eval(), x, "openvino", "float32", 1.0)
 
     def threads():
-        return len(os.listdir("/proc/self/task"))
+        return len(list(Path("/proc/self/task").iterdir()))
 
     torch.set_num_threads(3)
     try:
