@@ -37,7 +37,6 @@ def main() -> None:
     model = load_model(last)
     model.load_state_dict(averaged([load_model(folder).state_dict() for folder in runs.values()]))
     metadata = read_metadata(find_weights(last))
-    metadata.pop("config")  # save_weights writes the model's own
     metadata["checkpoint_rule"] = read_json(last / "result.json").get("checkpoint_rule", "unstated")
     if len(runs) > 1:
         metadata["averaged_over"] = [read_metadata(find_weights(folder))["recipe"] for folder in runs.values()]

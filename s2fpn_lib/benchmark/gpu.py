@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from s2fpn_lib.benchmark import ways
-from s2fpn_lib.checkpoint import load_state, read_metadata, save_weights
+from s2fpn_lib.checkpoint import load_state, save_weights
 from s2fpn_lib.config import TrainConfig
 from s2fpn_lib.data import evenly_spaced
 from s2fpn_lib.data.download import unpack
@@ -211,12 +211,12 @@ def train_stage(stage: str, device: torch.device, end: float, out: Path) -> ways
     rows = [np.concatenate(prediction_views(model, val_set, i), axis=1) for i in evenly_spaced(len(val_set), 5)]
     with atomic_file(result.run_dir / "predictions.png") as file:
         Image.fromarray(np.concatenate(rows)).save(file, "PNG")
-    metadata = {key: value for key, value in read_metadata(result.checkpoint).items() if key != "config"}
-    save_weights(model, result.run_dir / "averaged-fp16.safetensors", metadata, half=True)
-    model.load_state_dict(load_state(result.run_dir / "last.pt")["model"])
-    save_weights(model, result.run_dir / "last-fp16.safetensors", metadata, half=True)  # not averaged
-    for state in result.run_dir.glob("*.pt"):
-        state.unlink()
+    save_weights(model, result.run_dir / "averaged-fp16.safetensors", model.metadata, half=True)
+    if state := load_state(result.run_dir / "last.pt"):  # none where an earlier call has finished the run
+        model.load_state_dict(state["model"])
+        save_weights(model, result.run_dir / "last-fp16.safetensors", model.metadata, half=True)  # not averaged
+    for path in result.run_dir.glob("*.pt"):
+        path.unlink()
     yield "train.jsonl", {"preset": stage, **planned, **result.summary, **evaluation.row()}
 
 

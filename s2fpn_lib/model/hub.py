@@ -34,7 +34,7 @@ DESCRIBED = {"config", "protocol", "protocol_definition", "training", "pretraini
 
 def serialized(model: nn.Module, metadata: Mapping[str, Any], *, half: bool = False) -> bytes:
     """A safetensors file with the weights of `model` (with `half`, those of floating point in float16) and, in its
-    header, the JSON of {"config": ..., **metadata} and of the `digest` of both as "sha256"."""
+    header, the JSON of {**metadata, "config": ...} and of the `digest` of both as "sha256"."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
